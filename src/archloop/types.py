@@ -1,0 +1,188 @@
+"""All data that moves between stages, as frozen dataclasses in the field's terms.
+
+Accuracies and rates are fractions in 0..1, times are seconds, sizes are counts. ``None`` means "not
+measured", never zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Literal, TypedDict
+
+
+class Outcome(StrEnum):
+    """Where a completion ended, in ladder order: each completion ends in exactly one."""
+
+    NO_CODE = "no_code"
+    SYNTAX_ERROR = "syntax_error"
+    CONTRACT_VIOLATION = "contract_violation"
+    FORBIDDEN_CODE = "forbidden_code"
+    IMPORT_ERROR = "import_error"
+    INSTANTIATE_ERROR = "instantiate_error"
+    OVER_BUDGET = "over_budget"
+    FORWARD_ERROR = "forward_error"
+    TRAIN_ERROR = "train_error"
+    NON_FINITE = "non_finite"
+    TIMEOUT = "timeout"
+    OUT_OF_MEMORY = "out_of_memory"
+    SANDBOX_VIOLATION = "sandbox_violation"
+    VALID = "valid"
+    """Trained to the end of the epoch; stays so only where nothing is selected."""
+    NEAR_DUPLICATE = "near_duplicate"
+    BELOW_THRESHOLD = "below_threshold"
+    ACCEPTED = "accepted"
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the network was trained to the end of the epoch."""
+        return self in _VALID
+
+
+_VALID = frozenset(
+    {Outcome.VALID, Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.ACCEPTED}
+)
+
+Isolation = Literal["process", "confined"]
+"""Isolation levels, weakest first: own process group, limits and environment; plus Landlock+seccomp."""
+
+
+class Message(TypedDict):
+    """One chat message, as ``datasets``, TRL and chat templates take it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """What a network has to know about a task; read from the data, never assumed."""
+
+    name: str
+    title: str
+    """As written in a prompt, for example ``CIFAR-10``."""
+    shape: tuple[int, int, int]
+    """(channels, height, width) of one image."""
+    classes: int
+    class_names: tuple[str, ...]
+    n_train: int
+    n_validation: int
+    mean: tuple[float, ...]
+    """Per channel, of the training images scaled to 0..1."""
+    std: tuple[float, ...]
+    digest: str
+    """SHA-256 over images, labels and split: part of the protocol hash."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled answer of the LLM."""
+
+    cycle: int
+    index: int
+    """Position within the cycle, from 0."""
+    text: str
+    seed: int
+    n_tokens: int
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the sandbox found out about one candidate."""
+
+    outcome: Outcome
+    error: str | None = None
+    """Last line of what went wrong; ``None`` for a valid candidate."""
+    n_params: int | None = None
+    first_epoch_accuracy: float | None = None
+    train_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class NoveltyScores:
+    """Similarity of one candidate to the corpus (train) and to its cycle (gen), paper section 3."""
+
+    nn_jaccard_train: float
+    near_dup_text_train: bool
+    nn_jaccard_gen: float
+    near_dup_text_gen: bool
+    nearest: str | None
+    """Id of the most similar known network, if any was retrieved."""
+
+    @property
+    def is_near_duplicate(self) -> bool:
+        """Whether the candidate is a near-duplicate of anything known."""
+        return self.near_dup_text_train or self.near_dup_text_gen
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One completion with everything known about it: a row of the store."""
+
+    id: str
+    """``cNN-IIII``: cycle and index."""
+    cycle: int
+    index: int
+    outcome: Outcome
+    error: str | None = None
+    code: str | None = None
+    code_sha256: str | None = None
+    n_params: int | None = None
+    first_epoch_accuracy: float | None = None
+    train_seconds: float | None = None
+    nn_jaccard_train: float | None = None
+    near_dup_text_train: bool | None = None
+    nn_jaccard_gen: float | None = None
+    near_dup_text_gen: bool | None = None
+    rejection_count: int | None = None
+    nearest: str | None = None
+    isolation: str | None = None
+    protocol: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The public JSON row (without the source text)."""
+        row = asdict(self)
+        del row["code"], row["index"]
+        row["outcome"] = self.outcome.value
+        return row
+
+
+@dataclass(frozen=True)
+class CycleStats:
+    """Counts of one cycle; proportions and intervals are computed when shown."""
+
+    cycle: int
+    n_gen: int
+    n_valid: int
+    n_above_threshold: int
+    """Valid candidates at or above the accuracy threshold, near-duplicates included."""
+    n_near_duplicate: int
+    n_accepted: int
+    accuracies: tuple[float, ...]
+    """First-epoch accuracies of all valid candidates, in index order."""
+    corpus_size: int
+    """Prompt-code pairs this cycle's adapter was trained on or started from."""
+    adapter: str
+    corpus_sha256: str
+    outcomes: dict[str, int]
+    wall_seconds: float | None = None
+    n_tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class ChatPair:
+    """A prompt-code pair of the corpus."""
+
+    id: str
+    messages: tuple[Message, Message, Message]
+    meta: dict[str, Any]
+
+    @property
+    def code(self) -> str:
+        """The assistant's answer, still inside its code fence."""
+        return self.messages[2]["content"]
+
+    def to_json(self) -> dict[str, Any]:
+        """A row of ``corpus/cycle_NN.jsonl``."""
+        return {"id": self.id, "messages": list(self.messages), "meta": self.meta}
