@@ -1,0 +1,19 @@
+"""Text novelty of networks: lexer tokens, shingles, MinHash retrieval, exact Jaccard (paper, appendix A.1).
+
+``tokens`` turns code into a set of hashed shingles, ``index`` finds the most similar known network and
+removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
+"""
+
+from archloop.novelty.index import NoveltyIndex, deduplicate
+from archloop.novelty.judge import NoveltyJudge
+from archloop.novelty.tokens import CodeTokenError, jaccard, shingles, tokens
+
+__all__ = [
+    "CodeTokenError",
+    "NoveltyIndex",
+    "NoveltyJudge",
+    "deduplicate",
+    "jaccard",
+    "shingles",
+    "tokens",
+]
