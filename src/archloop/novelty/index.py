@@ -11,6 +11,7 @@ Answers depend only on what is in the index, never on the order it went in.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,10 @@ Bands that weigh misses and false hits alike (13 x 19 for 0.85) miss 15 % of the
 hits only cost an exact comparison here, so recall comes first (25 x 10: 99.6 % at 0.85, all at 0.90).
 """
 
+ESTIMATE_SIGMAS = 4.0
+"""Hits whose estimated similarity is this many standard deviations, sqrt(J (1 - J) / permutations),
+below the best exact one are not compared exactly: one in 30,000 of them could be more similar."""
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -52,47 +57,55 @@ class NoveltyIndex:
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
         rng = np.random.Generator(np.random.PCG64(PERMUTATION_SEED))
-        words = rng.integers(0, 2**64, (2, config.permutations, 1), np.uint64)
-        self._factor, self._shift = words[0] | np.uint64(1), words[1]
+        words = rng.integers(0, 2**32, (2, config.permutations, 1), np.uint32)
+        self._factor, self._offset = words[0] | np.uint32(1), words[1]
         bands, self._rows = band_shape(config.permutations, config.lsh_threshold)
-        self._bands: list[dict[bytes, list[str]]] = [{} for _ in range(bands)]
-        self._known: dict[str, Sketch] = {}
+        self._bands: list[dict[bytes, list[int]]] = [{} for _ in range(bands)]
+        self._ids: list[str] = []
+        self._shingles: dict[str, NDArray[np.uint64]] = {}
+        self._signatures = np.empty((64, config.permutations), np.uint32)
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._ids)
 
     def __contains__(self, id: object) -> bool:
-        return id in self._known
+        return id in self._shingles
 
     def sketch(self, code: str) -> Sketch:
         """Shingles and signature of code, to use it several times.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
         """
         found = shingles(code, self.config.shingle_size)
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)
-        # Multiply-add-shift hashing: the upper half of (a * x + b) mod 2**64, a odd, for each (a, b).
-        hashes = self._factor * found + self._shift
-        return Sketch(found, (hashes.min(axis=1) >> np.uint64(32)).astype(np.uint32))
+        # Multiply-add hashing, (a * x + b) mod 2**32 with a odd, of the shingle hashes' upper halves.
+        hashes = self._factor * (found >> np.uint64(32)).astype(np.uint32)
+        hashes += self._offset
+        return Sketch(found, hashes.min(axis=1))
 
     def add(self, id: str, code: str | Sketch) -> None:
         """Make a network known; adding the same network under the same id again changes nothing.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
             ValueError: The id already names a different network.
         """
         sketch = self.sketch(code) if isinstance(code, str) else code
-        if id in self._known:
-            if not np.array_equal(self._known[id].shingles, sketch.shingles):
+        if id in self._shingles:
+            if not np.array_equal(self._shingles[id], sketch.shingles):
                 raise ValueError(f"{id}: already in the index with other code")
             return
-        self._known[id] = sketch
+        position = len(self._ids)
+        if position == len(self._signatures):
+            self._signatures = np.concatenate([self._signatures, np.empty_like(self._signatures)])
+        self._signatures[position] = sketch.signature
+        self._shingles[id] = sketch.shingles
+        self._ids.append(id)
         for band, key in zip(self._bands, self._keys(sketch), strict=True):
-            band.setdefault(key, []).append(id)
+            band.setdefault(key, []).append(position)
 
     def query(self, code: str | Sketch, exclude: str | None = None) -> tuple[float, str | None]:
         """The most similar known network.
@@ -106,19 +119,39 @@ class NoveltyIndex:
             equals; ``(0.0, None)`` if nothing was retrieved.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
         """
         sketch = self.sketch(code) if isinstance(code, str) else code
-        hits: set[str] = set()
-        for band, key in zip(self._bands, self._keys(sketch), strict=True):
-            hits.update(band.get(key, ()))
-        hits.discard(exclude or "")
         best, nearest = 0.0, None
-        for id in sorted(hits):
-            similarity = jaccard(sketch.shingles, self._known[id].shingles)
-            if nearest is None or similarity > best:
+        for estimate, id in self._retrieve(sketch):
+            if estimate < best - self._margin(best):
+                break
+            if id == exclude:
+                continue
+            other = self._shingles[id]
+            ceiling = min(other.size, sketch.shingles.size) / max(
+                other.size, sketch.shingles.size, 1
+            )
+            if nearest is not None and ceiling < best:
+                continue
+            similarity = jaccard(sketch.shingles, other)
+            if nearest is None or (similarity, nearest) > (best, id):
                 best, nearest = similarity, id
         return best, nearest
+
+    def _retrieve(self, sketch: Sketch) -> list[tuple[float, str]]:
+        """Estimated similarity and id of all that share a band with the sketch, most similar first."""
+        hits: set[int] = set()
+        for band, key in zip(self._bands, self._keys(sketch), strict=True):
+            hits.update(band.get(key, ()))
+        positions = np.fromiter(hits, np.intp, len(hits))
+        estimates = (self._signatures[positions] == sketch.signature).mean(axis=1).tolist()
+        found = zip(estimates, (self._ids[i] for i in positions), strict=True)
+        return sorted(found, key=lambda hit: (-hit[0], hit[1]))
+
+    def _margin(self, best: float) -> float:
+        variance = best * (1.0 - best) if best > 0.5 else 0.25
+        return ESTIMATE_SIGMAS * math.sqrt(variance / self.config.permutations)
 
     def is_near_duplicate(self, similarity: float) -> bool:
         """Whether a similarity is above the near-duplicate threshold."""
@@ -158,7 +191,7 @@ def deduplicate(
         The kept ids as visited, and each dropped id with the kept id it is most similar to.
 
     Raises:
-        CodeTokenError: Naming the first network that does not tokenise.
+        CodeTokenError: Naming the first network that is not Python.
         ValueError: An id occurs twice.
     """
     index = NoveltyIndex(config)

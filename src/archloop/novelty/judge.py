@@ -29,7 +29,7 @@ class NoveltyJudge:
         """Put a network of the corpus into J_train: a seed, or one accepted in an earlier cycle.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
             ValueError: The id already names a different network.
         """
         self._train.add(id, code)
@@ -45,7 +45,7 @@ class NoveltyJudge:
         """Score a candidate; a network of the same id is never compared with itself.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
         """
         sketch = self._train.sketch(code)
         train, nearest_train = self._train.query(sketch, exclude=id)
@@ -62,7 +62,7 @@ class NoveltyJudge:
         """Record that a candidate of the current cycle was accepted.
 
         Raises:
-            CodeTokenError: The code does not tokenise.
+            CodeTokenError: The code neither tokenises nor parses.
             ValueError: The id already names a different network of this cycle.
         """
         sketch = self._gen.sketch(code)

@@ -11,6 +11,7 @@ so code with f-strings gives other (consistent) shingles there than on Python 3.
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import io
 import tokenize
@@ -40,26 +41,34 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class CodeTokenError(UsageError):
-    """The text is not a sequence of Python tokens (code that parses always is)."""
+    """The text is not Python: it neither tokenises nor parses."""
 
 
 def tokens(code: str) -> list[str]:
     """The code's lexer tokens in order, without comments and layout.
 
+    ``tokenize`` refuses a few texts that Python itself accepts (a line that is only a continuation
+    backslash). Code that parses always has tokens here: where needed, those of its ``ast.unparse``.
+
     Raises:
-        CodeTokenError: Unclosed brackets or strings, broken indentation, or a character that is not
-            Python.
+        CodeTokenError: The code neither tokenises nor parses.
     """
-    words: list[str] = []
     try:
-        for token in tokenize.generate_tokens(io.StringIO(code, newline=None).readline):
-            if token.type == tokenize.ERRORTOKEN:
-                line = token.start[0]
-                raise CodeTokenError(f"line {line}: not a Python token: {token.string!r}")
-            if token.type not in _DROPPED:
-                words.append(token.string)
+        return _lex(code)
     except (tokenize.TokenError, SyntaxError) as error:
-        raise CodeTokenError(f"not Python tokens: {error}") from None
+        try:
+            return _lex(ast.unparse(ast.parse(code)), strict=False)
+        except (SyntaxError, ValueError, RecursionError):
+            raise CodeTokenError(f"not Python: {error}") from None
+
+
+def _lex(code: str, strict: bool = True) -> list[str]:
+    words: list[str] = []
+    for token in tokenize.generate_tokens(io.StringIO(code, newline=None).readline):
+        if strict and token.type == tokenize.ERRORTOKEN:
+            raise tokenize.TokenError(f"{token.string!r} is not a token", token.start)
+        if token.type not in _DROPPED:
+            words.append(token.string)
     return words
 
 
@@ -73,7 +82,7 @@ def shingles(code: str, size: int = 10) -> NDArray[np.uint64]:
         (S,) sorted and unique; the same on every machine.
 
     Raises:
-        CodeTokenError: The code does not tokenise.
+        CodeTokenError: The code neither tokenises nor parses.
     """
     words = tokens(code)
     if not words:
