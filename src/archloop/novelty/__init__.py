@@ -1,7 +1,7 @@
-"""Text novelty of networks: lexer tokens, shingles, MinHash retrieval, exact Jaccard (paper, appendix A.1).
+"""Text novelty of networks: token shingles, MinHash retrieval, exact Jaccard (paper, A.1).
 
-``tokens`` turns code into a set of hashed shingles, ``index`` finds the most similar known network and
-removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
+``tokens`` turns code into a set of hashed shingles, ``index`` finds the most similar known network
+and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
 """
 
 from archloop.novelty.index import NoveltyIndex, deduplicate

@@ -1,10 +1,11 @@
 """Nearest known network by MinHash retrieval, and near-duplicate removal (paper, appendix A.1).
 
-The steps are the paper's: 256-permutation signatures, banded locality-sensitive hashing with a retrieval
-threshold of 0.85, verification of what was retrieved, near-duplicate above 0.90. One departure: hits are
-verified with the exact Jaccard similarity of the shingle sets, not with its MinHash estimate (mean
-absolute error 0.016 at 256 permutations), so no decision near the threshold hangs on chance. What shares
-no band with the query is not retrieved, and its similarity counts as 0.0, as in the paper's log.
+The steps are the paper's: 256-permutation signatures, banded locality-sensitive hashing with a
+retrieval threshold of 0.85, verification of what was retrieved, near-duplicate above 0.90. One
+departure: hits are verified with the exact Jaccard similarity of the shingle sets, not with its
+MinHash estimate (mean absolute error 0.016 at 256 permutations), so no decision near the threshold
+hangs on chance. What shares no band with the query is not retrieved, and its similarity counts as
+0.0, as in the paper's log.
 
 Answers depend only on what is in the index, never on the order it went in.
 """
@@ -32,8 +33,9 @@ PERMUTATION_SEED = 42
 RECALL_AT_THRESHOLD = 0.99
 """Least chance that a network exactly at the retrieval threshold is retrieved; higher above it.
 
-Bands that weigh misses and false hits alike (13 x 19 for 0.85) miss 15 % of the pairs at 0.90; false
-hits only cost an exact comparison here, so recall comes first (25 x 10: 99.6 % at 0.85, all at 0.90).
+Bands that weigh misses and false hits alike (13 x 19 for 0.85) miss 15 % of the pairs at 0.90;
+false hits only cost an exact comparison here, so recall comes first (25 x 10: 99.6 % at 0.85, all
+at 0.90).
 """
 
 ESTIMATE_SIGMAS = 4.0
@@ -81,7 +83,7 @@ class NoveltyIndex:
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)
-        # Multiply-add hashing, (a * x + b) mod 2**32 with a odd, of the shingle hashes' upper halves.
+        # Multiply-add hashing, (a * x + b) mod 2**32, a odd; x: upper half of a shingle hash.
         hashes = self._factor * (found >> np.uint64(32)).astype(np.uint32)
         hashes += self._offset
         return Sketch(found, hashes.min(axis=1))
@@ -115,8 +117,8 @@ class NoveltyIndex:
             exclude: Id of a known network to leave out (the queried one itself).
 
         Returns:
-            Exact Jaccard similarity and id of the most similar network retrieved, the first by id among
-            equals; ``(0.0, None)`` if nothing was retrieved.
+            Exact Jaccard similarity and id of the most similar network retrieved, the first by id
+            among equals; ``(0.0, None)`` if nothing was retrieved.
 
         Raises:
             CodeTokenError: The code neither tokenises nor parses.
@@ -140,7 +142,7 @@ class NoveltyIndex:
         return best, nearest
 
     def _retrieve(self, sketch: Sketch) -> list[tuple[float, str]]:
-        """Estimated similarity and id of all that share a band with the sketch, most similar first."""
+        """Estimated similarity and id of all that share a band, most similar first."""
         hits: set[int] = set()
         for band, key in zip(self._bands, self._keys(sketch), strict=True):
             hits.update(band.get(key, ()))
@@ -179,9 +181,10 @@ def deduplicate(
 ) -> tuple[list[str], dict[str, str]]:
     """Keep one network of each group of near-duplicates.
 
-    Networks are visited by priority (the highest first, those without one last), then by id. Each is
-    kept unless it is a near-duplicate of one kept before. So the best network of a group stays, nothing
-    is dropped on behalf of a network that is itself dropped, and the order of ``items`` does not matter.
+    Networks are visited by priority (the highest first, those without one last), then by id. Each
+    is kept unless it is a near-duplicate of one kept before. So the best network of a group stays,
+    nothing is dropped on behalf of a network that is itself dropped, and the order of ``items``
+    does not matter.
 
     Args:
         items: (id, code, priority); the priority is an accuracy, or ``None``. Ids are unique.

@@ -1,4 +1,4 @@
-"""What a run compares a candidate with: the corpus (J_train) and its own cycle (J_gen), paper section 3."""
+"""What a candidate is compared with: corpus (J_train) and own cycle (J_gen), paper section 3."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 class NoveltyJudge:
     """Scores candidates against the corpus and against what this cycle accepted.
 
-    An accepted network counts in J_gen for the rest of its cycle, and in J_train from the next cycle on,
-    when it is in the corpus. (The paper's log shows J_train 0.0 beside J_gen 0.8047, which rules out a
-    J_train that already holds the cycle's own.) Candidates must come in a fixed order.
+    An accepted network counts in J_gen for the rest of its cycle, and in J_train from the next
+    cycle on, when it is in the corpus. (The paper's log shows J_train 0.0 beside J_gen 0.8047,
+    which rules out a J_train that already holds the cycle's own.) Candidates must come in a fixed
+    order.
     """
 
     def __init__(self, config: NoveltyConfig) -> None:

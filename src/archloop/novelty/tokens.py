@@ -1,12 +1,12 @@
 """Python code as a set of hashed token shingles (paper, appendix A.1: lexer tokens, k = 10).
 
 Kept are the token categories that the paper lists: identifiers, keywords, literals, operators and
-delimiters, each as it is spelled. Comments, blank lines and layout (``NEWLINE``, ``INDENT``, ``DEDENT``)
-are dropped, so two layouts of one network are the same network; docstrings are literals and stay.
-Names are not normalised: a renamed network is a different text.
+delimiters, each as it is spelled. Comments, blank lines and layout (``NEWLINE``, ``INDENT``,
+``DEDENT``) are dropped, so two layouts of one network are the same network; docstrings are
+literals and stay. Names are not normalised: a renamed network is a different text.
 
-The tokens are those of the running interpreter's ``tokenize``; from Python 3.12 on it splits f-strings,
-so code with f-strings gives other (consistent) shingles there than on Python 3.11.
+The tokens are those of the running interpreter's ``tokenize``; from Python 3.12 on it splits
+f-strings, so code with f-strings gives other (consistent) shingles there than on Python 3.11.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def tokens(code: str) -> list[str]:
     """The code's lexer tokens in order, without comments and layout.
 
     ``tokenize`` refuses a few texts that Python itself accepts (a line that is only a continuation
-    backslash). Code that parses always has tokens here: where needed, those of its ``ast.unparse``.
+    backslash). Code that parses always has tokens here: where needed, those of its
+    ``ast.unparse``.
 
     Raises:
         CodeTokenError: The code neither tokenises nor parses.
@@ -75,8 +76,9 @@ def _lex(code: str, strict: bool = True) -> list[str]:
 def shingles(code: str, size: int = 10) -> NDArray[np.uint64]:
     """The set of the code's contiguous token ``size``-grams, each as a 64-bit hash.
 
-    Code shorter than one shingle is one shingle of all its tokens; code without tokens has none. With
-    64 bits, two different shingles among the million of a corpus meet with a chance below 1e-7.
+    Code shorter than one shingle is one shingle of all its tokens; code without tokens has none.
+    With 64 bits, two different shingles among the million of a corpus meet with a chance below
+    1e-7.
 
     Returns:
         (S,) sorted and unique; the same on every machine.

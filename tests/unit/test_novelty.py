@@ -1,0 +1,276 @@
+from __future__ import annotations
+
+import random
+from functools import cache
+
+import numpy as np
+import pytest
+
+from archloop.config import NoveltyConfig
+from archloop.novelty import (
+    CodeTokenError,
+    NoveltyIndex,
+    NoveltyJudge,
+    deduplicate,
+    jaccard,
+    shingles,
+    tokens,
+)
+from archloop.novelty.index import RECALL_AT_THRESHOLD, band_shape
+
+CONFIG = NoveltyConfig()
+
+
+def network(widths: list[int], name: str = "Net") -> str:
+    """A plain convolutional network; each width change touches about two lines of it."""
+    layers, channels = [], 3
+    for i, width in enumerate(widths):
+        layers.append(f"        self.conv{i} = nn.Conv2d({channels}, {width}, 3, padding=1)")
+        layers.append(f"        self.norm{i} = nn.BatchNorm2d({width})")
+        channels = width
+    body = "\n".join(layers)
+    steps = "\n".join(
+        f"        x = torch.relu(self.norm{i}(self.conv{i}(x)))" for i in range(len(widths))
+    )
+    return f"""import torch
+import torch.nn as nn
+
+
+class {name}(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        # the features
+{body}
+        self.head = nn.Linear({channels}, out_shape[0])
+
+    def forward(self, x):
+{steps}
+        return self.head(x.mean((2, 3)))
+"""
+
+
+@cache
+def windows(code: str, k: int = 10) -> frozenset[tuple[str, ...]]:
+    words = tokens(code)
+    return frozenset(tuple(words[i : i + k]) for i in range(len(words) - k + 1))
+
+
+def plain_jaccard(a: str, b: str) -> float:
+    """The definition, written out."""
+    return len(windows(a) & windows(b)) / len(windows(a) | windows(b))
+
+
+def test_tokens_are_those_of_the_paper() -> None:
+    code = 'def f(x):  # a comment\n\n    """Doc."""\n    return x**2 + 1.5e3\n'
+    expected = [
+        "def",
+        "f",
+        "(",
+        "x",
+        ")",
+        ":",
+        '"""Doc."""',
+        "return",
+        "x",
+        "**",
+        "2",
+        "+",
+        "1.5e3",
+    ]
+    assert tokens(code) == expected
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        "class A:\n  def f(self):\n    return [1,2,\n 3]  # comment\n",
+        "class A:\n\n\tdef f(self):\n\t\treturn [1, 2, 3]",
+        "class A:\r\n    def f(self): return [1, 2, 3]\r\n",
+        "# first line\nclass A:\n    def f(self):\n        return \\\n            [1, 2, 3]\n",
+    ],
+)
+def test_layout_and_comments_do_not_count(other: str) -> None:
+    assert tokens(other) == tokens("class A:\n    def f(self):\n        return [1, 2, 3]\n")
+
+
+@pytest.mark.parametrize(
+    "text", ["x = (1,\n", 'x = "abc\n', "if a:\n    b\n  c\n", "a $ b\n", "'''open\n"]
+)
+def test_what_is_not_python_is_refused(text: str) -> None:
+    with pytest.raises(CodeTokenError, match="not Python"):
+        tokens(text)
+    with pytest.raises(CodeTokenError):
+        NoveltyIndex(CONFIG).query(text)
+
+
+def test_code_that_parses_has_tokens_even_where_tokenize_fails() -> None:
+    code = "def f(x):\n\\\n\\\n    y = x\n    return y\n"
+    assert tokens(code) == tokens("def f(x):\n    y = x\n    return y\n")
+
+
+def test_shingles_are_a_set_of_windows() -> None:
+    words = [f"w{i}" for i in range(30)]
+    assert shingles(" ".join(words), 10).size == 21
+    assert shingles("a " * 50, 10).size == 1
+    assert shingles("a b c", 10).size == 1, "short code is one shingle"
+    assert shingles("# nothing\n", 10).size == 0
+    ordered = shingles(" ".join(words), 10)
+    assert np.array_equal(ordered, np.unique(ordered))
+    assert jaccard(shingles("a b c d", 2), shingles("d c b a", 2)) == 0.0, "order counts"
+
+
+def test_shingle_hashes_never_change() -> None:
+    # A changed value would silently make stored similarities incomparable.
+    assert shingles("x = 1", 10).tolist() == [9125436559919203487]
+
+
+def test_jaccard_is_exact() -> None:
+    base = [16, 32, 32, 64, 64, 128, 128, 128]
+    for change in ([16, 32, 32, 64, 64, 128, 128, 96], [16, 32], [8] * 8, base):
+        a, b = network(base), network(change)
+        found = jaccard(shingles(a), shingles(b))
+        assert found == pytest.approx(plain_jaccard(a, b), abs=1e-12)
+    assert jaccard(shingles(""), shingles("")) == 1.0
+
+
+def test_signature_estimates_jaccard() -> None:
+    rng = random.Random(1)
+    index, errors = NoveltyIndex(CONFIG), []
+    for _ in range(60):
+        a = [rng.choice([8, 16, 32, 64]) for _ in range(10)]
+        b = [w if rng.random() < 0.7 else rng.choice([8, 16, 32]) for w in a]
+        one, two = index.sketch(network(a)), index.sketch(network(b))
+        assert one.signature.shape == (256,)
+        estimate = float((one.signature == two.signature).mean())
+        errors.append(estimate - jaccard(one.shingles, two.shingles))
+    # The standard deviation of one estimate is at most sqrt(0.25 / 256) = 0.031.
+    assert np.abs(errors).mean() < 0.031
+    assert abs(np.mean(errors)) < 0.02
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.85, 0.95, 1.0])
+def test_bands_retrieve_what_reaches_the_threshold(threshold: float) -> None:
+    bands, rows = band_shape(256, threshold)
+    assert bands * rows <= 256
+    assert 1 - (1 - threshold**rows) ** bands >= RECALL_AT_THRESHOLD
+    more = rows + 1
+    assert more > 256 or 1 - (1 - threshold**more) ** (256 // more) < RECALL_AT_THRESHOLD
+    assert band_shape(256, 0.0) == (256, 1)
+
+
+def test_query_agrees_with_brute_force() -> None:
+    rng = random.Random(2)
+    codes = {
+        f"n{i:03d}": network([rng.choice([16, 32, 64]) for _ in range(rng.randint(3, 9))])
+        for i in range(150)
+    }
+    index = NoveltyIndex(CONFIG)
+    for id, code in codes.items():
+        index.add(id, code)
+    checked = 0
+    for id, code in list(codes.items())[:60]:
+        brute = max(plain_jaccard(code, other) for name, other in codes.items() if name != id)
+        similarity, nearest = index.query(code, exclude=id)
+        if brute >= CONFIG.lsh_threshold:
+            checked += 1
+            assert similarity == pytest.approx(brute, abs=1e-12)
+        assert similarity <= brute + 1e-12
+        if nearest is not None:
+            assert plain_jaccard(code, codes[nearest]) == pytest.approx(similarity, abs=1e-12)
+    assert checked > 5
+
+
+def test_query_without_hits_is_zero() -> None:
+    index = NoveltyIndex(CONFIG)
+    assert index.query(network([8])) == (0.0, None)
+    index.add("other", "print('nothing like a network at all, just one line of text', 1, 2, 3)")
+    assert index.query(network([8])) == (0.0, None)
+    index.add("self", network([8]))
+    assert index.query(network([8])) == (1.0, "self")
+    assert index.query(network([8]), exclude="self") == (0.0, None)
+
+
+def test_insertion_order_does_not_matter() -> None:
+    rng = random.Random(3)
+    items = [(f"n{i:02d}", network([rng.choice([16, 32]) for _ in range(6)])) for i in range(80)]
+    queries = [network([rng.choice([16, 32]) for _ in range(6)]) for _ in range(20)]
+    answers = []
+    for _ in range(3):
+        rng.shuffle(items)
+        index = NoveltyIndex(CONFIG)
+        for id, code in items:
+            index.add(id, code)
+        answers.append([index.query(code) for code in queries])
+    assert answers[0] == answers[1] == answers[2]
+
+
+def test_adding_twice() -> None:
+    index = NoveltyIndex(CONFIG)
+    index.add("a", network([8, 16]))
+    index.add("a", network([8, 16]) + "# only a comment more\n")
+    assert len(index) == 1
+    assert "a" in index
+    with pytest.raises(ValueError, match="a: already in the index"):
+        index.add("a", network([8, 24]))
+
+
+def test_near_duplicate_is_strictly_above_the_threshold() -> None:
+    index = NoveltyIndex(CONFIG)
+    assert not index.is_near_duplicate(0.90)
+    assert index.is_near_duplicate(0.9001)
+
+
+def test_deduplicate_keeps_the_best_then_the_first() -> None:
+    one, twin = network([16, 32, 64]), network([16, 32, 64]).replace("the features", "layers")
+    other = network([8, 8, 8, 8, 8, 8])
+    items = [("b", one, 0.3), ("a", twin, 0.2), ("c", other, None), ("d", other, None)]
+    assert deduplicate(items, CONFIG) == (["b", "c"], {"a": "b", "d": "c"})
+    assert deduplicate(items[::-1], CONFIG) == (["b", "c"], {"a": "b", "d": "c"})
+    tie = [("b", one, 0.3), ("a", twin, 0.3)]
+    assert deduplicate(tie, CONFIG) == (["a"], {"b": "a"})
+    with pytest.raises(ValueError, match="b: given twice"):
+        deduplicate([("b", one, 0.3), ("b", one, 0.3)], CONFIG)
+    with pytest.raises(CodeTokenError, match="bad: not Python"):
+        deduplicate([("bad", "x = (", None)], CONFIG)
+
+
+def test_deduplicate_leaves_no_near_duplicates_and_drops_nothing_else() -> None:
+    rng = random.Random(4)
+    items = []
+    for i in range(120):
+        widths = [rng.choice([16, 16, 16, 32]) for _ in range(12)]
+        items.append((f"n{i:03d}", network(widths), rng.random()))
+    kept, dropped = deduplicate(items, CONFIG)
+    codes = {id: code for id, code, _ in items}
+    assert sorted([*kept, *dropped]) == sorted(codes)
+    assert dropped
+    for i, a in enumerate(kept):
+        for b in kept[:i]:
+            assert plain_jaccard(codes[a], codes[b]) <= 0.90
+    for id, of in dropped.items():
+        assert of in kept
+        assert plain_jaccard(codes[id], codes[of]) > 0.90
+
+
+def test_judge_keeps_corpus_and_cycle_apart() -> None:
+    judge = NoveltyJudge(CONFIG)
+    seed, fresh = network([16, 32, 64]), network([8] * 6)
+    judge.add_known("seed", seed)
+    judge.start_cycle()
+    scores = judge.judge("c01-0000", seed)
+    assert (scores.nn_jaccard_train, scores.near_dup_text_train) == (1.0, True)
+    assert (scores.nn_jaccard_gen, scores.near_dup_text_gen) == (0.0, False)
+    assert scores.nearest == "seed"
+    assert not judge.judge("c01-0001", fresh).is_near_duplicate
+
+    judge.accept("c01-0001", fresh)
+    scores = judge.judge("c01-0002", fresh)
+    assert scores.nn_jaccard_train == 0.0, "not in the corpus before the cycle is over"
+    assert (scores.nn_jaccard_gen, scores.near_dup_text_gen) == (1.0, True)
+    assert scores.nearest == "c01-0001"
+    assert judge.judge("c01-0001", fresh).nearest is None, "never compared with itself"
+
+    judge.start_cycle()
+    scores = judge.judge("c02-0000", fresh)
+    assert (scores.nn_jaccard_train, scores.nn_jaccard_gen) == (1.0, 0.0)
+    assert scores.nearest == "c01-0001"
