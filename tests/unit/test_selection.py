@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import pytest
+
+from archloop.config import NoveltyConfig, SelectionConfig
+from archloop.novelty import NoveltyJudge
+from archloop.selection import Decision, ValidCandidate, select
+from archloop.types import Outcome
+
+ACCEPTED, BELOW, DUPLICATE = (
+    Outcome.ACCEPTED,
+    Outcome.BELOW_THRESHOLD,
+    Outcome.NEAR_DUPLICATE,
+)
+
+
+def text(word: str) -> str:
+    """Code that shares no shingle with that of another word."""
+    return "\n".join(f"{word}{i} = layer({word}, {i}, width={i * 8})" for i in range(20))
+
+
+def started(*seeds: str) -> NoveltyJudge:
+    judge = NoveltyJudge(NoveltyConfig())
+    for seed in seeds:
+        judge.add_known(seed, text(seed))
+    judge.start_cycle()
+    return judge
+
+
+def brief(decisions: list[Decision]) -> list[tuple[str, Outcome, int]]:
+    return [(d.id, d.outcome, d.rejection_count) for d in decisions]
+
+
+def test_ladder_and_rejection_count() -> None:
+    candidates = [
+        ("0", text("seed"), 0.9),  # a copy of a seed, however accurate
+        ("1", text("a"), 0.39),
+        ("2", text("a"), 0.41),  # what was not accepted does not count
+        ("3", text("a"), 0.41),
+        ("4", text("a"), 0.10),  # near-duplicate comes before the threshold
+        ("5", text("b"), 0.40),  # reaching the threshold is enough
+        ("6", text("c"), 0.50),
+    ]
+    decisions = select(candidates, started("seed"), SelectionConfig())
+    assert brief(decisions) == [
+        ("0", DUPLICATE, 0),
+        ("1", BELOW, 1),
+        ("2", ACCEPTED, 1),
+        ("3", DUPLICATE, 0),
+        ("4", DUPLICATE, 1),
+        ("5", ACCEPTED, 2),
+        ("6", ACCEPTED, 0),
+    ]
+    assert decisions[0].scores.near_dup_text_train
+    assert not decisions[0].scores.near_dup_text_gen
+    assert decisions[3].scores.near_dup_text_gen
+    assert not decisions[3].scores.near_dup_text_train
+    assert decisions[3].scores.nearest == "2"
+
+
+def test_rejections_are_carried_over_from_the_last_cycle() -> None:
+    candidate = ValidCandidate("0", text("a"), 0.5)
+    decisions = select([candidate], started(), SelectionConfig(), rejection_count=7)
+    assert brief(decisions) == [("0", ACCEPTED, 7)]
+
+
+def test_without_the_novelty_filter_scores_are_kept() -> None:
+    candidates = [("0", text("a"), 0.5), ("1", text("a"), 0.5), ("2", text("a"), 0.1)]
+    decisions = select(candidates, started(), SelectionConfig(), reject_near_duplicates=False)
+    assert brief(decisions) == [("0", ACCEPTED, 0), ("1", ACCEPTED, 0), ("2", BELOW, 0)]
+    assert [d.scores.nn_jaccard_gen for d in decisions] == [0.0, 1.0, 1.0]
+    assert decisions[1].scores.is_near_duplicate
+
+
+def test_without_the_threshold_every_novel_one_is_accepted() -> None:
+    candidates = [("0", text("a"), 0.0), ("1", text("a"), 0.9)]
+    decisions = select(candidates, started(), SelectionConfig(min_accuracy=0.0))
+    assert [d.outcome for d in decisions] == [ACCEPTED, DUPLICATE]
+
+
+def test_next_cycle_compares_with_the_corpus() -> None:
+    judge = started()
+    select([("c01-0000", text("a"), 0.5)], judge, SelectionConfig())
+    judge.start_cycle()
+    (decision,) = select([("c02-0000", text("a"), 0.5)], judge, SelectionConfig())
+    assert decision.outcome is DUPLICATE
+    assert decision.scores.near_dup_text_train
+    assert not decision.scores.near_dup_text_gen
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_few_candidates(size: int) -> None:
+    assert len(select([("0", text("a"), 0.5)][:size], started(), SelectionConfig())) == size
