@@ -1,0 +1,36 @@
+PYTHON ?= python3
+RUN ?= runs/demo
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+# Rewritten whenever the dependencies change; everything below needs it.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## A whole real loop in minutes: run or resume runs/demo (start anew: make demo RUN=runs/other)
+	$(BIN)/archloop run demo --run-dir $(RUN)
+
+test: $(STAMP)  ## Run all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Lint, check the format, check the types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## Write the format and the fixable lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove build products and caches; the environment and the runs stay
+	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
