@@ -1,0 +1,135 @@
+"""The tables of ``run.db``, and how the database is opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+
+from archloop.errors import UsageError
+
+SCHEMA = 1
+"""Raised when the tables change; a database of a newer schema is refused."""
+
+SCHEMA_KEY = "schema"
+_BUSY_SECONDS = 60.0
+"""How long a writer waits for another's transaction; each takes milliseconds."""
+
+TABLES = sa.MetaData()
+
+META = sa.Table(
+    "meta",
+    TABLES,
+    sa.Column("key", sa.String, primary_key=True),
+    sa.Column("value", sa.JSON, nullable=False),
+)
+
+COMPLETIONS = sa.Table(
+    "completions",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("n_tokens", sa.Integer, nullable=False),
+    sa.Column("finish_reason", sa.String, nullable=False),
+)
+
+CANDIDATES = sa.Table(
+    "candidates",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.String, nullable=False, index=True),
+    sa.Column("error", sa.Text),
+    sa.Column("code", sa.Text),
+    sa.Column("code_sha256", sa.String),
+    sa.Column("n_params", sa.BigInteger),
+    sa.Column("first_epoch_accuracy", sa.Double),
+    sa.Column("train_seconds", sa.Double),
+    sa.Column("nn_jaccard_train", sa.Double),
+    sa.Column("near_dup_text_train", sa.Boolean),
+    sa.Column("nn_jaccard_gen", sa.Double),
+    sa.Column("near_dup_text_gen", sa.Boolean),
+    sa.Column("rejection_count", sa.Integer),
+    sa.Column("nearest", sa.String),
+    sa.Column("isolation", sa.String),
+    sa.Column("protocol", sa.String),
+    sa.ForeignKeyConstraint(
+        ["cycle", "index"], ["completions.cycle", "completions.index"], name="of_completion"
+    ),
+)
+
+CYCLES = sa.Table(
+    "cycles",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("n_gen", sa.Integer, nullable=False),
+    sa.Column("n_valid", sa.Integer, nullable=False),
+    sa.Column("n_above_threshold", sa.Integer, nullable=False),
+    sa.Column("n_near_duplicate", sa.Integer, nullable=False),
+    sa.Column("n_accepted", sa.Integer, nullable=False),
+    sa.Column("accuracies", sa.JSON, nullable=False),
+    sa.Column("corpus_size", sa.Integer, nullable=False),
+    sa.Column("adapter", sa.String, nullable=False),
+    sa.Column("corpus_sha256", sa.String, nullable=False),
+    sa.Column("outcomes", sa.JSON, nullable=False),
+    sa.Column("wall_seconds", sa.Double),
+    sa.Column("n_tokens", sa.Integer),
+)
+
+
+def database_url(url_or_path: str | Path, *, read_only: bool) -> URL:
+    """The SQLAlchemy URL of a database file, or the given URL.
+
+    Raises:
+        UsageError: ``read_only``, and the file does not exist.
+    """
+    if isinstance(url_or_path, str) and "://" in url_or_path:
+        return make_url(url_or_path)
+    path = Path(url_or_path)
+    if not read_only:
+        return URL.create("sqlite", database=str(path))
+    if not path.is_file():
+        raise UsageError(f"{path}: no such run database")
+    query = {"mode": "ro", "uri": "true"}
+    log = path.with_name(path.name + "-wal")
+    if not os.access(path.parent, os.W_OK) and not log.exists():
+        # SQLite reads a WAL database only where it may write its index, or where nobody writes.
+        query = {"immutable": "1", "uri": "true"}
+    return URL.create("sqlite", database=path.resolve().as_uri(), query=query)
+
+
+def open_engine(url: URL) -> Engine:
+    """An engine on the database; SQLite gets a write-ahead log, foreign keys and real transactions.
+
+    A transaction of a connection with the execution option ``writes`` takes the write lock at its
+    start and waits for it up to a minute; all others are read snapshots.
+    """
+    if url.get_backend_name() != "sqlite":
+        return sa.create_engine(url)
+    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    read_only = "uri" in url.query
+    sa.event.listen(engine, "begin", _begin)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # SQLAlchemy begins transactions itself (below), so that reads are snapshots too.
+        connection.isolation_level = None
+        connection.execute("PRAGMA foreign_keys=ON")
+        if not read_only:
+            connection.execute("PRAGMA journal_mode=WAL")
+            # FULL syncs the log at every commit: milliseconds beside the seconds a candidate takes.
+            # NORMAL would outlive a killed process, but not a power failure.
+            connection.execute("PRAGMA synchronous=FULL")
+
+    return engine
+
+
+def _begin(connection: Connection) -> None:
+    # A writer takes its turn at once; a reader that turns writer midway could only fail.
+    writes = connection.get_execution_options().get("writes")
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

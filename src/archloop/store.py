@@ -1,0 +1,312 @@
+"""The record of a run: completions, verdicts and cycle statistics in one database, ``run.db``.
+
+Guarantees: what a method wrote before it returned is there after the process was killed or the
+power failed; a method's rows appear together or not at all; other processes may read while one
+writes. A row is written once and never taken back, and a committed cycle does not change. Not
+covered: two runs writing the same database (the run directory's lock keeps them apart).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from archloop.database import (
+    CANDIDATES,
+    COMPLETIONS,
+    CYCLES,
+    META,
+    SCHEMA,
+    SCHEMA_KEY,
+    TABLES,
+    database_url,
+    open_engine,
+)
+from archloop.errors import ArchloopError, UsageError
+from archloop.types import Candidate, Completion, CycleStats, Outcome, Verdict
+
+_SELECTION_FIELDS = (
+    "outcome",
+    "nn_jaccard_train",
+    "near_dup_text_train",
+    "nn_jaccard_gen",
+    "near_dup_text_gen",
+    "rejection_count",
+    "nearest",
+)
+"""What the end of a cycle adds to a valid candidate."""
+
+
+def candidate_id(cycle: int, index: int) -> str:
+    """The id of a candidate, ``cNN-IIII``."""
+    return f"c{cycle:02d}-{index:04d}"
+
+
+class Store:
+    """The database of one run; see the module's guarantees.
+
+    Args:
+        url_or_path: A database file, or an SQLAlchemy URL.
+        read_only: Open an existing file and change nothing; works on a read-only disk too.
+
+    Raises:
+        UsageError: The file is missing (``read_only``), is no run database, or has another schema.
+    """
+
+    def __init__(self, url_or_path: str | Path, *, read_only: bool = False) -> None:
+        self._where = str(url_or_path)
+        self._engine = open_engine(database_url(url_or_path, read_only=read_only))
+        try:
+            self._prepare(read_only=read_only)
+        except DBAPIError as error:
+            self.close()
+            raise UsageError(f"{self._where}: not a readable run database: {error.orig}") from None
+        except UsageError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let go of the database; the store is not used again."""
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _prepare(self, *, read_only: bool) -> None:
+        """Make the tables of a new database; look at the schema of any other before touching it."""
+        with self._read() if read_only else self._write() as db:
+            if not read_only and not sa.inspect(db).get_table_names():
+                TABLES.create_all(db)
+                db.execute(META.insert().values(key=SCHEMA_KEY, value=SCHEMA))
+            found = _get_meta(db, SCHEMA_KEY)
+        if found != SCHEMA:
+            raise UsageError(
+                f"{self._where}: written with schema {found}, this archloop reads schema {SCHEMA}; "
+                "open it with the version of archloop that wrote it, or a later one"
+            )
+
+    @contextmanager
+    def _write(self) -> Iterator[Connection]:
+        with self._engine.connect().execution_options(writes=True) as db, db.begin():
+            yield db
+
+    @contextmanager
+    def _read(self) -> Iterator[Connection]:
+        with self._engine.connect() as db, db.begin():
+            yield db
+
+    def set_meta(self, key: str, value: Any) -> None:
+        """Keep one JSON value under a key, in place of what was there.
+
+        Raises:
+            ValueError: The key is the store's own.
+        """
+        if key == SCHEMA_KEY:
+            raise ValueError(f"{key!r} is the store's own key")
+        with self._write() as db:
+            db.execute(META.delete().where(META.c.key == key))
+            db.execute(META.insert().values(key=key, value=value))
+
+    def get_meta(self, key: str, default: Any = None) -> Any:
+        """The JSON value under a key, or ``default``."""
+        with self._read() as db:
+            return _get_meta(db, key, default)
+
+    def add_completions(self, completions: Sequence[Completion]) -> None:
+        """Add completions, all or none; one that is there already and the same is passed over.
+
+        Raises:
+            ArchloopError: A different completion has the same cycle and index, or the cycle is
+                committed.
+        """
+        with self._write() as db:
+            known = {
+                (c.cycle, c.index): c
+                for cycle in {c.cycle for c in completions}
+                for c in _completions(db, cycle)
+            }
+            new: list[dict[str, Any]] = []
+            for completion in completions:
+                key = (completion.cycle, completion.index)
+                if key not in known:
+                    known[key] = completion
+                    new.append(asdict(completion))
+                elif known[key] != completion:
+                    where = candidate_id(completion.cycle, completion.index)
+                    raise ArchloopError(f"{self._where}: {where} is there and is not the same")
+            for cycle in {row["cycle"] for row in new}:
+                self._refuse_committed(db, cycle)
+            if new:
+                db.execute(COMPLETIONS.insert(), new)
+
+    def completions(self, cycle: int) -> list[Completion]:
+        """The completions of a cycle, in index order."""
+        with self._read() as db:
+            return _completions(db, cycle)
+
+    def pending(self, cycle: int) -> list[Completion]:
+        """The completions of a cycle without a verdict, in index order."""
+        judged = sa.exists().where(
+            CANDIDATES.c.cycle == COMPLETIONS.c.cycle,
+            CANDIDATES.c.index == COMPLETIONS.c.index,
+        )
+        with self._read() as db:
+            return _completions(db, cycle, ~judged)
+
+    def add_verdict(
+        self,
+        cycle: int,
+        index: int,
+        *,
+        verdict: Verdict,
+        code: str | None,
+        code_sha256: str | None,
+        isolation: str | None,
+        protocol: str | None,
+    ) -> None:
+        """Keep what was found out about one completion, once and for all.
+
+        Raises:
+            ArchloopError: There is no such completion, it has a verdict, or its cycle is committed.
+        """
+        row = asdict(verdict) | {
+            "cycle": cycle,
+            "index": index,
+            "outcome": verdict.outcome.value,
+            "code": code,
+            "code_sha256": code_sha256,
+            "isolation": isolation,
+            "protocol": protocol,
+        }
+        try:
+            with self._write() as db:
+                self._refuse_committed(db, cycle)
+                db.execute(CANDIDATES.insert().values(row))
+        except IntegrityError:
+            raise ArchloopError(
+                f"{self._where}: {candidate_id(cycle, index)} has a verdict or was never generated"
+            ) from None
+
+    def candidates(self, cycle: int | None = None) -> list[Candidate]:
+        """The completions with a verdict, of one cycle or of all, in (cycle, index) order."""
+        with self._read() as db:
+            return _candidates(db, () if cycle is None else (CANDIDATES.c.cycle == cycle,))
+
+    def accepted(self) -> list[Candidate]:
+        """All accepted candidates, in (cycle, index) order."""
+        with self._read() as db:
+            return _candidates(db, (CANDIDATES.c.outcome == Outcome.ACCEPTED.value,))
+
+    def cycles(self) -> list[CycleStats]:
+        """The statistics of the committed cycles, in order."""
+        with self._read() as db:
+            rows = db.execute(CYCLES.select().order_by(CYCLES.c.cycle)).mappings()
+            return [CycleStats(**{**row, "accuracies": tuple(row["accuracies"])}) for row in rows]
+
+    def commit_cycle(self, stats: CycleStats, selected: Sequence[Candidate]) -> None:
+        """End a cycle in one transaction: final outcomes, novelty and statistics.
+
+        Args:
+            stats: The counts, which must be those of the rows.
+            selected: The valid candidates with their final outcomes and similarities.
+
+        Raises:
+            ArchloopError: The cycle is committed, a selected candidate is not one of its valid
+                ones, or the statistics differ from the rows. Nothing is written then.
+        """
+        with self._write() as db:
+            self._refuse_committed(db, stats.cycle)
+            for candidate in selected:
+                row = asdict(candidate)
+                done = db.execute(
+                    CANDIDATES.update()
+                    .where(
+                        CANDIDATES.c.cycle == stats.cycle,
+                        CANDIDATES.c.cycle == candidate.cycle,
+                        CANDIDATES.c.index == candidate.index,
+                        CANDIDATES.c.outcome == Outcome.VALID.value,
+                    )
+                    .values(
+                        {key: row[key] for key in _SELECTION_FIELDS}
+                        | {"outcome": candidate.outcome.value}
+                    )
+                )
+                if done.rowcount != 1:
+                    raise ArchloopError(
+                        f"{self._where}: {candidate.id} is not valid, or not of cycle {stats.cycle}"
+                    )
+            self._compare(db, stats)
+            db.execute(CYCLES.insert().values(asdict(stats)))
+
+    def _refuse_committed(self, db: Connection, cycle: int) -> None:
+        if db.scalar(sa.select(CYCLES.c.cycle).where(CYCLES.c.cycle == cycle)) is not None:
+            raise ArchloopError(f"{self._where}: cycle {cycle} is committed and does not change")
+
+    def _compare(self, db: Connection, stats: CycleStats) -> None:
+        """Refuse statistics that say something else than the rows."""
+        rows = Counter(
+            {
+                Outcome(outcome): count
+                for outcome, count in db.execute(
+                    sa.select(CANDIDATES.c.outcome, sa.func.count())
+                    .where(CANDIDATES.c.cycle == stats.cycle)
+                    .group_by(CANDIDATES.c.outcome)
+                )
+            }
+        )
+        generated = db.scalar(sa.select(sa.func.count()).where(COMPLETIONS.c.cycle == stats.cycle))
+        pairs = {
+            "completions": (stats.n_gen, generated),
+            "candidates": (stats.n_gen, rows.total()),
+            "valid": (stats.n_valid, sum(n for o, n in rows.items() if o.is_valid)),
+            "accuracies": (len(stats.accuracies), stats.n_valid),
+            "accepted": (stats.n_accepted, rows[Outcome.ACCEPTED]),
+            "outcomes": (
+                {key: n for key, n in sorted(stats.outcomes.items()) if n},
+                {outcome.value: n for outcome, n in sorted(rows.items())},
+            ),
+        }
+        for what, (said, found) in pairs.items():
+            if said != found:
+                where = f"{self._where}: cycle {stats.cycle}"
+                raise ArchloopError(f"{where}: statistics say {said} {what}, the rows {found}")
+
+
+def _get_meta(db: Connection, key: str, default: Any = None) -> Any:
+    row = db.execute(sa.select(META.c.value).where(META.c.key == key)).first()
+    return default if row is None else row.value
+
+
+def _completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> list[Completion]:
+    query = COMPLETIONS.select().where(COMPLETIONS.c.cycle == cycle, *where)
+    rows = db.execute(query.order_by(COMPLETIONS.c.index)).mappings()
+    return [Completion(**row) for row in rows]
+
+
+def _candidates(db: Connection, where: Sequence[sa.ColumnElement[bool]]) -> list[Candidate]:
+    query = CANDIDATES.select().where(*where)
+    rows = db.execute(query.order_by(CANDIDATES.c.cycle, CANDIDATES.c.index)).mappings()
+    return [
+        Candidate(
+            id=candidate_id(row["cycle"], row["index"]),
+            **{**row, "outcome": Outcome(row["outcome"])},
+        )
+        for row in rows
+    ]

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archloop.errors import ArchloopError, UsageError
+from archloop.store import Store, candidate_id
+from archloop.types import Candidate, Completion, CycleStats, Outcome, Verdict
+
+VALID = Verdict(Outcome.VALID, n_params=1200, first_epoch_accuracy=0.1 + 0.2, train_seconds=3.5)
+FAILED = Verdict(Outcome.TRAIN_ERROR, error="RuntimeError: shape '[4]' is invalid — 3 ≠ 4")
+
+
+def make_completion(cycle: int, index: int, text: str = "```python\npass\n```") -> Completion:
+    return Completion(cycle, index, text, seed=2**40 + index, n_tokens=7, finish_reason="stop")
+
+
+def judge(store: Store, cycle: int, index: int, verdict: Verdict = VALID) -> None:
+    store.add_verdict(
+        cycle,
+        index,
+        verdict=verdict,
+        code=f"x = {index}",
+        code_sha256="ab" * 32,
+        isolation="confined",
+        protocol="0123456789ab",
+    )
+
+
+def make_stats(cycle: int, outcomes: dict[str, int]) -> CycleStats:
+    n_valid = sum(n for name, n in outcomes.items() if Outcome(name).is_valid)
+    return CycleStats(
+        cycle=cycle,
+        n_gen=sum(outcomes.values()),
+        n_valid=n_valid,
+        n_above_threshold=outcomes.get("accepted", 0),
+        n_near_duplicate=outcomes.get("near_duplicate", 0),
+        n_accepted=outcomes.get("accepted", 0),
+        accuracies=(0.1 + 0.2,) * n_valid,
+        corpus_size=1698,
+        adapter="adapters/cycle_01",
+        corpus_sha256="cd" * 32,
+        outcomes=outcomes,
+        wall_seconds=12.25,
+        n_tokens=99,
+    )
+
+
+def accept(candidate: Candidate) -> Candidate:
+    return replace(
+        candidate,
+        outcome=Outcome.ACCEPTED,
+        nn_jaccard_train=0.5,
+        near_dup_text_train=False,
+        nn_jaccard_gen=0.0,
+        near_dup_text_gen=False,
+        rejection_count=2,
+        nearest="lemur-alt-1",
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "run.db")
+
+
+def test_meta_keeps_any_json_value_and_replaces_it(store: Store) -> None:
+    store.set_meta("sessions", [{"torch": "2.13", "cores": 2}])
+    store.set_meta("sessions", {"a": None})
+    assert store.get_meta("sessions") == {"a": None}
+    assert store.get_meta("absent", 5) == 5
+    with pytest.raises(ValueError, match="schema"):
+        store.set_meta("schema", 9)
+
+
+def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
+    with Store(tmp_path / "run.db") as store:
+        store.add_completions([make_completion(1, i, f"answer {i} é\n") for i in (2, 0, 1)])
+        judge(store, 1, 2, FAILED)
+        judge(store, 1, 0)
+    with Store(tmp_path / "run.db", read_only=True) as store:
+        assert [c.index for c in store.completions(1)] == [0, 1, 2]
+        assert store.completions(1)[2] == make_completion(1, 2, "answer 2 é\n")
+        assert store.pending(1) == [make_completion(1, 1, "answer 1 é\n")]
+        first, second = store.candidates()
+        assert first == Candidate(
+            id="c01-0000",
+            cycle=1,
+            index=0,
+            outcome=Outcome.VALID,
+            code="x = 0",
+            code_sha256="ab" * 32,
+            n_params=1200,
+            first_epoch_accuracy=0.1 + 0.2,
+            train_seconds=3.5,
+            isolation="confined",
+            protocol="0123456789ab",
+        )
+        assert second.outcome is Outcome.TRAIN_ERROR
+        assert second.error == FAILED.error
+        assert store.candidates(2) == []
+
+
+def test_the_same_completions_again_are_passed_over_and_different_ones_refused(
+    store: Store,
+) -> None:
+    store.add_completions([make_completion(1, 0)])
+    store.add_completions([make_completion(1, 0), make_completion(1, 1), make_completion(1, 1)])
+    assert len(store.completions(1)) == 2
+    with pytest.raises(ArchloopError, match="c01-0001"):
+        store.add_completions([make_completion(1, 2), make_completion(1, 1, "other")])
+    assert len(store.completions(1)) == 2, "all or none"
+
+
+def test_a_verdict_is_given_once_and_only_to_a_completion(store: Store) -> None:
+    store.add_completions([make_completion(1, 0)])
+    judge(store, 1, 0)
+    with pytest.raises(ArchloopError, match="c01-0000 has a verdict"):
+        judge(store, 1, 0, FAILED)
+    assert store.candidates(1)[0].outcome is Outcome.VALID
+    with pytest.raises(ArchloopError, match="c01-0001 .*never generated"):
+        judge(store, 1, 1)
+
+
+def test_commit_writes_outcomes_novelty_and_statistics(store: Store) -> None:
+    store.add_completions([make_completion(1, i) for i in range(3)])
+    for index, verdict in enumerate((VALID, FAILED, VALID)):
+        judge(store, 1, index, verdict)
+    first, _, third = store.candidates(1)
+    chosen = [accept(first), replace(accept(third), outcome=Outcome.BELOW_THRESHOLD)]
+    stats = make_stats(1, {"accepted": 1, "below_threshold": 1, "train_error": 1, "timeout": 0})
+    store.commit_cycle(stats, chosen)
+    assert store.cycles() == [stats]
+    assert store.accepted() == [chosen[0]]
+    assert store.candidates(1)[2] == chosen[1]
+
+
+def test_a_committed_cycle_does_not_change(store: Store) -> None:
+    store.add_completions([make_completion(1, 0)])
+    judge(store, 1, 0)
+    stats = make_stats(1, {"accepted": 1})
+    store.commit_cycle(stats, [accept(store.candidates(1)[0])])
+    for change in (
+        lambda: store.commit_cycle(stats, []),
+        lambda: store.add_completions([make_completion(1, 1)]),
+        lambda: judge(store, 1, 1),
+    ):
+        with pytest.raises(ArchloopError, match="cycle 1 is committed"):
+            change()
+    store.add_completions([make_completion(1, 0)])  # nothing new
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"n_gen": 3}, "3 completions"),
+        ({"n_valid": 2}, "2 valid"),
+        ({"n_accepted": 0}, "0 accepted"),
+        ({"accuracies": ()}, "0 accuracies"),
+        ({"outcomes": {"accepted": 2}}, "outcomes"),
+    ],
+)
+def test_statistics_that_differ_from_the_rows_are_refused(
+    store: Store, changes: dict[str, object], what: str
+) -> None:
+    store.add_completions([make_completion(1, i) for i in range(2)])
+    judge(store, 1, 0)
+    judge(store, 1, 1, FAILED)
+    stats = replace(make_stats(1, {"accepted": 1, "train_error": 1}), **changes)  # type: ignore[arg-type]
+    with pytest.raises(ArchloopError, match=what):
+        store.commit_cycle(stats, [accept(store.candidates(1)[0])])
+    assert store.cycles() == []
+    assert store.candidates(1)[0].outcome is Outcome.VALID, "nothing of it was written"
+
+
+def test_a_pending_completion_or_a_failed_candidate_stops_the_commit(store: Store) -> None:
+    store.add_completions([make_completion(1, i) for i in range(2)])
+    judge(store, 1, 0, FAILED)
+    failed = store.candidates(1)[0]
+    with pytest.raises(ArchloopError, match="2 candidates, the rows 1"):
+        store.commit_cycle(make_stats(1, {"train_error": 2}), [])
+    judge(store, 1, 1, FAILED)
+    with pytest.raises(ArchloopError, match="c01-0000 is not valid"):
+        store.commit_cycle(make_stats(1, {"train_error": 1, "accepted": 1}), [accept(failed)])
+
+
+def test_ids_are_wide_enough_to_sort() -> None:
+    assert candidate_id(1, 23) == "c01-0023"
+    assert candidate_id(22, 12345) == "c22-12345"
+
+
+WRITER = """
+import sys
+from archloop.store import Store
+sys.path.insert(0, {here!r})
+from test_store import accept, judge, make_completion, make_stats
+store = Store({path!r})
+cycle = len(store.cycles())
+while True:
+    cycle += 1
+    store.add_completions([make_completion(cycle, i) for i in range(20)])
+    print("completions", cycle, flush=True)
+    for completion in store.pending(cycle):
+        judge(store, cycle, completion.index)
+        print("verdict", cycle, completion.index, flush=True)
+    chosen = [accept(c) for c in store.candidates(cycle)]
+    store.commit_cycle(make_stats(cycle, {{"accepted": 20}}), chosen)
+    print("cycle", cycle, flush=True)
+"""
+
+
+def test_nothing_reported_as_written_is_lost_to_sigkill(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    script = WRITER.format(here=str(Path(__file__).parent), path=str(path))
+    chance = random.Random(7)
+    said: list[list[str]] = []
+    for _ in range(4):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert writer.stdout is not None
+        said.append(writer.stdout.readline().split())
+        time.sleep(chance.uniform(0.05, 0.3))
+        writer.send_signal(signal.SIGKILL)
+        rest, errors = writer.communicate()
+        assert writer.returncode == -signal.SIGKILL, errors
+        said += [line.split() for line in rest.splitlines(keepends=True) if line.endswith("\n")]
+        _check_whole(path, said)
+        with Store(path):  # the next session starts cleanly
+            pass
+        _finish_cycle(path)
+    assert sum(words[0] == "verdict" for words in said) > 20
+
+
+def _finish_cycle(path: Path) -> None:
+    """What resuming does: the missing verdicts of the last cycle, then its commit."""
+    with Store(path) as store:
+        cycle = len(store.cycles()) + 1
+        for completion in store.pending(cycle):
+            judge(store, cycle, completion.index)
+        if store.candidates(cycle):
+            chosen = [accept(c) for c in store.candidates(cycle)]
+            store.commit_cycle(make_stats(cycle, {"accepted": 20}), chosen)
+
+
+def _check_whole(path: Path, said: list[list[str]]) -> None:
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+    with Store(path, read_only=True) as store:
+        committed = {stats.cycle for stats in store.cycles()}
+        judged = {(c.cycle, c.index) for c in store.candidates()}
+        for words in said:
+            cycle = int(words[1])
+            assert len(store.completions(cycle)) == 20
+            if words[0] == "verdict":
+                assert (cycle, int(words[2])) in judged
+            if words[0] == "cycle":
+                assert cycle in committed
+        for candidate in store.candidates():
+            whole = candidate.cycle in committed
+            assert (candidate.outcome is Outcome.ACCEPTED) == whole, "outcomes without statistics"
+
+
+def test_others_read_while_one_writes(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    script = WRITER.format(here=str(Path(__file__).parent), path=str(path))
+    writer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    try:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        seen = []
+        with Store(path, read_only=True) as reader:
+            for _ in range(5):
+                seen.append(len(reader.candidates()))
+                for _ in range(10):
+                    writer.stdout.readline()
+        assert seen == sorted(seen)
+        assert len(set(seen)) > 2
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+def test_threads_may_give_verdicts_at_the_same_time(store: Store) -> None:
+    store.add_completions([make_completion(1, i) for i in range(40)])
+    faults: list[BaseException] = []
+
+    def work(start: int) -> None:
+        try:
+            for index in range(start, 40, 4):
+                judge(store, 1, index)
+                store.pending(1)
+        except BaseException as error:  # noqa: BLE001 - a thread's fault is shown by the test
+            faults.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert store.pending(1) == []
+
+
+def test_another_schema_is_refused_in_one_line_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    Store(path).close()
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE meta SET value = '99' WHERE key = 'schema'")
+        db.execute("DROP TABLE cycles")
+    with pytest.raises(UsageError, match="schema 99") as caught:
+        Store(path)
+    assert "\n" not in str(caught.value)
+    with sqlite3.connect(path) as db:
+        assert not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'cycles'").fetchall()
+
+
+def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    content = b"not a database, but longer than its header " * 40
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="not a readable run database"):
+        Store(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE notes (text)")
+    with pytest.raises(UsageError, match="not a readable run database"):
+        Store(path)
+
+
+def test_reading_needs_a_database_and_changes_none(tmp_path: Path) -> None:
+    folder = tmp_path / "a run? 100%"
+    folder.mkdir()
+    with pytest.raises(UsageError, match="no such run database"):
+        Store(folder / "run.db", read_only=True)
+    assert list(folder.iterdir()) == []
+    Store(folder / "run.db").close()
+    with (
+        Store(folder / "run.db", read_only=True) as store,
+        pytest.raises(Exception, match="readonly"),
+    ):
+        store.set_meta("key", 1)
+
+
+def test_commits_are_synced_to_disk(store: Store) -> None:
+    with store._write() as db:
+        assert db.exec_driver_sql("PRAGMA synchronous").scalar() == 2
+        assert db.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+
+
+def test_ten_thousand_rows_are_quick_to_read(store: Store) -> None:
+    code = "class Net(nn.Module):\n    pass\n" * 60
+    for cycle in range(1, 51):
+        store.add_completions([make_completion(cycle, i, code) for i in range(200)])
+    rows = [
+        (c, i, "accepted" if i % 20 == 0 else "valid", code, 0.4)
+        for c in range(1, 51)
+        for i in range(200)
+        if c < 50 or i < 150
+    ]
+    with store._write() as db:
+        db.exec_driver_sql(
+            'INSERT INTO candidates (cycle, "index", outcome, code, first_epoch_accuracy) '
+            "VALUES (?, ?, ?, ?, ?)",
+            rows,
+        )
+    for read, count, limit in (
+        (lambda: store.pending(50), 50, 0.1),
+        (lambda: store.candidates(7), 200, 0.1),
+        (store.accepted, 498, 0.3),
+        (store.candidates, 9950, 2.0),
+    ):
+        assert _best_of_three(read, count) < limit
+
+
+def _best_of_three(read: Callable[[], list[Any]], count: int) -> float:
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert len(read()) == count
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
