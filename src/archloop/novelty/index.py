@@ -58,8 +58,9 @@ class NoveltyIndex:
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.config = config
-        rng = np.random.Generator(np.random.PCG64(PERMUTATION_SEED))
-        words = rng.integers(0, 2**32, (2, config.permutations, 1), np.uint32)
+        # The raw PCG64 stream is the same in every numpy version.
+        raw = np.random.PCG64(PERMUTATION_SEED).random_raw(2 * config.permutations)
+        words = (raw >> np.uint64(32)).astype(np.uint32).reshape(2, -1, 1)
         self._factor, self._offset = words[0] | np.uint32(1), words[1]
         bands, self._rows = band_shape(config.permutations, config.lsh_threshold)
         self._bands: list[dict[bytes, list[int]]] = [{} for _ in range(bands)]

@@ -33,7 +33,7 @@ class _Named(NamedTuple):
     title: str
     hub_id: str
     config: str | None
-    label: str
+    label: str | None
 
 
 _NAMED = {
@@ -90,21 +90,21 @@ def open_source(name: str) -> TaskSource:
     """
     if name == "digits":
         return DigitsSource()
-    named = _NAMED.get(name)
-    copy = _local_copy(name)
-    if named:
+    match = _HUB_ID.fullmatch(name)
+    base, config = (match["id"], match["config"]) if match else (name, None)
+    copy = _local_copy(base)
+    if named := _NAMED.get(name):
         if copy:
             return _local(copy, name, named)
         return HubSource(named.hub_id, name, named.title, config=named.config, label=named.label)
     if copy:
-        return _local(copy, name)
+        return _local(copy, name, _Named(Path(base).name, base, config, None))
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _local(path, path.resolve().name)
-    match = _HUB_ID.fullmatch(name)
+    if name and path.is_dir():
+        title = path.resolve().name
+        return _local(path, title, _Named(title, title, None, None))
     if match and not name.startswith("."):
-        id = match["id"]
-        return HubSource(id, name, id.partition("/")[2], config=match["config"])
+        return HubSource(base, name, Path(base).name, config=config)
     raise UsageError(
         f"task.name = {name!r}: no such folder or task; allowed: {', '.join(task_names())}, a "
         "Hugging Face dataset id (owner/name), or a folder of class folders"
@@ -127,14 +127,7 @@ def _local_copy(name: str) -> Path | None:
     return path if name and path.is_dir() else None
 
 
-def _local(path: Path, name: str, named: _Named | None = None) -> TaskSource:
-    title = named.title if named else name.rpartition("/")[2]
+def _local(path: Path, name: str, like: _Named) -> TaskSource:
     if next(path.rglob("*.parquet"), None) is None:
-        return FolderSource(path, name, title)
-    return ParquetSource(
-        path,
-        name,
-        title,
-        config=named.config if named else None,
-        label=named.label if named else None,
-    )
+        return FolderSource(path, name, like.title)
+    return ParquetSource(path, name, like.title, config=like.config, label=like.label)

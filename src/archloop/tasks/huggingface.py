@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,13 +94,16 @@ class HubSource:
     def _in_hub_cache(self) -> bool:
         from datasets import config
 
-        return (Path(config.HF_DATASETS_CACHE) / self._id.replace("/", "___")).is_dir()
+        # The cache respells the part after the owner (``Fashion`` becomes ``fashion``).
+        owner = self._id.partition("/")[0]
+        return any(Path(config.HF_DATASETS_CACHE).glob(f"{owner}___*"))
 
     def _unavailable(self, reason: str) -> TaskUnavailableError:
-        local = os.environ.get("ARCHLOOP_DATA") or "$ARCHLOOP_DATA"
+        folder = self.name.partition(":")[0]
         return TaskUnavailableError(
             f"task {self.name}: {reason}; put a copy of {self._id} (its parquet files) into "
-            f"{local}/{self.name}, or give a local folder as task.name"
+            f"{folder}/ below the folder that ARCHLOOP_DATA names, or give a local folder as "
+            "task.name"
         )
 
 
