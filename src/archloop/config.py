@@ -48,12 +48,14 @@ class SeedsConfig(_Section):
     """The folder or file of ``directory`` and ``jsonl``."""
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
-    narrow: bool = False
-    """Add LEMUR networks narrowed to the budget by the automatic width edit, marked in their metadata."""
+    narrow: int = Field(0, ge=0)
+    """Add at most this many networks above the budget, narrowed to it by the automatic width edit and
+    marked in their metadata."""
     max_tokens: int | None = Field(None, ge=64)
     """Drop seeds whose code is longer than this many LLM tokens; ``None``: no limit."""
-    variant: Literal["two_prompts"] = "two_prompts"
-    """``two_prompts``: each network under an MNIST and a CIFAR-10 description (the paper)."""
+    variant: Literal["two_prompts", "one_prompt"] = "two_prompts"
+    """``two_prompts``: each network under an MNIST and a CIFAR-10 description (the paper);
+    ``one_prompt``: under one of them, chosen by its content."""
 
 
 class PromptConfig(_Section):
@@ -187,6 +189,8 @@ class FinetuneConfig(_Section):
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     max_length: int = Field(4096, ge=128)
     """Longer prompt-code pairs are left out of training, and counted."""
+    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the stored adapter weights; bfloat16 halves the files."""
 
 
 class LoopConfig(_Section):

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Outcome(StrEnum):
@@ -72,6 +76,21 @@ class TaskInfo:
     std: tuple[float, ...]
     digest: str
     """SHA-256 over images, labels and split: part of the protocol hash."""
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The images of a task in memory; the validation labels never leave the parent process."""
+
+    info: TaskInfo
+    train_images: NDArray[np.uint8]
+    """(N, C, H, W)."""
+    train_labels: NDArray[np.int64]
+    """(N,)."""
+    validation_images: NDArray[np.uint8]
+    """(M, C, H, W)."""
+    validation_labels: NDArray[np.int64]
+    """(M,)."""
 
 
 @dataclass(frozen=True)

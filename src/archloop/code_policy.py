@@ -1,0 +1,139 @@
+"""Static checks of a network's source: it parses, keeps the contract, and uses only what networks need.
+
+Nothing is executed. These checks are a cheap first filter that gives a clear error line; the boundary
+against hostile code is the sandbox, not this module.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+
+from archloop.types import Outcome, Verdict
+
+MAX_SOURCE_BYTES = 64 * 1024
+"""Longer sources are refused: the longest LEMUR network has 40 kB."""
+
+ALLOWED_IMPORTS = frozenset(
+    "torch math numpy typing collections functools itertools dataclasses random copy abc enum "
+    "operator numbers warnings types re string __future__".split()
+)
+FORBIDDEN_MODULES = ("torch.hub", "torch.utils.model_zoo", "torch.distributed", "torch.multiprocessing")
+FORBIDDEN_CALLS = frozenset(
+    "eval exec compile open input __import__ globals locals vars breakpoint exit quit help".split()
+)
+FORBIDDEN_TORCH = frozenset({"load", "save", "hub", "from_file", "load_state_dict_from_url"})
+ALLOWED_DUNDERS = frozenset(
+    "__init__ __name__ __class__ __len__ __call__ __getitem__ __iter__ __next__ __repr__ __doc__ "
+    "__all__ __version__ __post_init__ __annotations__ __enter__ __exit__ __setitem__ __constants__ "
+    "__hash__ __eq__ __str__".split()
+)
+NET_METHODS = ("__init__", "forward", "train_setup", "learn")
+INIT_ARGUMENTS = ("in_shape", "out_shape", "prm", "device")
+
+
+def check(code: str) -> Verdict | None:
+    """The first static fault of a source, in ladder order, or ``None`` if it may be run."""
+    if len(code.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
+        return Verdict(Outcome.SYNTAX_ERROR, f"source is longer than {MAX_SOURCE_BYTES} bytes")
+    tree = _parse(code)
+    if isinstance(tree, Verdict):
+        return tree
+    if fault := _contract_fault(tree):
+        return Verdict(Outcome.CONTRACT_VIOLATION, fault)
+    if fault := next(_policy_faults(tree), None):
+        return Verdict(Outcome.FORBIDDEN_CODE, fault)
+    return None
+
+
+def _parse(code: str) -> ast.Module | Verdict:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            return ast.parse(code)
+    except SyntaxError as error:
+        return Verdict(Outcome.SYNTAX_ERROR, f"SyntaxError: {error.msg} (line {error.lineno})")
+    except ValueError as error:  # null bytes, lone surrogates
+        return Verdict(Outcome.SYNTAX_ERROR, f"SyntaxError: {error}")
+    except (RecursionError, MemoryError):
+        return Verdict(Outcome.SYNTAX_ERROR, "SyntaxError: nested too deeply to parse")
+
+
+def _contract_fault(tree: ast.Module) -> str | None:
+    functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
+    classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
+    if "Net" not in classes:
+        return "no class Net at module level"
+    net = classes["Net"]
+    if not net.bases:
+        return "class Net has no base; expected class Net(nn.Module)"
+    methods = _methods(net, classes)
+    if missing := [name for name in NET_METHODS if name not in methods]:
+        return f"class Net lacks {', '.join(missing)}"
+    if fault := _init_fault(methods["__init__"]):
+        return fault
+    if "supported_hyperparameters" not in functions:
+        return "no function supported_hyperparameters at module level"
+    return None
+
+
+def _methods(net: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, ast.FunctionDef]:
+    """Methods of a class and of its bases in the same module."""
+    found: dict[str, ast.FunctionDef] = {}
+    queue, seen = [net], {net.name}
+    while queue:
+        node = queue.pop(0)
+        for item in node.body:
+            if isinstance(item, ast.FunctionDef):
+                found.setdefault(item.name, item)
+        for base in node.bases:
+            if isinstance(base, ast.Name) and base.id in classes and base.id not in seen:
+                seen.add(base.id)
+                queue.append(classes[base.id])
+    return found
+
+
+def _init_fault(init: ast.FunctionDef) -> str | None:
+    """The harness calls ``Net(in_shape, out_shape, prm, device)`` by position."""
+    names = [a.arg for a in init.args.posonlyargs + init.args.args][1:]
+    required = len(names) - len(init.args.defaults)
+    required_by_name = sum(default is None for default in init.args.kw_defaults)
+    accepts = len(names) >= len(INIT_ARGUMENTS) or init.args.vararg is not None
+    if not accepts or required > len(INIT_ARGUMENTS) or required_by_name:
+        return f"Net.__init__ takes ({', '.join(names)}); expected ({', '.join(INIT_ARGUMENTS)})"
+    return None
+
+
+def _policy_faults(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (f for alias in names if (f := _import_fault(alias.name, node)))
+            case ast.ImportFrom(module=module, level=level, names=names):
+                if level:
+                    yield f"relative import (line {node.lineno})"
+                for alias in names:
+                    if fault := _import_fault(f"{module}.{alias.name}", node):
+                        yield fault
+            case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
+                yield f"call of {name} (line {node.lineno})"
+            case ast.Attribute(value=ast.Name(id="torch"), attr=attr) if attr in FORBIDDEN_TORCH:
+                yield f"torch.{attr} (line {node.lineno})"
+            case ast.Attribute(attr=name) | ast.Name(id=name) if _is_closed_dunder(name):
+                yield f"{name} (line {node.lineno})"
+            case ast.keyword(arg="pretrained", value=ast.Constant(value=True)):
+                yield f"pretrained=True (line {node.value.lineno})"
+            case _:
+                pass
+
+
+def _import_fault(name: str, node: ast.stmt) -> str | None:
+    allowed = name.partition(".")[0] in ALLOWED_IMPORTS
+    if allowed and not name.startswith(FORBIDDEN_MODULES):
+        return None
+    return f"import of {name} (line {node.lineno}); allowed are torch, numpy and pure Python modules"
+
+
+def _is_closed_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__") and name not in ALLOWED_DUNDERS

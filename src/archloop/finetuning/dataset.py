@@ -1,0 +1,68 @@
+"""Chat pairs as token ids with the exact loss mask: the assistant's code block and the end token."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archloop.errors import UsageError
+
+IGNORED = -100
+"""PyTorch's cross-entropy leaves these labels out."""
+
+
+@dataclass(frozen=True)
+class EncodedPair:
+    """One sequence; ``labels`` equal ``input_ids`` where the loss counts and ``IGNORED`` elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
+    """The ``messages`` of every row of a JSONL corpus.
+
+    Raises:
+        UsageError: Naming the file and line that is no chat row ending with the assistant.
+    """
+    rows = []
+    if not corpus.is_file():
+        raise UsageError(f"{corpus}: no such corpus file")
+    with corpus.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                messages = json.loads(line)["messages"]
+                if messages[-1]["role"] != "assistant":
+                    raise ValueError("last message is not the assistant's")
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise UsageError(f"{corpus}:{number}: not a chat row ({error})") from None
+            rows.append(messages)
+    if not rows:
+        raise UsageError(f"{corpus}: the corpus is empty; nothing to fine-tune on")
+    return rows
+
+
+def encode_pair(tokenizer: Any, messages: Sequence[dict[str, str]]) -> EncodedPair:
+    """Tokenise one pair as generation will see it: the rendered prompt, then the answer.
+
+    Prompt and answer are tokenised apart, exactly as at generation time, where the LLM goes on from the
+    tokens of the prompt. What the template writes after the end token is left out.
+
+    Raises:
+        UsageError: The chat template rewrites the prompt once an answer follows.
+    """
+    prompt = tokenizer.apply_chat_template(
+        list(messages[:-1]), tokenize=False, add_generation_prompt=True
+    )
+    whole = tokenizer.apply_chat_template(list(messages), tokenize=False)
+    if not whole.startswith(prompt):
+        raise UsageError("the LLM's chat template changes the prompt when an answer is added")
+    head, end, _ = whole[len(prompt) :].rpartition(tokenizer.eos_token)
+    if not end:
+        head, end = whole[len(prompt) :].rstrip("\n"), tokenizer.eos_token
+    prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(head + end, add_special_tokens=False)["input_ids"]
+    return EncodedPair(prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids)

@@ -1,0 +1,65 @@
+"""What goes into a fine-tune and what comes out, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from archloop.config import FinetuneConfig
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """One fine-tune."""
+
+    model_dir: Path
+    """The base LLM in Hugging Face layout."""
+    corpus: Path
+    """JSONL with chat ``messages`` rows."""
+    output: Path
+    """Folder of the new adapter; must not exist yet."""
+    config: FinetuneConfig
+    dtype: str
+    seed: int
+    parent: Path | None = None
+    """Adapter to go on from; ``None``: a fresh one on the base LLM."""
+    lineage: dict[str, Any] | None = None
+    """Kept in the adapter's ``lineage.json`` beside what the fine-tune itself knows."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The job as JSON values."""
+        data = asdict(self) | {"config": self.config.model_dump(mode="json")}
+        return {k: str(v) if isinstance(v, Path) else v for k, v in data.items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> FinetuneJob:
+        """The job read back."""
+        paths = {k: Path(data[k]) for k in ("model_dir", "corpus", "output")}
+        parent = Path(data["parent"]) if data["parent"] else None
+        config = FinetuneConfig.model_validate(data["config"])
+        return cls(**{**data, **paths, "parent": parent, "config": config})
+
+
+@dataclass(frozen=True)
+class FinetuneProgress:
+    """After one optimiser step."""
+
+    step: int
+    total_steps: int
+    loss: float | None
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """A finished fine-tune."""
+
+    adapter: Path
+    n_pairs: int
+    n_too_long: int
+    """Pairs left out because they exceed ``finetune.max_length``."""
+    steps: int
+    loss: float
+    """Mean training loss over the last tenth of the steps, in nats a token."""
+    seconds: float

@@ -1,0 +1,93 @@
+"""The prompt template: one fixed text for a whole run, filled from the task and the budget.
+
+Written after the paper (sections 3 and 3.1): expert designer, first-epoch accuracy, dataset and shapes,
+at most so many parameters, the contract, standard layers only, no pretrained weights, one code block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from archloop.config import PromptConfig
+from archloop.errors import ConfigError
+from archloop.types import Message
+
+SYSTEM = "You are an expert PyTorch architecture designer. Maximise first-epoch accuracy."
+USER = (
+    "Dataset: {dataset}. Input: {shape}. Output: (N, {classes}) logits. "
+    "At most {max_params} parameters.\n"
+    "Write class Net(nn.Module) with __init__(self, in_shape, out_shape, prm, device), forward(self, x), "
+    "train_setup(self, prm), learn(self, train_data), and a function supported_hyperparameters() "
+    "returning {'lr', 'momentum'}. Import torch and torch.nn as nn. Standard layers only, no pretrained "
+    "weights, no data loading. Answer with one Python code block."
+)
+_FIELDS = ("dataset", "shape", "classes", "max_params")
+
+
+@dataclass(frozen=True)
+class PromptSubject:
+    """What a prompt says about the task."""
+
+    dataset: str
+    shape: tuple[int, int, int]
+    """(channels, height, width)."""
+    classes: int
+
+
+CIFAR10 = PromptSubject("CIFAR-10", (3, 32, 32), 10)
+MNIST = PromptSubject("MNIST", (1, 28, 28), 10)
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A system and a user text with ``{dataset}``, ``{shape}``, ``{classes}`` and ``{max_params}``."""
+
+    system: str = SYSTEM
+    user: str = USER
+
+    @classmethod
+    def from_config(cls, config: PromptConfig) -> PromptTemplate:
+        """The configured texts, or the packaged ones where empty.
+
+        Raises:
+            ConfigError: A custom user text lacks a placeholder, so the task would not reach the LLM.
+        """
+        template = cls(config.system or SYSTEM, config.user or USER)
+        missing = [f"{{{name}}}" for name in _FIELDS if f"{{{name}}}" not in template.user]
+        if missing:
+            raise ConfigError(f"prompt.user: lacks {', '.join(missing)}")
+        return template
+
+    @property
+    def digest(self) -> str:
+        """First 12 hex digits of the template's SHA-256."""
+        return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()[:12]
+
+    def render(self, subject: PromptSubject, max_params: int) -> list[Message]:
+        """The system and user message for one task and budget."""
+        c, h, w = subject.shape
+        values = {
+            "dataset": subject.dataset,
+            "shape": f"(N, {c}, {h}, {w})",
+            "classes": str(subject.classes),
+            "max_params": f"{max_params:,}",
+        }
+        pattern = re.compile("{(" + "|".join(_FIELDS) + ")}")
+        user = pattern.sub(lambda match: values[match[1]], self.user)
+        return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+
+def parameter_cap(n_params: int) -> int:
+    """The budget a prompt names for a network of ``n_params``: rounded up in steps of 1, 2, 5 x 10^k.
+
+    >>> [parameter_cap(n) for n in (180_000, 200_000, 200_001, 4_100_000)]
+    [200000, 200000, 500000, 5000000]
+    """
+    step = 1
+    while True:
+        for digit in (1, 2, 5):
+            if n_params <= digit * step:
+                return digit * step
+        step *= 10

@@ -1,0 +1,41 @@
+"""Seeds: the networks a run starts from, as prompt-code pairs.
+
+A new source is a class with ``digest`` and ``networks()`` in a file of its own, and a line in
+:func:`open_source`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from archloop.config import SeedsConfig
+from archloop.errors import ConfigError
+from archloop.seeds.build import SeedReport, build_corpus
+from archloop.seeds.files import DirectorySource, JsonlSource
+from archloop.seeds.lemur import LemurSource
+from archloop.seeds.source import SeedNetwork, SeedSource
+
+__all__ = ["SeedNetwork", "SeedReport", "SeedSource", "build_corpus", "open_source"]
+
+SOURCES = ("lemur", "directory", "jsonl")
+
+
+def open_source(config: SeedsConfig) -> SeedSource:
+    """The configured seed source.
+
+    Raises:
+        ConfigError: An unknown name.
+        UsageError: Its file or folder is missing or empty.
+    """
+    path = Path(config.path or "")
+    match config.source:
+        case "lemur":
+            return LemurSource()
+        case "directory":
+            return DirectorySource(path)
+        case "jsonl":
+            return JsonlSource(path)
+        case other:
+            raise ConfigError(
+                f"seeds.source: {other!r} unknown; allowed: {', '.join(SOURCES)}, none"
+            )

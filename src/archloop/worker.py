@@ -1,0 +1,106 @@
+"""Run one job in a fresh Python process and stream its JSON events: the LLM's memory goes with it.
+
+The job travels as one JSON line on stdin, events come back as JSON lines on a pipe of their own; what
+libraries print goes to stderr. The process dies with its parent: it holds the read end of stdin open and
+leaves when that closes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, TextIO
+
+from archloop.errors import ArchloopError, UsageError
+
+logger = logging.getLogger(__name__)
+
+_EVENT_FD = "ARCHLOOP_EVENT_FD"
+Emit = Callable[[str, dict[str, Any]], None]
+
+
+def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Start ``python -m module`` on a job and yield its events; closing the iterator ends the process.
+
+    Raises:
+        ArchloopError: The process ended without a result.
+    """
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=[writer],
+        env={**os.environ, _EVENT_FD: str(writer), "TOKENIZERS_PARALLELISM": "false"},
+        text=True,
+    )
+    os.close(writer)
+    assert process.stdin and process.stderr
+    tail: deque[str] = deque(maxlen=50)
+    drain = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
+    drain.start()
+    finished = False
+    try:
+        with os.fdopen(reader, "r", encoding="utf-8") as events:
+            with suppress(BrokenPipeError):
+                process.stdin.write(json.dumps(job) + "\n")
+                process.stdin.flush()
+            for line in events:
+                event = json.loads(line)
+                if event["event"] == "error":
+                    kind = UsageError if event["data"]["usage"] else ArchloopError
+                    raise kind(event["data"]["message"])
+                finished = finished or event["event"] == "result"
+                yield event
+        process.wait()
+        drain.join()
+    finally:
+        _end(process)
+    if not finished:
+        last = next((line for line in reversed(tail) if line.strip()), "no output")
+        raise ArchloopError(f"{module} ended with code {process.returncode}: {last.strip()}")
+
+
+def _drain(stream: TextIO, tail: deque[str]) -> None:
+    for line in stream:
+        tail.append(line)
+        logger.debug("%s", line.rstrip())
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stderr):
+        if stream:
+            with suppress(BrokenPipeError):
+                stream.close()
+
+
+def serve(work: Callable[[dict[str, Any], Emit], dict[str, Any]]) -> None:
+    """The other side: read the job, do the work, emit its result (the ``__main__`` of a worker module)."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    with os.fdopen(int(os.environ[_EVENT_FD]), "w", encoding="utf-8") as events:
+
+        def emit(event: str, data: dict[str, Any]) -> None:
+            events.write(json.dumps({"event": event, "data": data}) + "\n")
+            events.flush()
+
+        try:
+            emit("result", work(job, emit))
+        except ArchloopError as error:
+            emit("error", {"message": str(error), "usage": isinstance(error, UsageError)})
+
+
+def _leave_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(1)
