@@ -95,12 +95,15 @@ def database_url(url_or_path: str | Path, *, read_only: bool) -> URL:
         return URL.create("sqlite", database=str(path))
     if not path.is_file():
         raise UsageError(f"{path}: no such run database")
-    query = {"mode": "ro", "uri": "true"}
-    log = path.with_name(path.name + "-wal")
-    if not os.access(path.parent, os.W_OK) and not log.exists():
-        # SQLite reads a WAL database only where it may write its index, or where nobody writes.
-        query = {"immutable": "1", "uri": "true"}
-    return URL.create("sqlite", database=path.resolve().as_uri(), query=query)
+    # SQLite shares a write-ahead log through an index file beside it, which a reader writes too and
+    # removes if it is the last to close. Where it cannot and there is no log, nobody else writes.
+    if os.access(path.parent, os.W_OK):
+        how = {"mode": "rw"}
+    elif path.with_name(path.name + "-wal").exists():
+        how = {"mode": "ro"}
+    else:
+        how = {"immutable": "1"}
+    return URL.create("sqlite", database=path.resolve().as_uri(), query={**how, "uri": "true"})
 
 
 def open_engine(url: URL) -> Engine:
@@ -120,7 +123,9 @@ def open_engine(url: URL) -> Engine:
         # SQLAlchemy begins transactions itself (below), so that reads are snapshots too.
         connection.isolation_level = None
         connection.execute("PRAGMA foreign_keys=ON")
-        if not read_only:
+        if read_only:
+            connection.execute("PRAGMA query_only=ON")
+        else:
             connection.execute("PRAGMA journal_mode=WAL")
             # FULL syncs the log at every commit: milliseconds beside the seconds a candidate takes.
             # NORMAL would outlive a killed process, but not a power failure.

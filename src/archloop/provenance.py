@@ -1,0 +1,98 @@
+"""Where a figure comes from: the machine, the versions and the command of one session of a run.
+
+The machine is described, never named, so a report can be given away.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from archloop import __version__
+
+_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "openvino-genai",
+    "numpy",
+    "scipy",
+    "rensa",
+    "sandlock",
+)
+"""The packages that can change a figure."""
+
+_NVIDIA_SECONDS = 20
+
+
+def session() -> dict[str, Any]:
+    """Machine, versions, command and UTC time as JSON values, for the store's meta ``sessions``."""
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, usable cores, memory in GiB, GPUs, operating system."""
+    import psutil
+
+    return {
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [f"{name} ({mib / 1024:.0f} GiB)" for name, mib in nvidia_gpus()],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, archloop and the packages that can change a figure."""
+    found = {"python": platform.python_version(), "archloop": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def usable_cores() -> int:
+    """The CPU cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def nvidia_gpus() -> list[tuple[str, int]]:
+    """Name and memory in MiB of each NVIDIA GPU, as its driver says; none without a driver."""
+    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]
+    return [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdecimal()]
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return " ".join(value.split())
+    return platform.processor() or platform.machine()

@@ -1,0 +1,157 @@
+"""A run directory: where everything lies, and the public way to read it (:class:`Run`)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal, Self
+
+from archloop.config import RunConfig, resolve
+from archloop.errors import ConfigError, RunLockedError, UsageError
+from archloop.store import Store
+from archloop.types import Candidate, CycleStats
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from filelock import BaseFileLock
+
+FINISHED = "finished_at"
+"""Meta key in the store: when the run ended as planned; absent before."""
+
+SESSIONS = "sessions"
+"""Meta key in the store: one :func:`archloop.provenance.session` for each start of the run."""
+
+State = Literal["running", "finished", "interrupted"]
+
+_LOCK_SECONDS = 2.0
+"""How long a starting run waits for the lock: :meth:`Run.state` holds it for an instant."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of a run directory; none of them has to exist."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.json"
+
+    @property
+    def database(self) -> Path:
+        """The store."""
+        return self.root / "run.db"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked by the process that works on the run."""
+        return self.root / "run.lock"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return self.root / "report"
+
+    def corpus(self, cycle: int) -> Path:
+        """The corpus that the adapter of a cycle is fine-tuned on."""
+        return self.root / "corpus" / f"cycle_{cycle:02d}.jsonl"
+
+    def adapter(self, cycle: int) -> Path:
+        """The folder of the adapter that generates in a cycle."""
+        return self.root / "adapters" / f"cycle_{cycle:02d}"
+
+    def candidates(self, cycle: int) -> Path:
+        """The folder of a cycle's candidates as ``.py`` files."""
+        return self.root / "candidates" / f"cycle_{cycle:02d}"
+
+    def lock(self) -> BaseFileLock:
+        """Take the run for this process; release it, or use it in a ``with`` statement.
+
+        Raises:
+            RunLockedError: Another process is working on the run.
+        """
+        from filelock import FileLock, Timeout
+
+        self.root.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.lock_file)
+        try:
+            lock.acquire(timeout=_LOCK_SECONDS)
+        except Timeout:
+            raise RunLockedError(f"{self.root}: another process is working on this run") from None
+        return lock
+
+    def is_locked(self) -> bool:
+        """Whether a process is working on the run now."""
+        from filelock import FileLock, Timeout
+
+        if not self.lock_file.is_file():
+            return False
+        try:
+            with FileLock(self.lock_file, timeout=0):
+                return False
+        except Timeout:
+            return True
+        except OSError:  # a read-only disk or another user's run: nobody here can be writing it
+            return False
+
+
+class Run:
+    """A run as others read it, while it runs or later. Use :meth:`open`."""
+
+    def __init__(self, paths: RunDir, config: RunConfig, store: Store) -> None:
+        self.paths = paths
+        self.config = config
+        self.store = store
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Open a run directory for reading.
+
+        Raises:
+            UsageError: The directory is no run, or of another version of archloop.
+        """
+        paths = RunDir(Path(directory))
+        if not paths.config.is_file() or not paths.database.is_file():
+            raise UsageError(f"{directory}: no run here (a run has config.json and run.db)")
+        try:
+            config = resolve(json.loads(paths.config.read_text("utf-8")))
+        except (ValueError, ConfigError) as error:
+            raise UsageError(f"{paths.config}: not a run's configuration: {error}") from None
+        return cls(paths, config, Store(paths.database, read_only=True))
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def candidates(self) -> pd.DataFrame:
+        """One row a candidate, in (cycle, index) order, with the columns of its public JSON."""
+        import pandas as pd
+
+        rows = [candidate.to_json() for candidate in self.store.candidates()]
+        hidden = {"code", "index"}
+        columns = [field.name for field in fields(Candidate) if field.name not in hidden]
+        return pd.DataFrame(rows, columns=columns)
+
+    def cycles(self) -> list[CycleStats]:
+        """The statistics of the committed cycles, in order."""
+        return self.store.cycles()
+
+    def state(self) -> State:
+        """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""
+        if self.paths.is_locked():
+            return "running"
+        return "finished" if self.store.get_meta(FINISHED) else "interrupted"
