@@ -1,0 +1,110 @@
+"""The report's figures as CSV: fractions, seconds, every k and n; not measured is an empty cell."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from archloop.config import config_digest
+from archloop.report.reported import ReportedRun
+from archloop.report.summary import CycleSummary, Interval, Mean, Proportion
+from archloop.types import Outcome
+
+
+def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
+    """Name and text of each CSV file; the rows of all runs are in the same files."""
+    return {
+        "cycles.csv": _csv(_cycle_rows(runs)),
+        "totals.csv": _csv(_total_rows(runs)),
+        "outcomes.csv": _csv(_outcome_rows(runs)),
+        "candidates.csv": _csv(_candidate_rows(runs)),
+    }
+
+
+def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        for cycle in run.summary.cycles:
+            yield {"run": run.label, **_cycle_row(cycle)}
+
+
+def _cycle_row(cycle: CycleSummary) -> dict[str, Any]:
+    stats = cycle.stats
+    return {
+        "cycle": stats.cycle,
+        **_proportion_columns("valid", cycle.valid),
+        "best_accuracy": cycle.best,
+        **_mean_columns("accuracy", cycle.mean),
+        "median_accuracy": cycle.median,
+        **_proportion_columns("above_threshold", cycle.above_threshold),
+        **_proportion_columns("near_duplicate", cycle.near_duplicate),
+        "n_accepted": stats.n_accepted,
+        "corpus_size": stats.corpus_size,
+        "n_tokens": stats.n_tokens,
+        "wall_seconds": stats.wall_seconds,
+        "adapter": stats.adapter,
+        "corpus_sha256": stats.corpus_sha256,
+    }
+
+
+def _total_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        whole, config = run.summary, run.config
+        yield {
+            "run": run.label,
+            "llm": config.llm.model,
+            "task": config.task.name,
+            "seed": config.seed,
+            "configuration": config_digest(config),
+            **_mean_columns("valid_rate", whole.valid_rate),
+            **_proportion_columns("valid", whole.valid),
+            "best_accuracy": whole.best,
+            **_mean_columns("accuracy", whole.accuracy),
+            **_proportion_columns("above_threshold", whole.above_threshold),
+            **_proportion_columns("near_duplicate", whole.near_duplicate),
+            "n_accepted": whole.n_accepted,
+            "n_tokens": whole.n_tokens,
+            "wall_seconds": whole.wall_seconds,
+        }
+
+
+def _outcome_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        for cycle in run.summary.cycles:
+            counts = {o.value: cycle.stats.outcomes.get(o.value, 0) for o in Outcome}
+            yield {"run": run.label, "cycle": cycle.stats.cycle, **counts}
+
+
+def _candidate_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        for candidate in run.candidates:
+            yield {"run": run.label, **candidate.to_json()}
+
+
+def _proportion_columns(name: str, value: Proportion) -> dict[str, Any]:
+    low, high = _ends(value.interval)
+    columns = {"k": value.k, "n": value.n, "rate": value.rate, "low": low, "high": high}
+    return {f"{name}_{key}": number for key, number in columns.items()}
+
+
+def _mean_columns(name: str, value: Mean) -> dict[str, Any]:
+    low, high = _ends(value.interval)
+    columns = {"n": value.n, "mean": value.value, "low": low, "high": high}
+    return {f"{name}_{key}": number for key, number in columns.items()}
+
+
+def _ends(interval: Interval | None) -> tuple[float | None, float | None]:
+    return (None, None) if interval is None else interval
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> str:
+    """Comma-separated text with a heading; ``None`` is an empty cell."""
+    text = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        if writer is None:
+            writer = csv.DictWriter(text, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+    return text.getvalue()

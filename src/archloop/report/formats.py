@@ -1,0 +1,60 @@
+"""Figures as people read them: percent, intervals in brackets, a dash for what was not measured."""
+
+from __future__ import annotations
+
+from archloop.report.summary import Interval, Mean, Proportion
+
+NOTHING = "-"
+
+
+def percent(fraction: float | None, digits: int = 2) -> str:
+    """A fraction in percent, without the sign."""
+    return NOTHING if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def bracket(interval: Interval | None, digits: int = 1) -> str:
+    """An interval of fractions as `` [low, high]`` in percent; empty without one."""
+    if interval is None:
+        return ""
+    low, high = interval
+    return f" [{percent(low, digits)}, {percent(high, digits)}]"
+
+
+def proportion(value: Proportion) -> str:
+    """``44.0 [31.2, 57.7] (22/50)``, in percent."""
+    return f"{percent(value.rate, 1)}{bracket(value.interval)} ({value.k}/{value.n})"
+
+
+def mean(value: Mean) -> str:
+    """``28.06 [25.10, 31.02]``, in percent."""
+    return f"{percent(value.value)}{bracket(value.interval, 2)}"
+
+
+def count(value: int | None) -> str:
+    """An integer with thousands separated."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds is None:
+        return NOTHING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def clock(seconds: float | None) -> str:
+    """Seconds as ``h:mm:ss``."""
+    if seconds is None:
+        return NOTHING
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
+
+
+def threshold(min_accuracy: float) -> str:
+    """The heading of the column of candidates at or above the accuracy threshold."""
+    return f">= {100 * min_accuracy:g} %"

@@ -1,0 +1,188 @@
+"""The report as a Markdown document.
+
+Every figure comes with its k and n or its n, and every run with what it takes to make it again:
+configuration digest, protocol hash, seed, machine, versions and command.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from archloop.config import config_digest
+from archloop.report.formats import NOTHING, count, duration, mean, percent, proportion, threshold
+from archloop.report.paper import TABLE_2, WHOLE_RUN
+from archloop.report.reported import ReportedRun
+from archloop.types import Candidate
+
+Row = Sequence[Any]
+
+
+def markdown(runs: Sequence[ReportedRun]) -> str:
+    """The report: a section a run, then the paper's figures."""
+    blocks = ["# Report", _INTRODUCTION]
+    for run in runs:
+        blocks += [f"## {run.label}", _header(run)]
+        if not run.summary.cycles:
+            blocks.append("No cycle is committed yet.")
+            continue
+        blocks += ["### Cycles", _cycle_table(run)]
+        blocks += ["### Whole run", _total_table(run)]
+        blocks += ["### Outcomes", _outcome_table(run)]
+    blocks += ["## The paper", _paper_table(), WHOLE_RUN]
+    return "\n\n".join(blocks) + "\n"
+
+
+_INTRODUCTION = (
+    "Percent. Brackets hold 95 % intervals: Wilson for proportions (k/n beside them), Student-t "
+    "for means. Valid: trained to the end of the epoch, of all completions sampled. Accuracies are "
+    "first-epoch accuracies of the valid candidates; the share at or above the threshold and the "
+    "near-duplicates are of the valid candidates. Corpus: prompt-code pairs that the cycle's "
+    "adapter was trained on or started from."
+)
+
+
+def _header(run: ReportedRun) -> str:
+    config = run.config
+    protocols = sorted({c.protocol for c in run.candidates if c.protocol})
+    isolation = sorted({c.isolation for c in run.candidates if c.isolation})
+    rows: list[Row] = [
+        ("state", f"{run.state}, {len(run.summary.cycles)} of {config.loop.cycles} cycles"),
+        ("LLM", config.llm.model),
+        ("revision", config.llm.revision or NOTHING),
+        ("warm start", config.llm.warm_start or "none"),
+        ("task", config.task.name),
+        ("seed", config.seed),
+        ("configuration", config_digest(config)),
+        ("protocol", ", ".join(protocols) or NOTHING),
+        ("isolation", ", ".join(isolation) or NOTHING),
+        ("best candidate", _best(run.candidates)),
+    ]
+    return _table(("", ""), [*rows, *_session_rows(run.sessions)])
+
+
+def _session_rows(sessions: Sequence[dict[str, Any]]) -> list[Row]:
+    """Machine, versions and command, each once however often the run was resumed."""
+
+    def distinct(texts: Iterable[str]) -> str:
+        return "; ".join(dict.fromkeys(texts)) or "not recorded"
+
+    return [
+        ("machine", distinct(_machine(s["machine"]) for s in sessions)),
+        ("versions", distinct(_versions(s["versions"]) for s in sessions)),
+        ("command", distinct(f"`{s['command']}`" for s in sessions)),
+        ("sessions", len(sessions) or "not recorded"),
+    ]
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    gpus = ", ".join(facts["gpus"]) or "no GPU"
+    memory = f"{facts['memory_gib']} GiB"
+    return f"{facts['processor']}, {facts['cores']} cores, {memory}, {gpus}, {facts['system']}"
+
+
+def _versions(facts: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in facts.items())
+
+
+def _best(candidates: Sequence[Candidate]) -> str:
+    measured = [c for c in candidates if c.outcome.is_valid and c.first_epoch_accuracy is not None]
+    if not measured:
+        return NOTHING
+    best = max(measured, key=lambda c: c.first_epoch_accuracy or 0.0)
+    size = f"{count(best.n_params)} parameters"
+    return f"{best.id}, {percent(best.first_epoch_accuracy)} %, {size}, {best.outcome.value}"
+
+
+def _cycle_table(run: ReportedRun) -> str:
+    head = (
+        "cycle",
+        "valid",
+        "best",
+        "mean",
+        "median",
+        threshold(run.config.selection.min_accuracy),
+        "near-duplicates",
+        "accepted",
+        "corpus",
+        "tokens",
+        "seconds",
+    )
+    rows = [
+        (
+            cycle.stats.cycle,
+            proportion(cycle.valid),
+            percent(cycle.best),
+            mean(cycle.mean),
+            percent(cycle.median),
+            proportion(cycle.above_threshold),
+            cycle.stats.n_near_duplicate,
+            cycle.stats.n_accepted,
+            count(cycle.stats.corpus_size),
+            count(cycle.stats.n_tokens),
+            _seconds(cycle.stats.wall_seconds),
+        )
+        for cycle in run.summary.cycles
+    ]
+    return _table(head, rows)
+
+
+def _total_table(run: ReportedRun) -> str:
+    whole = run.summary
+    first, last = whole.cycles[0].stats, whole.cycles[-1].stats
+    share = threshold(run.config.selection.min_accuracy)
+    rows: list[Row] = [
+        (f"mean of the valid rates of {whole.valid_rate.n} cycles", mean(whole.valid_rate)),
+        ("valid, all cycles together", proportion(whole.valid)),
+        ("best first-epoch accuracy", percent(whole.best)),
+        (f"mean first-epoch accuracy, {whole.accuracy.n} candidates", mean(whole.accuracy)),
+        (share, proportion(whole.above_threshold)),
+        ("near-duplicates", proportion(whole.near_duplicate)),
+        ("accepted", count(whole.n_accepted)),
+        ("corpus, first cycle", count(first.corpus_size)),
+        ("corpus, last cycle", count(last.corpus_size)),
+        ("tokens", count(whole.n_tokens)),
+        ("time", duration(whole.wall_seconds)),
+    ]
+    return _table(("", ""), rows)
+
+
+def _outcome_table(run: ReportedRun) -> str:
+    """Outcomes that occurred, in ladder order, a column a cycle."""
+    cycles = run.summary.cycles
+    head = ["outcome", *(str(c.stats.cycle) for c in cycles), "all"]
+    rows = [
+        [outcome.value, *(c.stats.outcomes.get(outcome.value, 0) for c in cycles), total]
+        for outcome, total in run.summary.outcomes.items()
+    ]
+    return _table(head, rows)
+
+
+def _paper_table() -> str:
+    head = ("cycle", "valid", "best", "mean", ">= 40 %", "accepted", "corpus")
+    rows = [
+        (
+            r.cycle,
+            r.valid,
+            f"{r.best:.2f}",
+            f"{r.mean:.2f}",
+            r.above_40,
+            r.accepted,
+            count(r.corpus),
+        )
+        for r in TABLE_2
+    ]
+    return _table(head, rows)
+
+
+def _seconds(seconds: float | None) -> str:
+    return NOTHING if seconds is None else f"{seconds:,.0f}"
+
+
+def _table(head: Row, rows: Iterable[Row]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")

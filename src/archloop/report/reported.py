@@ -1,0 +1,55 @@
+"""A run as its report needs it: read once, then closed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archloop.config import RunConfig
+from archloop.report.summary import RunSummary
+from archloop.run_dir import SESSIONS, Run, State
+from archloop.types import Candidate
+
+
+@dataclass(frozen=True)
+class ReportedRun:
+    """Everything the report of one run shows."""
+
+    label: str
+    state: State
+    config: RunConfig
+    sessions: tuple[dict[str, Any], ...]
+    """What :func:`archloop.provenance.session` recorded, once for each start of the run."""
+    summary: RunSummary
+    """Of the committed cycles."""
+    candidates: tuple[Candidate, ...]
+    """Of the cycle under way too."""
+
+
+def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
+    """Read the given run directories.
+
+    Raises:
+        UsageError: One of them is no run.
+    """
+    return [_read(label, path) for label, path in zip(_labels(runs), runs, strict=True)]
+
+
+def _read(label: str, path: Path) -> ReportedRun:
+    with Run.open(path) as run:
+        return ReportedRun(
+            label=label,
+            state=run.state(),
+            config=run.config,
+            sessions=tuple(run.store.get_meta(SESSIONS, [])),
+            summary=RunSummary.of(run.cycles()),
+            candidates=tuple(run.store.candidates()),
+        )
+
+
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """Folder names where they tell the runs apart, else the paths as given."""
+    names = [path.resolve().name for path in runs]
+    return names if len(set(names)) == len(names) else [str(path) for path in runs]

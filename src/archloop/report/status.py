@@ -1,0 +1,124 @@
+"""The state of a run on one screen, or as one JSON object."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from archloop.config import RunConfig, config_digest
+from archloop.report.formats import NOTHING, bracket, clock, count, percent, threshold
+from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
+from archloop.run_dir import Run
+from archloop.types import CycleStats
+
+
+def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
+    """The committed cycles as a table for the terminal, with the whole run in the last row.
+
+    Fits 80 columns. Brackets hold Wilson 95 % intervals, after the sign is the half width of a
+    Student-t 95 % interval; time is h:mm:ss.
+    """
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
+    for heading in (
+        "cycle",
+        "valid",
+        "% \\[95 %]",
+        "best\n%",
+        "mean\n%",
+        threshold(config.selection.min_accuracy),
+        "near\ndup.",
+        "accepted",
+        "corpus",
+        "time",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
+    whole = RunSummary.of(stats)
+    for cycle in whole.cycles:
+        table.add_row(str(cycle.stats.cycle), *_cells(cycle), end_section=cycle is whole.cycles[-1])
+    if len(whole.cycles) > 1:
+        table.add_row("all", *_total_cells(whole), style="bold")
+    return table
+
+
+def status_json(run: Run) -> dict[str, Any]:
+    """The one object of ``archloop status RUN --json``; fractions in 0..1, seconds.
+
+    ``cycles`` holds the committed cycles, ``current`` the one under way (``None`` between cycles).
+    """
+    config = run.config
+    stats = run.cycles()
+    whole = RunSummary.of(stats)
+    return {
+        "run": str(run.paths.root),
+        "state": run.state(),
+        "config": config_digest(config),
+        "llm": config.llm.model,
+        "task": config.task.name,
+        "seed": config.seed,
+        "min_accuracy": config.selection.min_accuracy,
+        "planned_cycles": config.loop.cycles,
+        "current": _current(run, stats),
+        "cycles": [cycle.to_json() for cycle in whole.cycles],
+        "totals": whole.to_json(),
+    }
+
+
+def _current(run: Run, stats: Sequence[CycleStats]) -> dict[str, Any] | None:
+    cycle = stats[-1].cycle + 1 if stats else 1
+    n_gen = len(run.store.completions(cycle))
+    if not n_gen:
+        return None
+    judged = run.store.candidates(cycle)
+    return {
+        "cycle": cycle,
+        "n_gen": n_gen,
+        "n_judged": len(judged),
+        "n_valid": sum(candidate.outcome.is_valid for candidate in judged),
+        "outcomes": dict(Counter(candidate.outcome.value for candidate in judged)),
+    }
+
+
+def _cells(cycle: CycleSummary) -> list[str]:
+    stats = cycle.stats
+    return [
+        *_shared_cells(cycle.valid, cycle.best, cycle.mean, cycle.above_threshold),
+        str(stats.n_near_duplicate),
+        str(stats.n_accepted),
+        count(stats.corpus_size),
+        clock(stats.wall_seconds),
+    ]
+
+
+def _total_cells(whole: RunSummary) -> list[str]:
+    last = whole.cycles[-1].stats
+    return [
+        *_shared_cells(whole.valid, whole.best, whole.accuracy, whole.above_threshold),
+        str(whole.near_duplicate.k),
+        str(whole.n_accepted),
+        count(last.corpus_size),
+        clock(whole.wall_seconds),
+    ]
+
+
+def _shared_cells(
+    valid: Proportion, best: float | None, mean: Mean, above: Proportion
+) -> list[str]:
+    interval = bracket(valid.interval, 0).replace("[", "\\[")  # rich reads brackets as markup
+    return [
+        f"{valid.k}/{valid.n}",
+        f"{percent(valid.rate, 0)}{interval}",
+        percent(best, 1),
+        _plus_minus(mean),
+        f"{above.k}/{above.n}",
+    ]
+
+
+def _plus_minus(mean: Mean) -> str:
+    if mean.value is None:
+        return NOTHING
+    if mean.interval is None:
+        return percent(mean.value, 1)
+    return f"{percent(mean.value, 1)} ±{percent(mean.interval[1] - mean.value, 1)}"

@@ -1,0 +1,257 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from archloop.config import RunConfig, config_digest, load_config
+from archloop.errors import UsageError
+from archloop.provenance import session
+from archloop.report import format_cycle_table, status_json, write_report
+from archloop.report.formats import duration
+from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
+from archloop.run_dir import SESSIONS, Run, RunDir
+from archloop.store import Store
+from archloop.types import Completion, CycleStats, Outcome, Verdict
+
+CONFIG = load_config("paper")
+
+
+def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -> CycleStats:
+    """Sample, judge and commit a cycle whose first candidates are the valid ones."""
+    store.add_completions([Completion(cycle, i, "t", i, 10, "stop") for i in range(n_gen)])
+    for index in range(n_gen):
+        valid = index < len(accuracies)
+        verdict = Verdict(Outcome.SYNTAX_ERROR, error="x | y\nz")
+        if valid:
+            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0)
+        store.add_verdict(
+            cycle,
+            index,
+            verdict=verdict,
+            code="x" if valid else None,
+            code_sha256=None,
+            isolation="confined" if valid else None,
+            protocol="abc123abc123" if valid else None,
+        )
+    ends = [
+        replace(c, outcome=Outcome.ACCEPTED if accuracy >= 0.4 else Outcome.BELOW_THRESHOLD)
+        for c, accuracy in zip(store.candidates(cycle), accuracies, strict=False)
+    ]
+    above = sum(c.outcome is Outcome.ACCEPTED for c in ends)
+    outcomes = {
+        "syntax_error": n_gen - len(accuracies),
+        "below_threshold": len(accuracies) - above,
+        "accepted": above,
+    }
+    stats = CycleStats(
+        cycle=cycle,
+        n_gen=n_gen,
+        n_valid=len(accuracies),
+        n_above_threshold=above,
+        n_near_duplicate=0,
+        n_accepted=above,
+        accuracies=tuple(accuracies),
+        corpus_size=1698,
+        adapter=f"adapters/cycle_{cycle:02d}",
+        corpus_sha256="ef" * 32,
+        outcomes=outcomes,
+        wall_seconds=100.0,
+        n_tokens=10 * n_gen,
+    )
+    store.commit_cycle(stats, ends)
+    return stats
+
+
+def make_run(
+    folder: Path, cycles: list[tuple[list[float], int]], config: RunConfig = CONFIG
+) -> Path:
+    paths = RunDir(folder)
+    folder.mkdir(parents=True)
+    paths.config.write_text(config.model_dump_json(), "utf-8")
+    with Store(paths.database) as store:
+        store.set_meta(SESSIONS, [session()])
+        for cycle, (accuracies, n_gen) in enumerate(cycles, start=1):
+            write_cycle(store, cycle, accuracies, n_gen)
+    return folder
+
+
+def paper_like_first_cycle() -> tuple[list[float], int]:
+    """22 valid of 50, as in the paper's cycle 1."""
+    chance = random.Random(1)
+    return [chance.uniform(0.2, 0.36) for _ in range(21)] + [0.4778], 50
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path / "first", [paper_like_first_cycle(), ([0.5], 4), ([], 3)])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text("utf-8"))))
+
+
+def test_the_papers_first_cycle_gives_the_papers_rate_and_interval(run: Path) -> None:
+    with Run.open(run) as opened:
+        first = CycleSummary.of(opened.cycles()[0])
+    assert first.valid.rate == 0.44
+    # Wilson 1927 with z = 1.96, worked out by hand: (0.44 + 0.0384146 -+ 0.1429...) / 1.0768...
+    assert first.valid.interval == pytest.approx((0.31160, 0.57694), abs=1e-4)
+    assert first.best == 0.4778
+    assert first.above_threshold == Proportion(1, 22)
+
+
+def test_an_empty_sample_has_no_figures() -> None:
+    assert Proportion(0, 0).rate is None
+    assert Proportion(0, 0).interval is None
+    assert Mean.of([]) == Mean(0, None, None)
+    assert Mean.of([0.5]) == Mean(1, 0.5, None)
+    assert RunSummary.of([]).wall_seconds is None
+
+
+def test_totals_average_the_cycles_and_pool_the_candidates(run: Path) -> None:
+    with Run.open(run) as opened:
+        stats = opened.cycles()
+    whole = RunSummary.of(stats)
+    assert whole.valid == Proportion(23, 57)
+    assert whole.valid_rate.value == pytest.approx((0.44 + 0.25 + 0.0) / 3)
+    assert whole.valid_rate.n == 3
+    assert whole.accuracy.n == 23
+    assert whole.accuracy.value == pytest.approx(sum(stats[0].accuracies + (0.5,)) / 23)
+    assert (whole.n_accepted, whole.n_tokens, whole.wall_seconds) == (2, 570, 300.0)
+    assert list(whole.outcomes) == [
+        Outcome.SYNTAX_ERROR,
+        Outcome.BELOW_THRESHOLD,
+        Outcome.ACCEPTED,
+    ]
+
+
+def test_a_part_not_measured_makes_the_total_unknown(run: Path) -> None:
+    with Run.open(run) as opened:
+        stats = opened.cycles()
+    assert RunSummary.of([stats[0], replace(stats[1], n_tokens=None)]).n_tokens is None
+
+
+def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "deep"
+    files = write_report([run], out)
+    names = ["report.md", "cycles.csv", "totals.csv", "outcomes.csv", "candidates.csv"]
+    assert [path.name for path in files] == names
+    assert sorted(path.name for path in out.iterdir()) == sorted(names), "nothing half-written"
+    text = files[0].read_text("utf-8")
+    assert "| 1 | 44.0 [31.2, 57.7] (22/50) | 47.78 |" in text
+    assert "4.5 [0.8, 21.8] (1/22)" in text
+    assert config_digest(CONFIG) in text
+    assert "abc123abc123" in text
+    assert "deepseek-ai/deepseek-coder-7b-instruct-v1.5" in text
+    assert "| c02-0000, 50.00 %, 4,321 parameters, accepted |" in text
+    assert "| syntax_error | 28 | 3 | 3 | 34 |" in text
+    assert "| 18 | 59.1 | 63.98 | 50.99 | 96.81 | 38 | 2,025 |" in text, "the paper's own row"
+    assert "torch 2." in text
+    cycles = read_csv(files[1])
+    assert [row["valid_k"] + "/" + row["valid_n"] for row in cycles] == ["22/50", "1/4", "0/3"]
+    assert float(cycles[0]["valid_low"]) == pytest.approx(0.31160, abs=1e-4)
+    assert cycles[1]["accuracy_low"] == "", "one value has no interval"
+    assert cycles[2]["best_accuracy"] == ""
+    assert float(read_csv(files[2])[0]["accuracy_n"]) == 23
+    assert sum(int(row["syntax_error"]) for row in read_csv(files[3])) == 34
+    assert len(read_csv(files[4])) == 57
+    assert read_csv(files[4])[56]["error"] == "x | y\nz"
+
+
+def test_every_markdown_row_has_as_many_cells_as_its_heading(run: Path, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"task": CONFIG.task.model_copy(update={"name": "a|b"})})
+    odd = make_run(tmp_path / "odd", [([0.41], 2)], config)
+    text = write_report([run, odd], tmp_path / "out")[0].read_text("utf-8")
+    width = 0
+    for line in text.splitlines():
+        cells = line.replace("\\|", "").count("|")
+        width = 0 if not cells else width or cells
+        assert cells == width, line
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / side / "run", [([0.41], 2)]) for side in ("a", "b")]
+    rows = read_csv(write_report(runs, tmp_path / "out")[2])
+    assert [row["run"] for row in rows] == [str(path) for path in runs]
+    rows = read_csv(write_report(runs[:1], tmp_path / "out")[2])
+    assert [row["run"] for row in rows] == ["run"]
+
+
+def test_a_run_without_a_committed_cycle_is_reported_as_such(tmp_path: Path) -> None:
+    files = write_report([make_run(tmp_path / "young", [])], tmp_path / "out")
+    assert "No cycle is committed yet." in files[0].read_text("utf-8")
+    assert files[1].read_text() == ""
+
+
+def test_nothing_is_written_when_a_directory_is_no_run(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no run here"):
+        write_report([run, tmp_path], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> None:
+    with Store(RunDir(run).database) as store:
+        store.add_completions([Completion(4, i, "t", i, 1, "stop") for i in range(3)])
+        store.add_verdict(
+            4,
+            1,
+            verdict=Verdict(Outcome.VALID, first_epoch_accuracy=0.2),
+            code="x",
+            code_sha256=None,
+            isolation=None,
+            protocol=None,
+        )
+    with Run.open(run) as opened:
+        status = json.loads(json.dumps(status_json(opened), allow_nan=False))
+    assert status["state"] == "interrupted"
+    assert status["planned_cycles"] == 22
+    assert status["current"] == {
+        "cycle": 4,
+        "n_gen": 3,
+        "n_judged": 1,
+        "n_valid": 1,
+        "outcomes": {"valid": 1},
+    }
+    first, second, third = status["cycles"]
+    assert first["valid"] == {
+        "k": 22,
+        "n": 50,
+        "rate": 0.44,
+        "interval": pytest.approx([0.31160, 0.57694], abs=1e-4),
+    }
+    assert len(first["accuracies"]) == 22
+    assert second["mean_accuracy"] == {"n": 1, "value": 0.5, "interval": None}
+    assert third["best_accuracy"] is None
+    assert status["totals"]["valid"]["k"] == 23
+
+
+def test_the_terminal_table_fits_and_keeps_brackets(run: Path) -> None:
+    with Run.open(run) as opened:
+        stats = opened.cycles()
+        large = replace(stats[0], cycle=22, n_gen=208, n_valid=155, wall_seconds=40_000.0)
+        table = format_cycle_table([*stats, large], opened.config)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert "% [95 %]" in lines[0] + lines[1]
+    assert ">= 40 %" in lines[0] + lines[1]
+    assert lines[2].split()[:5] == ["1", "22/50", "44", "[31,", "58]"]
+    assert lines[-1].split()[:2] == ["all", "178/265"]
+    assert max(map(len, lines)) <= 80
+    assert not any("…" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "-"), (0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
