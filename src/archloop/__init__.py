@@ -1,5 +1,37 @@
-"""archloop: a code LLM in a closed loop that designs neural networks and is trained on what worked."""
+"""archloop: a code LLM in a closed loop that designs neural networks and is trained on what worked.
+
+``archloop.evaluate(code, task=...)`` checks and trains one network, ``archloop.run(config)`` runs the loop,
+``archloop.Run.open(dir)`` reads a run, ``archloop.stats`` has the intervals of the paper.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+__all__ = ["Run", "evaluate", "load_config", "run", "stats"]
+
+if TYPE_CHECKING:
+    from archloop import stats
+    from archloop.config import load_config
+    from archloop.evaluation import evaluate
+    from archloop.loop import run
+    from archloop.run_dir import Run
+
+_WHERE = {
+    "Run": ("archloop.run_dir", "Run"),
+    "evaluate": ("archloop.evaluation", "evaluate"),
+    "load_config": ("archloop.config", "load_config"),
+    "run": ("archloop.loop", "run"),
+    "stats": ("archloop.stats", None),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that ``import archloop`` stays instant."""
+    if name not in _WHERE:
+        raise AttributeError(f"module 'archloop' has no attribute {name!r}")
+    module, attribute = _WHERE[name]
+    loaded = importlib.import_module(module)
+    return loaded if attribute is None else getattr(loaded, attribute)

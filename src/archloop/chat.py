@@ -47,7 +47,9 @@ def make_pair(prompt: Sequence[Message], code: str, meta: Mapping[str, Any]) -> 
     system, user = prompt
     answer: Message = {"role": "assistant", "content": render_code(code)}
     key = "\0".join((system["content"], user["content"], answer["content"]))
-    return ChatPair(hashlib.sha256(key.encode()).hexdigest()[:32], (system, user, answer), dict(meta))
+    return ChatPair(
+        hashlib.sha256(key.encode()).hexdigest()[:32], (system, user, answer), dict(meta)
+    )
 
 
 def pair_from_json(row: Mapping[str, Any]) -> ChatPair:

@@ -16,18 +16,76 @@ MAX_SOURCE_BYTES = 64 * 1024
 """Longer sources are refused: the longest LEMUR network has 40 kB."""
 
 ALLOWED_IMPORTS = frozenset(
-    "torch math numpy typing collections functools itertools dataclasses random copy abc enum "
-    "operator numbers warnings types re string __future__".split()
+    [
+        "torch",
+        "math",
+        "numpy",
+        "typing",
+        "collections",
+        "functools",
+        "itertools",
+        "dataclasses",
+        "random",
+        "copy",
+        "abc",
+        "enum",
+        "operator",
+        "numbers",
+        "warnings",
+        "types",
+        "re",
+        "string",
+        "__future__",
+    ]
 )
-FORBIDDEN_MODULES = ("torch.hub", "torch.utils.model_zoo", "torch.distributed", "torch.multiprocessing")
+FORBIDDEN_MODULES = (
+    "torch.hub",
+    "torch.utils.model_zoo",
+    "torch.distributed",
+    "torch.multiprocessing",
+)
 FORBIDDEN_CALLS = frozenset(
-    "eval exec compile open input __import__ globals locals vars breakpoint exit quit help".split()
+    [
+        "eval",
+        "exec",
+        "compile",
+        "open",
+        "input",
+        "__import__",
+        "globals",
+        "locals",
+        "vars",
+        "breakpoint",
+        "exit",
+        "quit",
+        "help",
+    ]
 )
 FORBIDDEN_TORCH = frozenset({"load", "save", "hub", "from_file", "load_state_dict_from_url"})
 ALLOWED_DUNDERS = frozenset(
-    "__init__ __name__ __class__ __len__ __call__ __getitem__ __iter__ __next__ __repr__ __doc__ "
-    "__all__ __version__ __post_init__ __annotations__ __enter__ __exit__ __setitem__ __constants__ "
-    "__hash__ __eq__ __str__".split()
+    [
+        "__init__",
+        "__name__",
+        "__class__",
+        "__len__",
+        "__call__",
+        "__getitem__",
+        "__iter__",
+        "__next__",
+        "__repr__",
+        "__doc__",
+        "__all__",
+        "__version__",
+        "__post_init__",
+        "__annotations__",
+        "__enter__",
+        "__exit__",
+        "__setitem__",
+        "__constants__",
+        "__hash__",
+        "__eq__",
+        "__str__",
+    ]
 )
 NET_METHODS = ("__init__", "forward", "train_setup", "learn")
 INIT_ARGUMENTS = ("in_shape", "out_shape", "prm", "device")
@@ -132,7 +190,9 @@ def _import_fault(name: str, node: ast.stmt) -> str | None:
     allowed = name.partition(".")[0] in ALLOWED_IMPORTS
     if allowed and not name.startswith(FORBIDDEN_MODULES):
         return None
-    return f"import of {name} (line {node.lineno}); allowed are torch, numpy and pure Python modules"
+    return (
+        f"import of {name} (line {node.lineno}); allowed are torch, numpy and pure Python modules"
+    )
 
 
 def _is_closed_dunder(name: str) -> bool:

@@ -235,7 +235,9 @@ class RunConfig(_Section):
 def preset_names() -> list[str]:
     """Names of the packaged presets, sorted."""
     folder = resources.files("archloop") / "presets"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    return sorted(
+        p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml")
+    )
 
 
 def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
@@ -249,7 +251,11 @@ def load_config(source: str | Path | None = None, overrides: Iterable[str] = ())
     Raises:
         ConfigError: Naming the key and what is allowed.
     """
-    tree = _read_source("embedded" if source is None else source)
+    return resolve_with(_read_source("embedded" if source is None else source), overrides)
+
+
+def resolve_with(tree: dict[str, Any], overrides: Iterable[str]) -> RunConfig:
+    """Validate a nested mapping with ``KEY=VALUE`` overrides on top."""
     for text in overrides:
         _apply_override(tree, text)
     return resolve(tree)
@@ -273,8 +279,11 @@ def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
     """Dotted keys whose values differ, each as ``key: old -> new``."""
     a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    return [f"{key}: {a.get(key)!r} -> {b.get(key)!r}" for key in sorted(a.keys() | b.keys())
-            if a.get(key) != b.get(key)]
+    return [
+        f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
+    ]
 
 
 def _read_source(source: str | Path) -> dict[str, Any]:

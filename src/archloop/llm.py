@@ -34,7 +34,9 @@ def resolve_model(config: LLMConfig) -> Path:
     folder = Path(config.model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"llm.model: {folder} has no config.json; expected a Hugging Face folder")
+            raise ConfigError(
+                f"llm.model: {folder} has no config.json; expected a Hugging Face folder"
+            )
         return folder
     return _from_hub(config)
 

@@ -63,3 +63,7 @@ class FinetuneResult:
     loss: float
     """Mean training loss over the last tenth of the steps, in nats a token."""
     seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return asdict(self) | {"adapter": str(self.adapter)}

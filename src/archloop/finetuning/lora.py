@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
@@ -27,7 +28,7 @@ from archloop import __version__
 from archloop.assets import sha256_of
 from archloop.config import FinetuneConfig
 from archloop.errors import ArchloopError, ConfigError, UsageError
-from archloop.finetuning.dataset import encode_pair, read_messages
+from archloop.finetuning.dataset import IGNORED, encode_pair, read_messages
 from archloop.finetuning.job import FinetuneJob
 from archloop.worker import Emit, serve
 
@@ -52,7 +53,7 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     rows = Dataset.from_list([{"input_ids": p.input_ids, "labels": p.labels} for p in kept])
     checkpoints = job.output.with_name(job.output.name + ".checkpoints")
     reporter = _Reporter(emit)
-    trainer = SFTTrainer(
+    trainer = _Trainer(
         model=_load(job),
         args=_arguments(job, checkpoints),
         train_dataset=rows,
@@ -73,6 +74,35 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     _write(trainer.model, job, result)
     shutil.rmtree(checkpoints, ignore_errors=True)
     return result | {"adapter": str(job.output)}
+
+
+class _Trainer(SFTTrainer):  # type: ignore[misc]
+    """SFTTrainer with a lean loss on the CPU; on CUDA its own fused one."""
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Mean cross-entropy over the labelled tokens.
+
+        Without a GPU kernel TRL computes the logits of every position in 32-bit chunks, 40 % of a step.
+        Here they are computed from the first answer token of the batch on, in the model's type. Padding
+        stands on the right, where causal attention does not see it, so no mask is needed.
+        """
+        if return_outputs or torch.cuda.is_available():
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        first = int((labels != IGNORED).any(dim=0).nonzero()[0])
+        keep = labels.shape[1] - first + 1
+        logits = model(input_ids=inputs["input_ids"], logits_to_keep=keep).logits[:, :-1]
+        wanted = labels[:, first:].flatten()
+        total = cross_entropy(logits.flatten(0, 1), wanted, ignore_index=IGNORED, reduction="sum")
+        return total / (
+            (wanted != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+        )
 
 
 def _load(job: FinetuneJob) -> Any:

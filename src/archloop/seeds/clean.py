@@ -114,4 +114,6 @@ def _import_line(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:
 def _rank(line: str) -> int:
     first = ("from __future__", "import torch", "import torch.nn", "import torch.", "from torch")
     exact = {"import torch": 1, "import torch.nn as nn": 2}
-    return exact.get(line, 0 if line.startswith(first[0]) else 3 if line.startswith(first[3:]) else 4)
+    return exact.get(
+        line, 0 if line.startswith(first[0]) else 3 if line.startswith(first[3:]) else 4
+    )

@@ -13,10 +13,27 @@ MIN_WIDTH = 16
 """Smaller integers are kernel sizes, strides, depths and class counts."""
 DENSE_WIDTH = 1024
 _KEPT_KEYWORDS = frozenset(
-    "kernel_size stride padding dilation output_size groups num_groups num_heads p eps momentum "
-    "size scale_factor depth num_layers".split()
+    [
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "output_size",
+        "groups",
+        "num_groups",
+        "num_heads",
+        "p",
+        "eps",
+        "momentum",
+        "size",
+        "scale_factor",
+        "depth",
+        "num_layers",
+    ]
 )
-_KEPT_CALLS = frozenset("AdaptiveAvgPool2d AdaptiveMaxPool2d MaxPool2d AvgPool2d range Dropout".split())
+_KEPT_CALLS = frozenset(
+    ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "MaxPool2d", "AvgPool2d", "range", "Dropout"]
+)
 
 FACTORS: tuple[tuple[float, float], ...] = (
     (1.0, 0.25),

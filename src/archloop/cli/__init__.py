@@ -1,0 +1,75 @@
+"""The command line: parse first, import engines afterwards; one clear line and an exit code for faults.
+
+Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration. With ``--json`` stdout holds one JSON
+object a line and nothing else; progress and messages go to stderr.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import click
+
+from archloop import __version__
+from archloop.cli.corpus import corpus_group
+from archloop.cli.doctor import doctor_command
+from archloop.cli.llm import finetune_command, generate_command
+from archloop.cli.networks import evaluate_command, novelty_command
+from archloop.cli.runs import report_command, run_command, status_command
+from archloop.errors import ArchloopError, UsageError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="archloop")
+@click.option("-v", "--verbose", count=True, help="Log more to stderr; twice for everything.")
+def cli(verbose: int) -> None:
+    """A code LLM in a closed loop that designs neural networks and is trained on what worked.
+
+    Start with: archloop run demo
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(
+        level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for name in ("httpx", "filelock", "urllib3", "datasets", "fsspec"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+for command in (
+    run_command,
+    status_command,
+    report_command,
+    corpus_group,
+    generate_command,
+    evaluate_command,
+    novelty_command,
+    finetune_command,
+    doctor_command,
+):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The ``archloop`` command."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; the same command goes on from here", err=True)
+        sys.exit(130)
+    except UsageError as error:
+        click.echo(f"archloop: {error}", err=True)
+        sys.exit(2)
+    except ArchloopError as error:
+        click.echo(f"archloop: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of stdout left (for example `| head`); what was asked for has been delivered.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)

@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def set_option(command: Command) -> Command:
+    """``--set KEY=VALUE``, any number of times."""
+    return click.option(
+        "--set",
+        "overrides",
+        metavar="KEY=VALUE",
+        multiple=True,
+        help="Set a configuration key, for example --set loop.cycles=3; 'none' unsets.",
+    )(command)
+
+
+def config_option(command: Command) -> Command:
+    """``--config``: where the other keys come from."""
+    return click.option(
+        "--config",
+        "source",
+        default="embedded",
+        show_default=True,
+        metavar="PRESET|FILE",
+        help="Preset or TOML file that the other keys come from.",
+    )(command)
+
+
+def json_option(command: Command) -> Command:
+    """``--json``: machine-readable output."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="One JSON object a line on stdout."
+    )(command)
+
+
+def echo_json(row: Mapping[str, Any]) -> None:
+    """One JSON object on a line of stdout."""
+    click.echo(json.dumps(row, allow_nan=False))

@@ -1,0 +1,112 @@
+"""``archloop run``, ``status`` and ``report``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from archloop.cli.options import echo_json, json_option, set_option
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from archloop.config import RunConfig
+    from archloop.run_dir import Run
+
+
+@click.command("run")
+@click.argument("source", required=False, metavar="[CONFIG.toml|PRESET]")
+@click.option(
+    "--run-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Where the run is kept [default: runs/NAME]. A run begun there goes on.",
+)
+@set_option
+def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
+    """Start a run, or go on with an interrupted one.
+
+    Without an argument: the embedded preset, or what the run directory began with.
+    """
+    from rich.console import Console
+
+    from archloop.cli.screen import open_screen
+    from archloop.loop import run
+
+    run_dir = run_dir or Path("runs") / Path(source or "embedded").stem
+    config = _configuration(source, run_dir, overrides)
+    with open_screen() as screen:
+        finished = run(config, run_dir, screen)
+    with finished:
+        _show_end(finished, Console())
+
+
+def _configuration(
+    source: str | None, run_dir: Path, overrides: tuple[str, ...]
+) -> RunConfig | None:
+    """The named configuration; without a name, what the run directory began with."""
+    from archloop.config import load_config, resolve_with
+    from archloop.run_dir import RunDir
+
+    begun = RunDir(run_dir).config
+    if source is None and begun.is_file():
+        return resolve_with(json.loads(begun.read_text("utf-8")), overrides)
+    return load_config(source, overrides)
+
+
+def _show_end(run: Run, console: Console) -> None:
+    """The table of cycles, the best network and where everything lies."""
+    from rich.syntax import Syntax
+
+    from archloop.report import format_cycle_table
+
+    console.print(format_cycle_table(run.cycles(), run.config))
+    valid = [c for c in run.store.candidates() if c.first_epoch_accuracy is not None]
+    if valid:
+        best = max(valid, key=lambda c: c.first_epoch_accuracy or 0.0)
+        console.print(
+            f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}, "
+            f"{best.n_params:,} parameters"
+        )
+        console.print(Syntax(best.code or "", "python", background_color="default"))
+    else:
+        console.print("No candidate was valid.")
+    task = run.store.get_meta("pinned")["task"]
+    console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
+    console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
+
+
+@click.command("status")
+@click.argument("run_dir", type=click.Path(path_type=Path), metavar="RUN")
+@json_option
+def status_command(run_dir: Path, as_json: bool) -> None:
+    """Where a run stands, cycle by cycle."""
+    from rich.console import Console
+
+    from archloop.report import format_cycle_table, status_json
+    from archloop.run_dir import Run
+
+    with Run.open(run_dir) as run:
+        if as_json:
+            echo_json(status_json(run))
+            return
+        console = Console()
+        console.print(f"{run.paths.root}: {run.state()}", soft_wrap=True)
+        console.print(format_cycle_table(run.cycles(), run.config))
+
+
+@click.command("report")
+@click.argument(
+    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN..."
+)
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
+)
+def report_command(run_dirs: tuple[Path, ...], out: Path) -> None:
+    """Write the tables of one or more runs as Markdown and CSV."""
+    from archloop.report import write_report
+
+    for path in write_report(run_dirs, out):
+        click.echo(str(path))

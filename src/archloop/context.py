@@ -1,0 +1,135 @@
+"""What every stage of a run needs: configuration, paths, store, prompt, task and models, each made once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from archloop.config import RunConfig, changed_keys, config_digest, resolve
+from archloop.errors import ConfigError
+from archloop.llm import resolve_model
+from archloop.progress import Observer
+from archloop.prompts import PromptSubject, PromptTemplate
+from archloop.provenance import session
+from archloop.run_dir import SESSIONS, RunDir
+from archloop.store import Store
+from archloop.tasks import load_task
+from archloop.types import Message, TaskData
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 31-bit seed from the run's seed and a path of names and numbers, the same on every machine."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
+
+
+def protocol_digest(config: RunConfig, task: TaskData) -> str:
+    """The hash kept in every row: protocol, task data and what of the sandbox can change a score."""
+    fixed = {
+        "protocol": config.protocol.model_dump(mode="json"),
+        "task": task.info.digest,
+        "threads": config.sandbox.threads,
+    }
+    return config_digest(fixed)
+
+
+def task_prompt(config: RunConfig) -> list[Message]:
+    """The prompt of a configuration; loads its task, whose data say shape and classes."""
+    return _render(config, load_task(config.task, config.protocol))
+
+
+def _render(config: RunConfig, task: TaskData) -> list[Message]:
+    subject = PromptSubject(task.info.title, task.info.shape, task.info.classes)
+    template = PromptTemplate.from_config(config.prompt)
+    return template.render(subject, config.task.max_params)
+
+
+@dataclass
+class RunContext:
+    """One run directory, opened for work."""
+
+    config: RunConfig
+    paths: RunDir
+    store: Store
+    observer: Observer
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """The run's prompt template."""
+        return PromptTemplate.from_config(self.config.prompt)
+
+    @cached_property
+    def task(self) -> TaskData:
+        """The images, loaded once."""
+        return load_task(self.config.task, self.config.protocol)
+
+    @cached_property
+    def model_dir(self) -> Path:
+        """The base LLM's folder."""
+        return resolve_model(self.config.llm)
+
+    @cached_property
+    def protocol(self) -> str:
+        """The protocol hash of this run."""
+        return protocol_digest(self.config, self.task)
+
+    @cached_property
+    def prompt(self) -> list[Message]:
+        """The one prompt of this run."""
+        return _render(self.config, self.task)
+
+    def seed(self, *parts: int | str) -> int:
+        """A seed derived from the run's."""
+        return derive_seed(self.config.seed, *parts)
+
+    def pin(self) -> None:
+        """Keep what must not change during the run, and refuse the run if it has.
+
+        Raises:
+            ConfigError: Naming what differs from the start of the run.
+        """
+        pinned = {
+            "prompt": self.template.digest,
+            "decoding": config_digest(self.config.generation),
+            "protocol": self.protocol,
+            "task": self.task.info.name,
+        }
+        before = self.store.get_meta("pinned")
+        if before is None:
+            self.store.set_meta("pinned", pinned)
+        elif before != pinned:
+            names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
+            raise ConfigError(f"{self.paths.root}: changed since the run began: {names}")
+        self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])
+
+
+def open_context(config: RunConfig | None, root: Path, observer: Observer) -> RunContext:
+    """Open a run directory, new or begun, for a configuration; the caller holds its lock.
+
+    Args:
+        config: ``None``: the one the run began with.
+        root: The run directory.
+        observer: Told what is going on.
+
+    Raises:
+        ConfigError: The run began with another configuration; the message names the changed keys.
+    """
+    paths = RunDir(root)
+    if paths.config.is_file():
+        before = resolve(json.loads(paths.config.read_text("utf-8")))
+        if changes := changed_keys(before, config or before):
+            raise ConfigError(
+                f"{root}: the run began with another configuration; changed: {'; '.join(changes)}"
+            )
+        config = before
+    elif config is None:
+        raise ConfigError(f"{root}: no run here yet; name a configuration")
+    else:
+        text = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
+        partial = paths.config.with_suffix(".part")
+        partial.write_text(text, "utf-8")
+        partial.replace(paths.config)
+    return RunContext(config, paths, Store(paths.database), observer)

@@ -1,0 +1,178 @@
+"""The corpus of a run: the seeds, and what each cycle accepted, as chat pairs in JSONL.
+
+The seed corpus is built once for a configuration and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from archloop.assets import cache_dir, lock
+from archloop.chat import code_sha256, extract_code, make_pair, pair_from_json
+from archloop.config import RunConfig, SandboxConfig, config_digest
+from archloop.errors import UsageError
+from archloop.llm import resolve_model
+from archloop.progress import Observer, Progress
+from archloop.prompts import PromptTemplate
+from archloop.provenance import usable_cores
+from archloop.sandbox import Sandbox
+from archloop.seeds import build_corpus, open_source
+from archloop.seeds.build import PROBE_SUBJECT
+from archloop.seeds.clean import clean_source
+from archloop.types import Candidate, ChatPair, Message, Verdict
+
+_BUILD_VERSION = 1
+"""Raised when the same configuration gives another seed corpus than before."""
+
+
+@dataclass(frozen=True)
+class SeedCorpus:
+    """The built seeds: pairs, and the report of how they came to be."""
+
+    folder: Path
+
+    @property
+    def pairs_file(self) -> Path:
+        """The pairs as JSONL."""
+        return self.folder / "seeds.jsonl"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for programs."""
+        return self.folder / "report.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report for readers."""
+        return self.folder / "report.md"
+
+
+def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
+    """The configured seeds as pairs, built on first use."""
+    if config.seeds.source == "none":
+        return []
+    return read_pairs(seed_corpus(config, observer).pairs_file)
+
+
+def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
+    """The configured seed corpus in the cache, built on first use."""
+    source = open_source(config.seeds)
+    template = PromptTemplate.from_config(config.prompt)
+    key = config_digest(
+        {
+            "source": source.digest,
+            "seeds": config.seeds.model_dump(mode="json"),
+            "novelty": config.novelty.model_dump(mode="json"),
+            "prompt": template.digest,
+            "max_params": config.task.max_params,
+            "tokens_of": config.llm.model if config.seeds.max_tokens else None,
+            "version": _BUILD_VERSION,
+        }
+    )
+    corpus = SeedCorpus(cache_dir() / "corpora" / f"{config.seeds.source}-{key}")
+    with lock(corpus.folder.name):
+        if corpus.report_json.is_file():
+            return corpus
+        observer.update(Progress("seeds", detail="reading and cleaning networks"))
+        with Sandbox(config.sandbox) as sandbox:
+            pairs, report = build_corpus(
+                source,
+                seeds=config.seeds,
+                novelty=config.novelty,
+                template=template,
+                max_params=config.task.max_params,
+                probe=lambda codes: _probe(sandbox, config.sandbox, codes, observer),
+                count_tokens=lambda codes: _count_tokens(config, codes),
+            )
+        corpus.folder.mkdir(parents=True, exist_ok=True)
+        write_pairs(corpus.pairs_file, pairs)
+        corpus.report_markdown.write_text(report.to_markdown(), "utf-8")
+        # Last, as its presence says that the folder is whole.
+        corpus.report_json.write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+    return corpus
+
+
+def _probe(
+    sandbox: Sandbox, config: SandboxConfig, codes: Sequence[str], observer: Observer
+) -> list[Verdict]:
+    """Build every network on the meta device, in order of the argument."""
+    subject, verdicts = PROBE_SUBJECT, []
+
+    def probe(code: str) -> Verdict:
+        return sandbox.probe(code, shape=subject.shape, classes=subject.classes, meta=True)
+
+    with ThreadPoolExecutor(config.workers or usable_cores()) as pool:
+        for verdict in pool.map(probe, codes):
+            verdicts.append(verdict)
+            if len(verdicts) % 20 == 0:
+                observer.update(
+                    Progress("seeds", done=len(verdicts), total=len(codes), unit="networks built")
+                )
+    return verdicts
+
+
+def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
+    from tokenizers import Tokenizer
+
+    file = resolve_model(config.llm) / "tokenizer.json"
+    if not file.is_file():
+        raise UsageError(f"seeds.max_tokens: {file.parent} has no tokenizer.json")
+    encoded = Tokenizer.from_file(str(file)).encode_batch(list(codes), add_special_tokens=False)
+    return [len(e.ids) for e in encoded]
+
+
+def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
+    """An accepted network as a pair: the prompt it was sampled with, its cleaned source."""
+    assert candidate.code is not None
+    details = {
+        "generated": True,
+        "candidate": candidate.id,
+        "cycle": candidate.cycle,
+        "n_params": candidate.n_params,
+        "first_epoch_accuracy": candidate.first_epoch_accuracy,
+        "code_sha256": candidate.code_sha256,
+        **meta,
+    }
+    return make_pair(prompt, clean_source(candidate.code), details)
+
+
+def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
+    """(id, code) of every network in a corpus once, whatever prompts it stands under."""
+    seen: set[str] = set()
+    for pair in pairs:
+        code = extract_code(pair.code)
+        if code is not None and (digest := code_sha256(code)) not in seen:
+            seen.add(digest)
+            yield str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id), code
+
+
+def read_pairs(file: Path) -> list[ChatPair]:
+    """A corpus file.
+
+    Raises:
+        UsageError: Naming the file and line that is no chat row.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file}: no such corpus file")
+    pairs = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                pairs.append(pair_from_json(json.loads(line)))
+            except (ValueError, AttributeError) as error:
+                raise UsageError(f"{file}:{number}: not a chat row ({error})") from None
+    return pairs
+
+
+def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
+    """Write a corpus file: temporary file, then rename."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".part")
+    with partial.open("w", encoding="utf-8") as sink:
+        for pair in pairs:
+            sink.write(json.dumps(pair.to_json(), ensure_ascii=False) + "\n")
+    partial.replace(file)

@@ -1,0 +1,199 @@
+"""Generation and evaluation of one cycle, streaming: a candidate is trained while the next are written.
+
+Completions are sampled in batches of fixed composition and stored as they come, verdicts as they come.
+An interrupted batch is sampled again as a whole with the same seeds, and only what is missing is added.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from archloop.chat import code_sha256, extract_code
+from archloop.code_policy import check
+from archloop.context import RunContext
+from archloop.executors import Executor, Finished, build_executor
+from archloop.generation import StoredText
+from archloop.generation.job import GenerationJob, generate
+from archloop.progress import Progress
+from archloop.run_dir import RunDir
+from archloop.sandbox import Sandbox
+from archloop.store import Store
+from archloop.types import Completion, Outcome, Verdict
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What the pipeline did."""
+
+    wall_seconds: float | None
+    """``None`` when part of the cycle was done before an interruption."""
+
+
+def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path) -> Evaluated:
+    """Bring a cycle to its end: every completion sampled, every one with a verdict."""
+    started = time.monotonic()
+    fresh = not run.store.completions(cycle)
+    with Sandbox(run.config.sandbox, task=run.task, protocol=run.config.protocol) as sandbox:
+        with build_executor(sandbox, run.config.sandbox) as executor:
+            _Pipeline(run, cycle, adapter, executor, sandbox.isolation).work()
+    return Evaluated(round(time.monotonic() - started, 1) if fresh else None)
+
+
+class _Pipeline:
+    """One cycle's queue between the generator's process, the executor and the store.
+
+    Only this thread writes to the store. Events are completions from the generator's thread and
+    verdicts from the executor's.
+    """
+
+    def __init__(
+        self, run: RunContext, cycle: int, adapter: Path, executor: Executor, isolation: str
+    ) -> None:
+        self._run, self._cycle, self._adapter = run, cycle, adapter
+        self._executor, self._isolation = executor, isolation
+        self._events: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._open = 0
+        """Candidates submitted and without a verdict."""
+        self._stored = {c.index for c in run.store.completions(cycle)}
+        self._outcomes = Counter(c.outcome for c in run.store.candidates(cycle))
+        self._tokens, self._since = 0, time.monotonic()
+
+    def work(self) -> None:
+        for completion in self._run.store.pending(self._cycle):
+            self._judge(completion)
+        for batches in self._rounds():
+            self._generate(batches)
+            self._drain(lambda: self._open == 0)
+        self._drain(lambda: self._open == 0)
+
+    def _rounds(self) -> Iterator[list[range]]:
+        """Batches to sample together in one process: all, or one by one until enough are valid."""
+        loop, size = self._run.config.loop, self._run.config.generation.batch_size
+        starts = range(0, loop.completions, size)
+        batches = [range(i, min(i + size, loop.completions)) for i in starts]
+        owed = [b for b in batches if not self._stored.issuperset(b)]
+        if loop.valid_target is None:
+            if owed:
+                yield owed
+            return
+        for batch in batches:
+            self._drain(lambda: self._open == 0)
+            valid = sum(n for outcome, n in self._outcomes.items() if outcome.is_valid)
+            if valid >= loop.valid_target:
+                return
+            if batch in owed:
+                yield [batch]
+
+    def _generate(self, batches: list[range]) -> None:
+        """Sample in a process of its own, handling every completion and verdict as it comes."""
+        requests = [[(i, self._run.seed("generate", self._cycle, i)) for i in b] for b in batches]
+        job = GenerationJob(
+            config=self._run.config.generation,
+            model_dir=self._run.model_dir,
+            adapter_dir=self._adapter,
+            dtype=self._run.config.llm.dtype,
+            messages=self._run.prompt,
+            batches=requests,
+            cycle=self._cycle,
+            stored=self._stored_texts(),
+        )
+        done = threading.Event()
+        failure: list[BaseException] = []
+
+        def produce() -> None:
+            try:
+                for completion in generate(job):
+                    self._events.put(lambda c=completion: self._store(c))  # type: ignore[misc]
+            except BaseException as error:  # noqa: BLE001 - carried to the main thread
+                failure.append(error)
+            finally:
+                self._events.put(done.set)
+
+        self._report("loading the LLM")
+        thread = threading.Thread(target=produce, daemon=True)
+        thread.start()
+        self._drain(done.is_set)
+        thread.join()
+        if failure:
+            raise failure[0]
+
+    def _stored_texts(self) -> dict[int, StoredText] | None:
+        """This cycle's completions of the run that ``replay`` repeats."""
+        source = self._run.config.generation.replay_from
+        if self._run.config.generation.engine != "replay" or source is None:
+            return None
+        with Store(RunDir(Path(source)).database, read_only=True) as store:
+            found = store.completions(self._cycle)
+        return {c.index: (c.text, c.n_tokens, c.finish_reason) for c in found}
+
+    def _drain(self, finished: Callable[[], bool]) -> None:
+        while not finished():
+            self._events.get()()
+
+    def _store(self, completion: Completion) -> None:
+        self._tokens += completion.n_tokens
+        if completion.index not in self._stored:
+            self._run.store.add_completions([completion])
+            self._stored.add(completion.index)
+            self._judge(completion)
+        self._report()
+
+    def _judge(self, completion: Completion) -> None:
+        """Check statically; what passes goes to the sandbox."""
+        code = extract_code(completion.text)
+        verdict = Verdict(Outcome.NO_CODE, "no Python code block") if code is None else check(code)
+        if verdict is not None or code is None:
+            assert verdict is not None
+            self._finish(completion.index, code, verdict)
+            return
+        self._open += 1
+        self._executor.submit(
+            code,
+            seed=self._run.seed("evaluate", self._cycle, completion.index),
+            max_params=self._run.config.task.max_params,
+            on_done=lambda done, i=completion.index, text=code: self._events.put(  # type: ignore[misc]
+                lambda: self._evaluated(i, text, done)
+            ),
+        )
+
+    def _evaluated(self, index: int, code: str, done: Finished) -> None:
+        self._open -= 1
+        self._finish(index, code, done.verdict())
+
+    def _finish(self, index: int, code: str | None, verdict: Verdict) -> None:
+        self._run.store.add_verdict(
+            self._cycle,
+            index,
+            verdict=verdict,
+            code=code,
+            code_sha256=code_sha256(code) if code is not None else None,
+            isolation=self._isolation,
+            protocol=self._run.protocol,
+        )
+        self._outcomes[verdict.outcome] += 1
+        self._report()
+
+    def _report(self, detail: str = "") -> None:
+        loop = self._run.config.loop
+        elapsed = time.monotonic() - self._since
+        accepted = sum(s.n_accepted for s in self._run.store.cycles()) if not detail else None
+        self._run.observer.update(
+            Progress(
+                "candidates",
+                cycle=self._cycle,
+                cycles=loop.cycles,
+                done=sum(self._outcomes.values()),
+                total=loop.completions,
+                unit="candidates",
+                n_valid=sum(n for o, n in self._outcomes.items() if o.is_valid),
+                n_accepted=accepted,
+                tokens_per_second=self._tokens / elapsed if self._tokens else None,
+                detail=detail or f"{len(self._stored)} written",
+            )
+        )

@@ -1,0 +1,241 @@
+"""The stages of a cycle. Each does only what the store and the run directory do not already hold.
+
+A stage may be interrupted at any moment and called again: finished work is found and kept, unfinished
+work is done again with the same seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from archloop.assets import sha256_of
+from archloop.context import RunContext
+from archloop.corpus import accepted_pair, distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
+from archloop.llm import resolve_adapter
+from archloop.novelty import NoveltyJudge
+from archloop.pipeline import Evaluated, generate_and_evaluate
+from archloop.progress import Progress
+from archloop.selection import ValidCandidate, select
+from archloop.types import Candidate, ChatPair, CycleStats, Outcome
+
+
+class CycleWork(NamedTuple):
+    """What the cycle has produced before it is committed."""
+
+    adapter: Path
+    corpus: list[ChatPair]
+    evaluated: Evaluated
+
+
+def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
+    """The corpus a cycle starts from: the seeds and everything accepted in earlier cycles.
+
+    It is written to the run directory on first use, and the same each time.
+    """
+    file = run.paths.corpus(cycle)
+    if file.is_file():
+        return read_pairs(file)
+    if cycle == 1:
+        pairs = seed_pairs(run.config, run.observer)
+    else:
+        new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
+        llm = {"model": run.config.llm.model, "adapter": run.paths.adapter(cycle - 1).name}
+        pairs = corpus_of(run, cycle - 1) + [accepted_pair(c, run.prompt, **llm) for c in new]
+    write_pairs(file, pairs)
+    return pairs
+
+
+def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
+    """The adapter that generates in a cycle; fine-tuned, or taken over, on first use."""
+    target = run.paths.adapter(cycle)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(exist_ok=True)
+    config, warm = run.config.finetune, run.config.llm.warm_start
+    if cycle == 1 and warm:
+        return _copy_adapter(resolve_adapter(warm), target)
+    if cycle > 1 and not config.enabled:
+        return _copy_adapter(run.paths.adapter(1), target)
+    goes_on = config.init == "previous" and cycle > 1
+    training = _training_mix(run, cycle, corpus) if goes_on else corpus
+    if goes_on and not training:
+        run.observer.message(f"cycle {cycle}: nothing new was accepted; the adapter stays")
+        return _copy_adapter(run.paths.adapter(cycle - 1), target)
+    file = run.paths.corpus(cycle)
+    if goes_on:
+        file = file.with_name(f"cycle_{cycle:02d}.training.jsonl")
+        write_pairs(file, training)
+    job = FinetuneJob(
+        model_dir=run.model_dir,
+        corpus=file,
+        output=target,
+        config=config,
+        dtype=run.config.llm.dtype,
+        seed=run.seed("finetune", cycle),
+        parent=run.paths.adapter(cycle - 1) if goes_on else None,
+        lineage={"cycle": cycle, "corpus_of_run_sha256": sha256_of(run.paths.corpus(cycle))},
+    )
+
+    def on_progress(p: FinetuneProgress) -> None:
+        loss = "" if p.loss is None else f"loss {p.loss:.3f}"
+        run.observer.update(
+            _progress(
+                run, cycle, "fine-tune", p.step, p.total_steps, "steps",
+                tokens_per_second=p.tokens_per_second, detail=loss,
+            )
+        )  # fmt: skip
+
+    run.observer.update(
+        _progress(run, cycle, "fine-tune", 0, None, "steps", detail="loading the LLM")
+    )
+    result = finetune(job, on_progress)
+    run.observer.message(
+        f"cycle {cycle}: fine-tuned on {result.n_pairs} pairs, {result.steps} steps, "
+        f"loss {result.loss:.3f}, {result.seconds:.0f} s"
+    )
+    return target
+
+
+def _training_mix(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[ChatPair]:
+    """What ``previous`` trains on: the last cycle's pairs and a replay sample of the older corpus."""
+    new = [p for p in corpus if p.meta.get("cycle") == cycle - 1]
+    older = [p for p in corpus if p.meta.get("cycle") != cycle - 1]
+    rng = random.Random(run.seed("replay", cycle))
+    return new and new + rng.sample(older, min(run.config.finetune.replay, len(older)))
+
+
+def _copy_adapter(source: Path, target: Path) -> Path:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    lineage = partial / "lineage.json"
+    if lineage.is_file():
+        text = json.loads(lineage.read_text()) | {"taken_over_from": source.name}
+        lineage.write_text(json.dumps(text, indent=2) + "\n")
+    partial.rename(target)
+    return target
+
+
+def produce(run: RunContext, cycle: int) -> CycleWork:
+    """Stages 1 to 5: adapter, completions, static checks, sandbox, training."""
+    corpus = corpus_of(run, cycle)
+    adapter = adapter_of(run, cycle, corpus)
+    return CycleWork(adapter, corpus, generate_and_evaluate(run, cycle, adapter))
+
+
+def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidate]:
+    """Stages 6 and 7: novelty and selection of the valid candidates, in index order."""
+    run.observer.update(_progress(run, cycle, "select", 0, None, ""))
+    judge = NoveltyJudge(run.config.novelty)
+    for id_, code in distinct_codes(corpus):
+        judge.add_known(id_, code)
+    for known in run.store.accepted():
+        assert known.code is not None
+        judge.add_known(known.id, known.code)
+    judge.start_cycle()
+    valid = {c.id: c for c in run.store.candidates(cycle) if c.outcome.is_valid}
+    rows = [
+        ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0) for c in valid.values()
+    ]
+    decisions = select(
+        rows,
+        judge,
+        run.config.selection,
+        reject_near_duplicates=run.config.novelty.enabled,
+        rejection_count=_rejections_before(run, cycle),
+    )
+    return [
+        replace(
+            valid[d.id],
+            outcome=d.outcome,
+            nn_jaccard_train=d.scores.nn_jaccard_train,
+            near_dup_text_train=d.scores.near_dup_text_train,
+            nn_jaccard_gen=d.scores.nn_jaccard_gen,
+            near_dup_text_gen=d.scores.near_dup_text_gen,
+            nearest=d.scores.nearest,
+            rejection_count=d.rejection_count,
+        )
+        for d in decisions
+    ]
+
+
+def _rejections_before(run: RunContext, cycle: int) -> int:
+    """Near-duplicates of earlier cycles since the last accepted candidate."""
+    count = 0
+    for candidate in run.store.candidates():
+        if candidate.cycle >= cycle:
+            break
+        if candidate.outcome is Outcome.ACCEPTED:
+            count = 0
+        count += candidate.outcome is Outcome.NEAR_DUPLICATE
+    return count
+
+
+def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidate]) -> CycleStats:
+    """Stage 8: the cycle's statistics and selection, in one transaction."""
+    everything = run.store.candidates(cycle)
+    outcomes = Counter(c.outcome for c in everything if not c.outcome.is_valid)
+    outcomes += Counter(c.outcome for c in selected)
+    accuracies = tuple(c.first_epoch_accuracy or 0.0 for c in selected)
+    _write_candidates(run.paths.candidates(cycle), everything)
+    stats = CycleStats(
+        cycle=cycle,
+        n_gen=len(everything),
+        n_valid=len(selected),
+        n_above_threshold=sum(a >= run.config.selection.min_accuracy for a in accuracies),
+        n_near_duplicate=outcomes[Outcome.NEAR_DUPLICATE],
+        n_accepted=outcomes[Outcome.ACCEPTED],
+        accuracies=accuracies,
+        corpus_size=len(work.corpus),
+        adapter=work.adapter.name,
+        corpus_sha256=sha256_of(run.paths.corpus(cycle)),
+        outcomes={k.value: n for k, n in outcomes.items()},
+        wall_seconds=work.evaluated.wall_seconds,
+        n_tokens=sum(c.n_tokens for c in run.store.completions(cycle)),
+    )
+    run.store.commit_cycle(stats, selected)
+    return stats
+
+
+def _write_candidates(folder: Path, candidates: list[Candidate]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for candidate in candidates:
+        if candidate.code is not None:
+            (folder / f"{candidate.id}.py").write_text(candidate.code + "\n", "utf-8", "replace")
+
+
+def finish(run: RunContext) -> None:
+    """After the last cycle: the corpus with everything accepted and, if configured, its adapter."""
+    cycle = run.config.loop.cycles + 1
+    corpus = corpus_of(run, cycle)
+    if run.config.loop.final_finetune:
+        adapter_of(run, cycle, corpus)
+
+
+def _progress(
+    run: RunContext,
+    cycle: int,
+    stage: str,
+    done: int,
+    total: int | None,
+    unit: str,
+    tokens_per_second: float | None = None,
+    detail: str = "",
+) -> Progress:
+    return Progress(
+        stage,
+        cycle=min(cycle, run.config.loop.cycles),
+        cycles=run.config.loop.cycles,
+        done=done,
+        total=total,
+        unit=unit,
+        tokens_per_second=tokens_per_second,
+        detail=detail,
+    )
