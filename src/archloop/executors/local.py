@@ -1,0 +1,49 @@
+"""Evaluation on this machine: worker threads over one sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
+
+from archloop.config import SandboxConfig
+from archloop.executors.executor import Finished
+from archloop.provenance import usable_cores
+from archloop.sandbox import Sandbox
+from archloop.types import Verdict
+
+
+class LocalExecutor:
+    """As many candidates at a time as ``sandbox.workers`` says, or as the cores allow."""
+
+    def __init__(self, sandbox: Sandbox, config: SandboxConfig) -> None:
+        self._sandbox = sandbox
+        workers = config.workers or max(1, usable_cores() // config.threads)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
+
+    def submit(
+        self, code: str, *, seed: int, max_params: int | None, on_done: Callable[[Finished], None]
+    ) -> None:
+        """Queue a candidate; see :class:`~archloop.executors.executor.Executor`."""
+
+        def work() -> None:
+            result: Verdict | BaseException
+            try:
+                result = self._sandbox.evaluate(code, seed=seed, max_params=max_params)
+            except BaseException as fault:  # noqa: BLE001 - raised again by whoever reads the result
+                result = fault
+            on_done(Finished(result))
+
+        self._pool.submit(work)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)

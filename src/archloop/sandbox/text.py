@@ -1,0 +1,11 @@
+"""Text from a candidate, made fit for a row."""
+
+from __future__ import annotations
+
+MAX_ERROR = 300
+"""Characters of an error line."""
+
+
+def one_line(text: str) -> str:
+    """Printable, on one line, at most :data:`MAX_ERROR` characters."""
+    return "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR])[:MAX_ERROR]
