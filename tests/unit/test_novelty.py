@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import ast
+import io
+import os
 import random
+import re
+import sys
+import tokenize
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +101,7 @@ def test_layout_and_comments_do_not_count(other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x = (1,\n", 'x = "abc\n', "if a:\n    b\n  c\n", "a $ b\n", "'''open\n"]
+    "text", ["x = 'abc\n", 'x = "abc\ny"\n', "a $ b\n", "a?", "`a`", "'''open\n", "€ = 2"]
 )
 def test_what_is_not_python_is_refused(text: str) -> None:
     with pytest.raises(CodeTokenError, match="not Python"):
@@ -103,9 +110,54 @@ def test_what_is_not_python_is_refused(text: str) -> None:
         NoveltyIndex(CONFIG).query(text)
 
 
-def test_code_that_parses_has_tokens_even_where_tokenize_fails() -> None:
-    code = "def f(x):\n\\\n\\\n    y = x\n    return y\n"
-    assert tokens(code) == tokens("def f(x):\n    y = x\n    return y\n")
+def standard_tokens(code: str) -> list[str]:
+    layout = {"COMMENT", "NL", "NEWLINE", "INDENT", "DEDENT", "ENDMARKER"}
+    stream = tokenize.generate_tokens(io.StringIO(code, newline=None).readline)
+    return [token.string for token in stream if tokenize.tok_name[token.type] not in layout]
+
+
+def test_tokens_are_those_of_the_standard_library() -> None:
+    library = Path(os.__file__).parent
+    files = sorted(library.glob("*.py"))[:60] + sorted(library.glob("test/test_[fgs]t*.py"))
+    checked = 0
+    for file in files:
+        code = file.read_text("utf-8")
+        if sys.version_info >= (3, 12) and re.search("\\b[rR]?[fF][rR]?[\"']", code):
+            continue  # tokenize splits f-strings there
+        assert tokens(code) == standard_tokens(code), file
+        checked += 1
+    assert checked > 20
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "a = 0x_fF + 0b1_0 + 0o17 + 1_000 + 1.5e-3 + .5E+2 + 1.j + 1e3J + 00 + 1..real",
+        "a **= b // c >> d << e != f <= g >= h == i\na //= b; a >>= c; a <<= d; a |= e ** f",
+        "x: int = -1\ny = (z := ~x) @ w\nf = lambda *a, **k: ...\n@d\ndef g() -> None: pass",
+        'b = rb\'\\n\' + Br"\\\\" + u\'\' + R\'\'\'it\'s\'\'\' + """a"b""c\\""""',
+        "s = 'one\\\ntwo'  # 'no string'\nt = '# no comment'\nu = \"\" ''",
+        "π, Größe, 变量 = 1, 2, 3",
+        "if a:\n\tb\n\x0c\nc;d",
+    ],
+)
+def test_every_kind_of_token(code: str) -> None:
+    assert tokens(code) == standard_tokens(code)
+    ast.parse(code)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "def f(x):\n\\\n\\\n    y = x\n",  # tokenize sees broken indentation
+        "℘ = नि = 1",  # identifiers that tokenize does not know
+        "",
+    ],
+)
+def test_code_that_parses_has_tokens_even_where_tokenize_fails(code: str) -> None:
+    ast.parse(code)
+    assert "".join(tokens(code)) == re.sub(r"[\s\\]", "", code)
+    assert tokens("\ufeff" + code) == tokens(code)
 
 
 def test_shingles_are_a_set_of_windows() -> None:
@@ -231,7 +283,7 @@ def test_deduplicate_keeps_the_best_then_the_first() -> None:
     with pytest.raises(ValueError, match="b: given twice"):
         deduplicate([("b", one, 0.3), ("b", one, 0.3)], CONFIG)
     with pytest.raises(CodeTokenError, match="bad: not Python"):
-        deduplicate([("bad", "x = (", None)], CONFIG)
+        deduplicate([("bad", "x = $", None)], CONFIG)
 
 
 def test_deduplicate_leaves_no_near_duplicates_and_drops_nothing_else() -> None:
@@ -274,3 +326,11 @@ def test_judge_keeps_corpus_and_cycle_apart() -> None:
     scores = judge.judge("c02-0000", fresh)
     assert (scores.nn_jaccard_train, scores.nn_jaccard_gen) == (1.0, 0.0)
     assert scores.nearest == "c01-0001"
+
+
+@pytest.mark.parametrize("ids", ["ab", "ba"])
+def test_the_first_id_wins_among_equals(ids: str) -> None:
+    index = NoveltyIndex(CONFIG)
+    for id in ids:
+        index.add(id, network([8, 16]))
+    assert index.query(network([8, 16])) == (1.0, "a")

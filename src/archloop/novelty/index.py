@@ -78,7 +78,7 @@ class NoveltyIndex:
         """Shingles and signature of code, to use it several times.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
         """
         found = shingles(code, self.config.shingle_size)
         if not found.size:
@@ -93,7 +93,7 @@ class NoveltyIndex:
         """Make a network known; adding the same network under the same id again changes nothing.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
             ValueError: The id already names a different network.
         """
         sketch = self.sketch(code) if isinstance(code, str) else code
@@ -122,7 +122,7 @@ class NoveltyIndex:
             among equals; ``(0.0, None)`` if nothing was retrieved.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
         """
         sketch = self.sketch(code) if isinstance(code, str) else code
         best, nearest = 0.0, None

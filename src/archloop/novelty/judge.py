@@ -30,7 +30,7 @@ class NoveltyJudge:
         """Put a network of the corpus into J_train: a seed, or one accepted in an earlier cycle.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
             ValueError: The id already names a different network.
         """
         self._train.add(id, code)
@@ -46,7 +46,7 @@ class NoveltyJudge:
         """Score a candidate; a network of the same id is never compared with itself.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
         """
         sketch = self._train.sketch(code)
         train, nearest_train = self._train.query(sketch, exclude=id)
@@ -63,7 +63,7 @@ class NoveltyJudge:
         """Record that a candidate of the current cycle was accepted.
 
         Raises:
-            CodeTokenError: The code neither tokenises nor parses.
+            CodeTokenError: The code is not a sequence of Python tokens.
             ValueError: The id already names a different network of this cycle.
         """
         sketch = self._gen.sketch(code)
