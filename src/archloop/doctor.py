@@ -1,0 +1,356 @@
+"""What a machine lacks for a configuration, found out before a run is started.
+
+Nothing is downloaded; a network is asked only whether it can be reached, and not at all with
+``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.footprint`), the sandbox is really tried.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, WheelAsset, cache_dir
+from archloop.config import RunConfig, load_config
+from archloop.errors import IsolationError, UsageError
+from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
+from archloop.llm import EMBEDDED, resolve_adapter
+from archloop.provenance import nvidia_gpus, usable_cores
+
+_GIB = 2**30
+
+_LIBRARIES_GIB = 1.0
+"""What torch and the libraries around it take beside the LLM; CUDA takes about as much again."""
+
+_CANDIDATE_GIB = 1.0
+"""What a candidate within the paper's 500,000 parameters takes with its share of the libraries."""
+
+_CPU_PARAMS = 1_000_000_000
+"""LLMs above this need a GPU: where two CPU cores fine-tune 135 million parameters at 290 tokens a
+second, a billion are seven times slower, and one cycle of the paper's size takes two days."""
+
+_REACH_SECONDS = 5.0
+
+_EMBEDDED_SHAPE = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    ok: bool | None
+    """``False``: the configuration cannot run as it is; ``None``: worth knowing, or not known."""
+    detail: str
+    """What was found."""
+    needed: str = ""
+    """What would be right; empty where all is well."""
+
+
+class _Gpu(NamedTuple):
+    name: str
+    gib: float
+
+
+class _Machine(NamedTuple):
+    """What several checks ask for, found out once."""
+
+    config: RunConfig
+    run_dir: Path
+    shape: LLMShape | None
+    gpu: _Gpu | None
+    """The first one that torch can use."""
+
+    @property
+    def needs_gpu(self) -> bool:
+        """Whether the configuration makes no sense on a CPU."""
+        return self.shape is not None and self.shape.n_params > _CPU_PARAMS
+
+    @property
+    def workers(self) -> int:
+        """Candidates evaluated at the same time."""
+        return self.config.sandbox.workers or usable_cores()
+
+
+def diagnose(config: RunConfig | str | Path, run_dir: Path = Path("runs")) -> list[Check]:
+    """Look at everything a configuration needs.
+
+    Args:
+        config: A configuration, a preset's name, or a TOML file.
+        run_dir: Where the run would be kept; it need not exist.
+
+    Raises:
+        ConfigError: The configuration itself is wrong.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(config)
+    machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
+    looks = (_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation)
+    return [check for look in looks for check in look(machine)]
+
+
+def _python(_machine: _Machine) -> Iterator[Check]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    old = sys.version_info < (3, 11)
+    yield Check("Python", not old, found, "Python 3.11 or newer" if old else "")
+
+
+def _torch(machine: _Machine) -> Iterator[Check]:
+    import torch
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    detail = f"{torch.__version__}, built with {built}"
+    seen = nvidia_gpus()
+    if seen and machine.gpu is None:
+        needed = f"a torch that can use {seen[0][0]}: install one built for this driver's CUDA"
+        yield Check("torch", False if machine.needs_gpu else None, detail, needed)
+    else:
+        yield Check("torch", True, detail)
+
+
+def _gpu(machine: _Machine) -> Iterator[Check]:
+    found = "none" if machine.gpu is None else f"{machine.gpu.name}, {machine.gpu.gib:.0f} GiB"
+    if machine.shape is None:
+        yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
+        return
+    finetune, generation = _llm_gib(machine, machine.shape, gpu=True)
+    candidates = machine.workers * _CANDIDATE_GIB
+    need = max(finetune, generation + candidates)
+    parts = (
+        f"about {need:.0f} GiB: fine-tuning {finetune:.0f}, or generation {generation:.0f} (a "
+        "smaller generation.batch_size takes less) with "
+        f"{machine.workers} candidates beside it {candidates:.0f}"
+    )
+    if machine.gpu is not None:
+        enough = machine.gpu.gib >= need
+        yield Check("GPU", enough, found, "" if enough else parts)
+    elif machine.needs_gpu:
+        billions = machine.shape.n_params / 1e9
+        needed = f"a CUDA GPU for an LLM of {billions:.1f} billion parameters; {parts}"
+        yield Check("GPU", False, found, needed)
+    else:
+        yield Check("GPU", True, f"{found}; not needed for this LLM")
+
+
+def _memory(machine: _Machine) -> Iterator[Check]:
+    import psutil
+
+    free = psutil.virtual_memory().available / _GIB
+    config, workers = machine.config, machine.workers
+    found = f"{free:.1f} GiB available"
+    if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:
+        finetune, generation = _llm_gib(machine, machine.shape, gpu=False)
+        need = max(finetune, generation + workers * _CANDIDATE_GIB)
+        parts = (
+            f"fine-tuning {finetune:.1f}, or generation {generation:.1f} with {workers} candidates"
+        )
+    else:
+        need = _LIBRARIES_GIB * 2 + workers * _CANDIDATE_GIB
+        parts = f"two processes with the libraries and {workers} candidates"
+    enough = free >= need
+    yield Check("memory", enough, found, "" if enough else f"about {need:.1f} GiB: {parts}")
+    limit = workers * config.sandbox.memory_mb / 1024
+    if limit > free:
+        needed = f"{limit:.0f} GiB if all of them reach it; else lower sandbox.workers or memory_mb"
+        detail = f"{workers} candidates at a time, each limited to {config.sandbox.memory_mb} MiB"
+        yield Check("memory of candidates", None, detail, needed)
+
+
+def _packages(machine: _Machine) -> Iterator[Check]:
+    config = machine.config
+    wanted = {"transformers": "", "peft": "", "trl": "", "datasets": ""}
+    if config.generation.engine == "openvino":
+        wanted["openvino_genai"] = "generation.engine = 'openvino'"
+    if config.finetune.optimizer == "paged_adamw_8bit":
+        wanted["bitsandbytes"] = "finetune.optimizer = 'paged_adamw_8bit'"
+    for name, why in wanted.items():
+        if importlib.util.find_spec(name) is None:
+            distribution = name.replace("_", "-")
+            needed = f"pip install {distribution}" + (f" (for {why})" if why else "")
+            replaced = name == "bitsandbytes" and not (machine.gpu or machine.needs_gpu)
+            yield Check(f"package {name}", None if replaced else False, "not installed", needed)
+        else:
+            yield Check(f"package {name}", True, "installed")
+
+
+def _llm(machine: _Machine) -> Iterator[Check]:
+    config = machine.config.llm
+    if config.model == EMBEDDED:
+        ready = any((cache_dir() / "models").glob(f"{EMBEDDED}-{SMOLLM2_WHEEL.version}-*"))
+        yield Check("LLM", True, "ready") if ready else _wheel("LLM", SMOLLM2_WHEEL)
+    elif Path(config.model).is_dir():
+        whole = _shape_file(machine.config) is not None
+        yield Check("LLM", whole, config.model, "" if whole else "a config.json in the folder")
+    elif _shape_file(machine.config) is not None:
+        yield Check("LLM", True, f"{config.model}: in the Hugging Face cache")
+    else:
+        size = machine.shape and weight_bytes(machine.shape, "bfloat16") / _GIB
+        todo = f", {size:.0f} GiB to download" if size else ""
+        yield _hub("LLM", "models", config.model, config.revision or "main", todo)
+    if config.warm_start is not None:
+        try:
+            resolve_adapter(config.warm_start)
+            yield Check("warm-start adapter", True, config.warm_start)
+        except UsageError as error:
+            yield Check("warm-start adapter", False, "not found", str(error))
+
+
+def _seeds(machine: _Machine) -> Iterator[Check]:
+    source, path = machine.config.seeds.source, machine.config.seeds.path
+    if source == "lemur":
+        yield _wheel("seeds", LEMUR_WHEEL)
+    elif path is not None:
+        there = Path(path).exists()
+        yield Check("seeds", there, path, "" if there else f"{path} does not exist (seeds.path)")
+    replay = machine.config.generation.replay_from
+    if replay is not None:
+        there = (Path(replay) / "run.db").is_file()
+        yield Check("replayed run", there, replay, "" if there else f"no run in {replay}")
+
+
+def _task(machine: _Machine) -> Iterator[Check]:
+    from archloop.tasks import open_source
+    from archloop.tasks.huggingface import HubSource
+
+    name = machine.config.task.name
+    try:
+        source = open_source("cifar10" if name == "auto" else name)
+    except UsageError as error:
+        yield Check("task", False, name, str(error))
+        return
+    if not isinstance(source, HubSource):
+        yield Check("task", True, f"{source.title}: on this machine")
+        return
+    dataset = source.key().split()[0]
+    decoded = any((cache_dir() / "tasks").glob(f"{source.name.replace('/', '-')}-*"))
+    if decoded or _in_datasets_cache(dataset):
+        yield Check("task", True, f"{source.title}: in the cache")
+        return
+    check = _hub("task", "datasets", dataset, "main", "")
+    if name == "auto" and not check.ok:
+        yield Check("task", True, f"digits, as CIFAR-10 cannot be had ({check.detail})")
+        return
+    needed = check.needed and f"{check.needed}, or a copy below the folder ARCHLOOP_DATA names"
+    yield Check(check.name, check.ok, check.detail, needed)
+
+
+def _disk(machine: _Machine) -> Iterator[Check]:
+    """Room for what is not there yet: LLM, seeds and images in the cache, adapters in the run."""
+    config, shape = machine.config, machine.shape
+    copies = 2 if config.generation.engine == "openvino" else 1
+    weights = copies * weight_bytes(shape, config.llm.dtype) / _GIB if shape else 0.0
+    yield _room("disk, cache", cache_dir(), 1.0 + weights)
+    adapters = 0.0
+    if shape is not None:
+        size = shape.adapter_params(config.finetune) * (2 if _half(config) else 4)
+        # The adapter of each cycle, and a checkpoint with its optimiser's state during a fine-tune.
+        adapters = size * (config.loop.cycles + 4) / _GIB
+    yield _room("disk, run", machine.run_dir, 0.5 + adapters)
+
+
+def _isolation(machine: _Machine) -> Iterator[Check]:
+    from archloop.sandbox.confine import available_isolation, require
+
+    wanted = machine.config.sandbox.isolation
+    try:
+        require(wanted)
+    except IsolationError as error:
+        yield Check("sandbox", False, f"{available_isolation()} is available", str(error))
+        return
+    yield Check("sandbox", True, f"{wanted} is available")
+
+
+def _half(config: RunConfig) -> bool:
+    return config.finetune.adapter_dtype == "bfloat16"
+
+
+def _llm_gib(machine: _Machine, shape: LLMShape, *, gpu: bool) -> tuple[float, float]:
+    """GiB of fine-tuning and of generation, with the libraries."""
+    config = machine.config
+    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=gpu)
+    generation = generation_bytes(shape, config.generation, config.llm.dtype)
+    return finetune / _GIB + _LIBRARIES_GIB, generation / _GIB + _LIBRARIES_GIB
+
+
+def _usable_gpu() -> _Gpu | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(0)
+    return _Gpu(properties.name, properties.total_memory / _GIB)
+
+
+def _shape(config: RunConfig) -> LLMShape | None:
+    if config.llm.model == EMBEDDED:
+        return _EMBEDDED_SHAPE
+    file = _shape_file(config)
+    if file is not None:
+        return LLMShape.from_config(json.loads(file.read_text("utf-8")))
+    return LLMShape.from_name(config.llm.model)
+
+
+def _shape_file(config: RunConfig) -> Path | None:
+    """The LLM's ``config.json``, in its folder or in the Hugging Face cache."""
+    folder = Path(config.llm.model)
+    if folder.is_dir():
+        file = folder / "config.json"
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(
+            config.llm.model, "config.json", revision=config.llm.revision
+        )
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def _in_datasets_cache(dataset: str) -> bool:
+    from datasets import config
+
+    return (Path(config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
+
+
+def _wheel(name: str, asset: WheelAsset) -> Check:
+    if (cache_dir() / "wheels" / asset.filename).is_file():
+        return Check(name, True, f"{asset.project} {asset.version}: in the cache")
+    detail = f"{asset.project} {asset.version}: not in the cache"
+    return Check(name, None, detail, "the package index at the first use, through pip")
+
+
+def _hub(name: str, kind: str, id: str, revision: str, todo: str) -> Check:
+    """Whether the Hugging Face Hub would give a model or data set that is not in its cache."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Check(
+            name, False, f"{id}: not in the cache, and HF_HUB_OFFLINE is set", f"{id}{todo}"
+        )
+    request = urllib.request.Request(f"{constants.ENDPOINT}/api/{kind}/{id}/revision/{revision}")
+    try:
+        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
+            return Check(name, True, f"{id}: on the Hugging Face Hub{todo}")
+    except urllib.error.HTTPError as error:
+        detail = f"{id}: the Hugging Face Hub answers {error.code} {error.reason}"
+    except OSError as error:
+        detail = f"{id}: the Hugging Face Hub cannot be reached ({error})"
+    return Check(name, False, detail, f"{id}{todo}")
+
+
+def _room(name: str, folder: Path, need: float) -> Check:
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free / _GIB
+    enough = free >= need
+    return Check(name, enough, f"{free:.1f} GiB free", "" if enough else f"about {need:.1f} GiB")

@@ -1,0 +1,136 @@
+"""How much memory and disk an LLM takes, worked out from its shape before anything is loaded.
+
+Estimates for Llama-like models, meant to tell a machine that will do from one that will not; they
+do not count what CUDA and the libraries take for themselves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from archloop.config import FinetuneConfig, GenerationConfig
+
+_ACTIVATION_BYTES = 34
+"""Bytes a layer keeps for the backward pass, per token and hidden unit, without attention scores
+(Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", eq.
+2)."""
+
+_LOGIT_BYTES = 16
+"""Per token and vocabulary entry: logits in 16 and 32 bits, log-softmax, gradients in 32 and 16."""
+
+_PROMPT_TOKENS = 512
+"""Room for the prompt in front of the new tokens."""
+
+_SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LLMShape:
+    """The numbers of a Llama-like model that memory depends on."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    tied: bool
+    """Whether the output layer shares the embedding's weights."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> LLMShape | None:
+        """From a Hugging Face ``config.json``; ``None`` if it is of another kind of model."""
+        try:
+            return cls(
+                hidden=int(config["hidden_size"]),
+                intermediate=int(config["intermediate_size"]),
+                layers=int(config["num_hidden_layers"]),
+                heads=int(config["num_attention_heads"]),
+                kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
+                vocab=int(config["vocab_size"]),
+                tied=bool(config.get("tie_word_embeddings", False)),
+            )
+        except KeyError:
+            return None
+
+    @classmethod
+    def from_name(cls, name: str) -> LLMShape | None:
+        """A typical shape for a name that tells the size (``...-7b-...``); ``None`` if it does not.
+
+        Llama's family is near hidden = 128 x layers and intermediate = 2.7 x hidden, so a model has
+        about 12.1 x 128^2 x layers^3 parameters outside its embeddings.
+        """
+        found = _SIZE_IN_NAME.search(name)
+        if not found:
+            return None
+        n_params = float(found[1]) * (1e9 if found[2] in "bB" else 1e6)
+        layers = max(1, round((n_params / (12.1 * 128**2)) ** (1 / 3)))
+        hidden = 128 * layers
+        return cls(hidden, round(2.7 * hidden), layers, layers, layers, vocab=100_000, tied=True)
+
+    @property
+    def kv_width(self) -> int:
+        """Width of keys and of values, all heads together."""
+        return self.hidden // self.heads * self.kv_heads
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(inputs, outputs) of each projection in a layer."""
+        return {
+            "q_proj": (self.hidden, self.hidden),
+            "k_proj": (self.hidden, self.kv_width),
+            "v_proj": (self.hidden, self.kv_width),
+            "o_proj": (self.hidden, self.hidden),
+            "up_proj": (self.hidden, self.intermediate),
+            "gate_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of the model."""
+        layer = sum(i * o for i, o in self.projections.values()) + 2 * self.hidden
+        embeddings = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * layer + embeddings + self.hidden
+
+    def adapter_params(self, config: FinetuneConfig) -> int:
+        """Parameters of a LoRA adapter: r x (inputs + outputs) of each projection it is on."""
+        sizes = [sum(s) for name, s in self.projections.items() if name in config.target_modules]
+        return self.layers * config.lora_r * sum(sizes)
+
+
+def weight_bytes(shape: LLMShape, dtype: str) -> int:
+    """Memory of the weights, and the size of their files."""
+    return shape.n_params * (2 if dtype == "bfloat16" else 4)
+
+
+def finetune_bytes(
+    shape: LLMShape, config: FinetuneConfig, dtype: str, *, checkpointing: bool
+) -> int:
+    """Memory of LoRA fine-tuning on a batch of the longest sequences allowed.
+
+    Args:
+        shape: The base LLM.
+        config: Batch size, longest sequence, LoRA and optimiser.
+        dtype: Of the frozen weights; the adapter trains in 32 bits.
+        checkpointing: Whether activations are recomputed (on a GPU) or kept.
+    """
+    optimiser = 2 if config.optimizer == "paged_adamw_8bit" else 8
+    adapter = shape.adapter_params(config) * (4 + 4 + optimiser)
+    tokens = config.batch_size * config.max_length
+    layer = _ACTIVATION_BYTES * tokens * shape.hidden
+    if checkpointing:
+        activations = layer + 2 * tokens * shape.hidden * shape.layers
+    else:
+        activations = layer * shape.layers
+    logits = _LOGIT_BYTES * tokens * shape.vocab
+    return weight_bytes(shape, dtype) + adapter + activations + logits
+
+
+def generation_bytes(shape: LLMShape, config: GenerationConfig, dtype: str) -> int:
+    """Memory of sampling one batch to the last token: weights, and keys and values in 16 bits."""
+    tokens = config.batch_size * (_PROMPT_TOKENS + config.max_new_tokens)
+    return weight_bytes(shape, dtype) + tokens * shape.layers * 2 * shape.kv_width * 2

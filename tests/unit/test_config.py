@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+import archloop
+from archloop.config import (
+    RunConfig,
+    changed_keys,
+    config_digest,
+    load_config,
+    preset_names,
+    resolve,
+)
+from archloop.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_is_valid_and_survives_json(name: str) -> None:
+    config = load_config(name)
+    assert RunConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_all_presets_are_listed() -> None:
+    assert {"demo", "embedded", "paper", "smoke"} <= set(preset_names())
+    assert load_config() == load_config("embedded")
+
+
+PAPER = {
+    "llm.model": "deepseek-ai/deepseek-coder-7b-instruct-v1.5",
+    "llm.dtype": "bfloat16",
+    "llm.warm_start": None,
+    "seeds.source": "lemur",
+    "seeds.variant": "two_prompts",
+    "seeds.narrow": 0,
+    "generation.temperature": 0.20,
+    "generation.top_k": 50,
+    "generation.top_p": 0.9,
+    "generation.max_new_tokens": 2048,
+    "task.name": "cifar10",
+    "task.max_params": 500_000,
+    "novelty.enabled": True,
+    "novelty.shingle_size": 10,
+    "novelty.permutations": 256,
+    "novelty.lsh_threshold": 0.85,
+    "novelty.near_duplicate_threshold": 0.90,
+    "selection.min_accuracy": 0.40,
+    "finetune.enabled": True,
+    "finetune.init": "base",
+    "finetune.lora_r": 32,
+    "finetune.lora_alpha": 32,
+    "finetune.lora_dropout": 0.05,
+    "finetune.epochs": 5,
+    "finetune.max_steps": None,
+    "finetune.lr": 1e-5,
+    "finetune.scheduler": "cosine",
+    "finetune.warmup_steps": 20,
+    "finetune.weight_decay": 0.01,
+    "finetune.max_grad_norm": 1.0,
+    "finetune.batch_size": 1,
+    "finetune.grad_accumulation": 4,
+    "finetune.optimizer": "paged_adamw_8bit",
+    "loop.cycles": 22,
+}
+
+
+@pytest.mark.parametrize(("key", "value"), PAPER.items())
+def test_the_paper_preset_has_the_papers_numbers(key: str, value: object) -> None:
+    section, name = key.split(".")
+    assert getattr(getattr(load_config("paper"), section), name) == value
+
+
+def test_the_paper_adapts_all_seven_projections() -> None:
+    assert set(load_config("paper").finetune.target_modules) == {
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "up_proj",
+        "down_proj",
+        "gate_proj",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "allowed"),
+    [
+        ("loop.cycle=3", "loop.cycle", "completions, cycles"),
+        ("lop.cycles=3", "lop", "loop"),
+        ("loop.cycles=0", "loop.cycles", "greater than or equal to 1"),
+        ("loop.cycles=three", "loop.cycles", "integer"),
+        ("loop.cycles=2.5", "loop.cycles", "integer"),
+        ("llm.dtype=float16", "llm.dtype", "'bfloat16' or 'float32'"),
+        ("selection.min_accuracy=40", "selection.min_accuracy", "less than or equal to 1"),
+        ("generation.top_p=0", "generation.top_p", "greater than 0"),
+        ("generation.engine=vllm2", "generation.engine", "'openvino'"),
+        ("sandbox.isolation=none", "sandbox.isolation", "'process' or 'confined'"),
+        ("sandbox.memory_mb=1", "sandbox.memory_mb", "256"),
+        ("protocol.validation=train", "protocol.validation", "'test' or 'holdout:N'"),
+        ("protocol.validation=holdout:0", "protocol.validation", "'test' or 'holdout:N'"),
+        ("protocol.momentum=1.0", "protocol.momentum", "less than 1"),
+        ("seeds.source=jsonl", "seeds.path", "required by seeds.source"),
+        ("generation.engine=replay", "generation.replay_from", "required"),
+        ("seed=-1", "seed", "greater than or equal to 0"),
+    ],
+)
+def test_impossible_values_are_refused_naming_key_and_what_is_allowed(
+    override: str, key: str, allowed: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("smoke", [override])
+    assert key in str(caught.value)
+    assert allowed in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_replay_of_old_pairs_needs_the_previous_adapter() -> None:
+    with pytest.raises(ConfigError, match=r"finetune\.replay"):
+        load_config("paper", ["finetune.replay=4"])
+    assert load_config("paper", ["finetune.replay=4", "finetune.init=previous"])
+
+
+@pytest.mark.parametrize("text", ["loop.cycles", "=3", "loop..cycles=3", "llm.model.x=1"])
+def test_a_malformed_override_is_refused_and_quoted(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_config("smoke", [text])
+
+
+def test_the_preset_gives_way_to_the_file_and_the_file_to_the_override(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('preset = "paper"\nseed = 5\n[loop]\ncycles = 3\n[task]\nname = "mnist"\n')
+    config = load_config(path, ["loop.cycles=4", "seeds.max_tokens=900", "llm.revision=abc"])
+    assert config.loop.cycles == 4, "override"
+    assert (config.seed, config.task.name) == (5, "mnist"), "file"
+    assert config.finetune.lora_r == 32, "preset"
+    assert config.loop.completions == 150, "the rest of a section stays"
+    assert (config.seeds.max_tokens, config.llm.revision) == (900, "abc")
+
+
+def test_a_file_without_a_preset_starts_from_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("[loop]\ncycles = 3\n")
+    assert load_config(path).finetune == RunConfig().finetune
+
+
+def test_an_override_may_set_nothing_and_the_last_one_wins() -> None:
+    config = load_config("demo", ["finetune.max_steps=none", "seed=1", "seed=2"])
+    assert config.finetune.max_steps is None
+    assert config.seed == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("[loop", "not valid TOML"),
+        ('preset = "papers"', "'papers' unknown; allowed: demo"),
+        ("[loop]\ncycles = true\nrounds = 3", "loop.rounds: unknown key"),
+    ],
+)
+def test_a_faulty_file_is_named(tmp_path: Path, text: str, what: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert what in str(caught.value)
+
+
+def test_an_absent_file_is_refused_with_the_presets() -> None:
+    with pytest.raises(ConfigError, match=r"papr: no such file or preset; presets are demo,"):
+        load_config("papr")
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve({"loop": {"cycles": 0}, "seed": -1})
+    assert "loop.cycles" in str(caught.value)
+    assert "seed" in str(caught.value)
+
+
+def test_changed_keys_names_old_and_new() -> None:
+    old = load_config("paper")
+    new = load_config("paper", ["loop.cycles=3", "task.image_size=64"])
+    assert changed_keys(old, old) == []
+    assert changed_keys(old, new) == ["loop.cycles: 22 -> 3", "task.image_size: None -> 64"]
+
+
+def test_the_digest_follows_the_content_alone() -> None:
+    config = load_config("paper")
+    assert config_digest(config) == config_digest(load_config("paper"))
+    assert config_digest(config) != config_digest(load_config("paper", ["seed=1"]))
+    assert config_digest({"a": 1, "b": 2}) == config_digest({"b": 2, "a": 1})
+    assert len(config_digest(config.protocol)) == 12
+
+
+def test_every_field_is_read_somewhere() -> None:
+    """A flag that does nothing is worse than none."""
+    source = Path(archloop.__file__).parent
+    read = {
+        node.attr
+        for path in source.rglob("*.py")
+        if path.name != "config.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+    }
+    for name, field in RunConfig.model_fields.items():
+        assert name in read
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            assert set(field.annotation.model_fields) <= read, name

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from archloop import doctor
+from archloop.config import RunConfig, load_config
+from archloop.doctor import Check, diagnose
+from archloop.errors import ConfigError
+
+ONLY_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine of its own: an empty cache, and a hub that nobody answers for."""
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("ARCHLOOP_DATA", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+def look(config: RunConfig | str, run_dir: Path = Path("runs")) -> dict[str, Check]:
+    return {check.name: check for check in diagnose(config, run_dir)}
+
+
+@ONLY_CPU
+def test_the_paper_on_a_laptop_lists_everything_that_is_missing() -> None:
+    checks = look("paper")
+    missing = {name for name, check in checks.items() if check.ok is False}
+    assert {"GPU", "LLM", "task"} <= missing
+    assert ("package bitsandbytes" in missing) == (find_spec("bitsandbytes") is None)
+    assert "billion parameters" in checks["GPU"].needed
+    assert "generation.batch_size" in checks["GPU"].needed
+    assert "14 GiB to download" in checks["LLM"].needed
+    assert "ARCHLOOP_DATA" in checks["task"].needed
+    assert all(check.needed for check in checks.values() if check.ok is False)
+    assert not any(check.needed for check in checks.values() if check.ok is True)
+
+
+def test_what_is_here_is_found_good() -> None:
+    checks = look(load_config("smoke", ["llm.warm_start=none", "sandbox.memory_mb=256"]))
+    for name in ("Python", "torch", "GPU", "memory", "package trl", "task", "disk, run", "sandbox"):
+        assert checks[name].ok, checks[name]
+    assert checks["LLM"].ok is None
+    assert "package index" in checks["LLM"].needed
+
+
+def test_a_local_llm_is_measured_by_its_own_shape(tmp_path: Path) -> None:
+    folder = tmp_path / "llm-99b"
+    folder.mkdir()
+    assert look(load_config("smoke", [f"llm.model={folder}"]))["LLM"].ok is False
+    shape = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 1000,
+    }
+    (folder / "config.json").write_text(json.dumps(shape))
+    checks = look(load_config("smoke", [f"llm.model={folder}"]))
+    assert checks["LLM"].ok
+    assert checks["GPU"].ok, "99b in its name, but small by its config.json"
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "what"),
+    [
+        ("llm.warm_start=no-such-adapter", "warm-start adapter", "no-such-adapter"),
+        ("task.name=no-such-task", "task", "no-such-task"),
+        ("sandbox.workers=100000", "memory", "100000 candidates"),
+    ],
+)
+def test_what_is_wrong_is_named(override: str, name: str, what: str) -> None:
+    check = look(load_config("smoke", [override]))[name]
+    assert check.ok is False
+    assert what in check.needed
+
+
+def test_absent_seed_files_and_replayed_runs_are_named(tmp_path: Path) -> None:
+    config = load_config(
+        "smoke",
+        [
+            "seeds.source=jsonl",
+            f"seeds.path={tmp_path / 'seeds.jsonl'}",
+            "generation.engine=replay",
+            f"generation.replay_from={tmp_path}",
+        ],
+    )
+    checks = look(config)
+    assert checks["seeds"].ok is False
+    assert checks["replayed run"].ok is False
+    (tmp_path / "seeds.jsonl").touch()
+    (tmp_path / "run.db").touch()
+    checks = look(config)
+    assert checks["seeds"].ok
+    assert checks["replayed run"].ok
+
+
+def test_auto_falls_back_to_digits_and_says_so() -> None:
+    check = look(load_config("smoke", ["task.name=auto"]))["task"]
+    assert check.ok
+    assert check.detail.startswith("digits, as CIFAR-10 cannot be had")
+
+
+def test_a_data_set_in_the_cache_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "datasets" / "uoft-cs___cifar10").mkdir(parents=True)
+    assert look("embedded")["task"].ok
+
+
+def test_a_full_disk_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    full = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path: full)
+    check = look("embedded", tmp_path / "not" / "there")["disk, run"]
+    assert check.ok is False
+    assert "GiB" in check.needed
+
+
+def test_a_wrong_configuration_is_no_diagnosis() -> None:
+    with pytest.raises(ConfigError):
+        diagnose("papr")

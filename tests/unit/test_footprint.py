@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from archloop.config import load_config
+from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
+
+DEEPSEEK = LLMShape(4096, 11008, 30, 32, 32, 102_400, tied=False)
+"""deepseek-coder-7b-instruct-v1.5."""
+SMOLLM2 = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
+
+
+@pytest.mark.parametrize(("shape", "preset"), [(DEEPSEEK, "paper"), (SMOLLM2, "embedded")])
+def test_counts_are_those_of_the_real_libraries(shape: LLMShape, preset: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        vocab_size=shape.vocab,
+        tie_word_embeddings=shape.tied,
+    )
+    assert LLMShape.from_config(config.to_dict()) == shape
+    finetune = load_config(preset).finetune
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+        assert sum(p.numel() for p in model.parameters()) == shape.n_params
+        lora = LoraConfig(r=finetune.lora_r, target_modules=list(finetune.target_modules))
+        trainable = get_peft_model(model, lora).get_nb_trainable_parameters()[0]
+    assert trainable == shape.adapter_params(finetune)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("deepseek-ai/deepseek-coder-7b-instruct-v1.5", 7.0),
+        ("Qwen/Qwen2.5-Coder-1.5B-Instruct", 1.5),
+        ("org/model-34B", 34.0),
+        ("smollm2-135m", 0.135),
+    ],
+)
+def test_a_name_that_tells_the_size_gives_a_model_of_that_size(name: str, billions: float) -> None:
+    shape = LLMShape.from_name(name)
+    assert shape is not None
+    assert shape.n_params - shape.vocab * shape.hidden == pytest.approx(billions * 1e9, rel=0.15)
+
+
+@pytest.mark.parametrize("name", ["org/model", "org/v1.5", "a2b7", "deepseek-coder-7bit"])
+def test_a_name_that_tells_no_size_gives_none(name: str) -> None:
+    assert LLMShape.from_name(name) is None
+
+
+def test_another_kind_of_model_gives_none() -> None:
+    assert LLMShape.from_config({"model_type": "gpt2", "n_embd": 768}) is None
+
+
+def test_the_paper_needs_a_large_gpu_and_checkpointing_saves_most() -> None:
+    config = load_config("paper")
+    assert weight_bytes(DEEPSEEK, "bfloat16") == pytest.approx(13.8e9, rel=0.01)
+    kept, recomputed = (
+        finetune_bytes(DEEPSEEK, config.finetune, "bfloat16", checkpointing=c) / 2**30
+        for c in (False, True)
+    )
+    assert 16 < recomputed < 24 < kept < 48
+    assert 24 < generation_bytes(DEEPSEEK, config.generation, "bfloat16") / 2**30 < 40
