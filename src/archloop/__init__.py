@@ -1,7 +1,7 @@
 """archloop: a code LLM in a closed loop that designs neural networks and is trained on what worked.
 
-``archloop.evaluate(code, task=...)`` checks and trains one network, ``archloop.run(config)`` runs the loop,
-``archloop.Run.open(dir)`` reads a run, ``archloop.stats`` has the intervals of the paper.
+``archloop.evaluate(code, task=...)`` checks and trains one network, ``archloop.run(config)`` runs
+the loop, ``archloop.Run.open(dir)`` reads a run, ``archloop.stats`` has the intervals of the paper.
 """
 
 from __future__ import annotations

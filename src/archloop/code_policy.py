@@ -1,7 +1,7 @@
-"""Static checks of a network's source: it parses, keeps the contract, and uses only what networks need.
+"""Static checks of a source: it parses, keeps the contract, uses only what networks need.
 
-Nothing is executed. These checks are a cheap first filter that gives a clear error line; the boundary
-against hostile code is the sandbox, not this module.
+Nothing is executed. These checks are a cheap first filter that gives a clear error line; the
+boundary against hostile code is the sandbox, not this module.
 """
 
 from __future__ import annotations
@@ -166,14 +166,8 @@ def _init_fault(init: ast.FunctionDef) -> str | None:
 def _policy_faults(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
-            case ast.Import(names=names):
-                yield from (f for alias in names if (f := _import_fault(alias.name, node)))
-            case ast.ImportFrom(module=module, level=level, names=names):
-                if level:
-                    yield f"relative import (line {node.lineno})"
-                for alias in names:
-                    if fault := _import_fault(f"{module}.{alias.name}", node):
-                        yield fault
+            case ast.Import() | ast.ImportFrom():
+                yield from _import_faults(node)
             case ast.Call(func=ast.Name(id=name)) if name in FORBIDDEN_CALLS:
                 yield f"call of {name} (line {node.lineno})"
             case ast.Attribute(value=ast.Name(id="torch"), attr=attr) if attr in FORBIDDEN_TORCH:
@@ -186,13 +180,17 @@ def _policy_faults(tree: ast.Module) -> Iterator[str]:
                 pass
 
 
-def _import_fault(name: str, node: ast.stmt) -> str | None:
-    allowed = name.partition(".")[0] in ALLOWED_IMPORTS
-    if allowed and not name.startswith(FORBIDDEN_MODULES):
-        return None
-    return (
-        f"import of {name} (line {node.lineno}); allowed are torch, numpy and pure Python modules"
-    )
+def _import_faults(node: ast.Import | ast.ImportFrom) -> Iterator[str]:
+    prefix = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+    if isinstance(node, ast.ImportFrom) and node.level:
+        yield f"relative import (line {node.lineno})"
+    for name in (prefix + alias.name for alias in node.names):
+        allowed = name.partition(".")[0] in ALLOWED_IMPORTS
+        if not allowed or name.startswith(FORBIDDEN_MODULES):
+            yield (
+                f"import of {name} (line {node.lineno}); "
+                "allowed are torch, numpy and pure Python modules"
+            )
 
 
 def _is_closed_dunder(name: str) -> bool:

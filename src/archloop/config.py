@@ -1,8 +1,8 @@
 """The typed configuration of a run: presets < a TOML file < ``--set KEY=VALUE``.
 
-Unknown keys, wrong types and impossible values are refused with the key's name and what is allowed. The
-resolved configuration is kept with the run as JSON; :func:`changed_keys` names what differs on resume.
-This module imports no engine.
+Unknown keys, wrong types and impossible values are refused with the key's name and what is allowed.
+The resolved configuration is kept with the run as JSON; :func:`changed_keys` names what differs on
+resume. This module imports no engine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class LLMConfig(_Section):
     """Commit of a Hugging Face id; pin it for a run that must be repeatable."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     warm_start: str | None = None
-    """Adapter of cycle 1: a packaged name (``smollm2-135m-lemur``) or a folder. ``None``: fine-tune on the seeds."""
+    """Adapter of cycle 1: a packaged name (``smollm2-135m-lemur``) or a folder. ``None``: fine-tune
+    on the seeds."""
 
 
 class SeedsConfig(_Section):
@@ -49,8 +50,8 @@ class SeedsConfig(_Section):
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
     narrow: int = Field(0, ge=0)
-    """Add at most this many networks above the budget, narrowed to it by the automatic width edit and
-    marked in their metadata."""
+    """Add at most this many networks above the budget, narrowed to it by the automatic width edit
+    and marked in their metadata."""
     max_tokens: int | None = Field(None, ge=64)
     """Drop seeds whose code is longer than this many LLM tokens; ``None``: no limit."""
     variant: Literal["two_prompts", "one_prompt"] = "two_prompts"
@@ -64,7 +65,8 @@ class PromptConfig(_Section):
     system: str = ""
     """System message; empty: the packaged template."""
     user: str = ""
-    """User message with ``{dataset}``, ``{shape}``, ``{classes}``, ``{max_params}``; empty: the packaged one."""
+    """User message with ``{dataset}``, ``{shape}``, ``{classes}``, ``{max_params}``; empty: the
+    packaged one."""
 
 
 class GenerationConfig(_Section):
@@ -87,8 +89,8 @@ class TaskConfig(_Section):
     """The images a network is trained on."""
 
     name: str = "cifar10"
-    """``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``digits``, ``auto`` (CIFAR-10, else digits), a
-    Hugging Face dataset id, or a folder of class folders."""
+    """``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``digits``, ``auto`` (CIFAR-10, else digits),
+    a Hugging Face dataset id, or a folder of class folders."""
     image_size: int | None = Field(None, ge=8, le=512)
     """Resize to this many pixels a side; ``None``: as the data is (folders: 32)."""
     max_params: int = Field(500_000, ge=1)
@@ -105,7 +107,7 @@ class ProtocolConfig(_Section):
     """Offered to networks that ask for it."""
     augmentation: Literal["none", "flip", "crop_flip"] = "flip"
     validation: str = "holdout:5000"
-    """``holdout:N`` (N of the training images, stratified) or ``test`` (the dataset's test split)."""
+    """``holdout:N`` (N training images, stratified) or ``test`` (the dataset's test split)."""
     train_images: int | None = Field(None, ge=1)
     """Use only this many training images (stratified); ``None``: all."""
     validation_images: int | None = Field(None, ge=1)
@@ -161,7 +163,7 @@ class FinetuneConfig(_Section):
     enabled: bool = True
     """``False``: every cycle uses the adapter of cycle 1 (ablation)."""
     init: Literal["base", "previous"] = "base"
-    """``base``: from the base LLM on the whole corpus; ``previous``: go on with the last adapter."""
+    """``base``: from the base LLM on all pairs; ``previous``: go on from the last adapter."""
     replay: int = Field(0, ge=0)
     """With ``previous``: pairs of the older corpus mixed into the new ones."""
     lora_r: int = Field(32, ge=1)
@@ -202,7 +204,8 @@ class LoopConfig(_Section):
     valid_target: int | None = Field(None, ge=1)
     """End the cycle once this many candidates are valid (decided at batch boundaries)."""
     final_finetune: bool = False
-    """Fine-tune once more after the last cycle, so the run ends with an adapter of everything accepted."""
+    """Fine-tune once more after the last cycle, so the run ends with an adapter of everything
+    accepted."""
 
 
 class RunConfig(_Section):

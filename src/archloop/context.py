@@ -1,4 +1,4 @@
-"""What every stage of a run needs: configuration, paths, store, prompt, task and models, each made once."""
+"""What every stage needs: configuration, paths, store, prompt, task, each made once."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from archloop.types import Message, TaskData
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 31-bit seed from the run's seed and a path of names and numbers, the same on every machine."""
+    """A 31-bit seed from a run's seed and a path of names, the same on every machine."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
 
 
 def protocol_digest(config: RunConfig, task: TaskData) -> str:
-    """The hash kept in every row: protocol, task data and what of the sandbox can change a score."""
+    """The hash in every row: protocol, task data and what else can change a score."""
     fixed = {
         "protocol": config.protocol.model_dump(mode="json"),
         "task": task.info.digest,

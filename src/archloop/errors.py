@@ -1,8 +1,8 @@
 """The faults that archloop itself raises.
 
-A bad network is data: it ends in an :class:`~archloop.types.Outcome` and is never raised. Only faults
-of the user's input, of the machine or of the harness are exceptions, and each carries one line that
-says what was wrong, where, and what would be right.
+A bad network is data: it ends in an :class:`~archloop.types.Outcome` and is never raised. Only
+faults of the user's input, of the machine or of the harness are exceptions, and each carries one
+line that says what was wrong, where, and what would be right.
 """
 
 from __future__ import annotations

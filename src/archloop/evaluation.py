@@ -1,4 +1,4 @@
-"""Evaluation by itself: networks in, one row each out, with the checks and the protocol of a run."""
+"""Evaluation by itself: networks in, one row each out, with a run's checks and protocol."""
 
 from __future__ import annotations
 

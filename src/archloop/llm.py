@@ -1,4 +1,4 @@
-"""Base LLMs and adapters by name: the embedded SmolLM2-135M, a Hugging Face id, or a local folder."""
+"""Base LLMs and adapters by name: embedded, a Hugging Face id, or a local folder."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def resolve_adapter(name: str) -> Path:
             return folder
     names = sorted(p.name for p in packaged.iterdir() if p.is_dir()) if packaged.is_dir() else []
     raise ConfigError(
-        f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; packaged: {names}"
+        f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; "
+        f"packaged: {', '.join(names)}"
     )
 
 
@@ -92,8 +93,8 @@ def _embedded() -> Path:
 def _dequantise(source: Path, target: Path) -> None:
     """Write a GGUF model as plain bfloat16 safetensors.
 
-    transformers keeps a GGUF load "quantised" and refuses to save it, so a clean model is built from the
-    configuration and the dequantised weights.
+    transformers keeps a GGUF load "quantised" and refuses to save it, so a clean model is built
+    from the configuration and the dequantised weights.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -1,7 +1,8 @@
-"""Generation and evaluation of one cycle, streaming: a candidate is trained while the next are written.
+"""Generation and evaluation of one cycle, streaming: one is trained while the next are written.
 
-Completions are sampled in batches of fixed composition and stored as they come, verdicts as they come.
-An interrupted batch is sampled again as a whole with the same seeds, and only what is missing is added.
+Completions are sampled in batches of fixed composition and stored as they come, verdicts as they
+come. An interrupted batch is sampled again as a whole with the same seeds, and only what is missing
+is added.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path) -> Evaluat
     """Bring a cycle to its end: every completion sampled, every one with a verdict."""
     started = time.monotonic()
     fresh = not run.store.completions(cycle)
-    with Sandbox(run.config.sandbox, task=run.task, protocol=run.config.protocol) as sandbox:
-        with build_executor(sandbox, run.config.sandbox) as executor:
-            _Pipeline(run, cycle, adapter, executor, sandbox.isolation).work()
+    with (
+        Sandbox(run.config.sandbox, task=run.task, protocol=run.config.protocol) as sandbox,
+        build_executor(sandbox, run.config.sandbox) as executor,
+    ):
+        _Pipeline(run, cycle, adapter, executor, sandbox.isolation).work()
     return Evaluated(round(time.monotonic() - started, 1) if fresh else None)
 
 

@@ -1,7 +1,8 @@
 """The prompt template: one fixed text for a whole run, filled from the task and the budget.
 
-Written after the paper (sections 3 and 3.1): expert designer, first-epoch accuracy, dataset and shapes,
-at most so many parameters, the contract, standard layers only, no pretrained weights, one code block.
+Written after the paper (sections 3 and 3.1): expert designer, first-epoch accuracy, dataset and
+shapes, at most so many parameters, the contract, standard layers only, no pretrained weights, one
+code block.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ SYSTEM = "You are an expert PyTorch architecture designer. Maximise first-epoch 
 USER = (
     "Dataset: {dataset}. Input: {shape}. Output: (N, {classes}) logits. "
     "At most {max_params} parameters.\n"
-    "Write class Net(nn.Module) with __init__(self, in_shape, out_shape, prm, device), forward(self, x), "
-    "train_setup(self, prm), learn(self, train_data), and a function supported_hyperparameters() "
-    "returning {'lr', 'momentum'}. Import torch and torch.nn as nn. Standard layers only, no pretrained "
-    "weights, no data loading. Answer with one Python code block."
+    "Write class Net(nn.Module) with __init__(self, in_shape, out_shape, prm, device), "
+    "forward(self, x), train_setup(self, prm), learn(self, train_data), and a function "
+    "supported_hyperparameters() returning {'lr', 'momentum'}. Import torch and torch.nn as nn. "
+    "Standard layers only, no pretrained weights, no data loading. "
+    "Answer with one Python code block."
 )
 _FIELDS = ("dataset", "shape", "classes", "max_params")
 
@@ -42,7 +44,7 @@ MNIST = PromptSubject("MNIST", (1, 28, 28), 10)
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A system and a user text with ``{dataset}``, ``{shape}``, ``{classes}`` and ``{max_params}``."""
+    """A system and a user text; the user's has the placeholders of :data:`_FIELDS` in braces."""
 
     system: str = SYSTEM
     user: str = USER
@@ -52,7 +54,8 @@ class PromptTemplate:
         """The configured texts, or the packaged ones where empty.
 
         Raises:
-            ConfigError: A custom user text lacks a placeholder, so the task would not reach the LLM.
+            ConfigError: A custom user text lacks a placeholder, so the task would not reach the
+            LLM.
         """
         template = cls(config.system or SYSTEM, config.user or USER)
         missing = [f"{{{name}}}" for name in _FIELDS if f"{{{name}}}" not in template.user]
@@ -80,7 +83,7 @@ class PromptTemplate:
 
 
 def parameter_cap(n_params: int) -> int:
-    """The budget a prompt names for a network of ``n_params``: rounded up in steps of 1, 2, 5 x 10^k.
+    """The budget a prompt names: ``n_params`` rounded up in steps of 1, 2, 5 x 10^k.
 
     >>> [parameter_cap(n) for n in (180_000, 200_000, 200_001, 4_100_000)]
     [200000, 200000, 500000, 5000000]

@@ -1,7 +1,7 @@
 """The stages of a cycle. Each does only what the store and the run directory do not already hold.
 
-A stage may be interrupted at any moment and called again: finished work is found and kept, unfinished
-work is done again with the same seeds.
+A stage may be interrupted at any moment and called again: finished work is found and kept,
+unfinished work is done again with the same seeds.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
 
 
 def _training_mix(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[ChatPair]:
-    """What ``previous`` trains on: the last cycle's pairs and a replay sample of the older corpus."""
+    """What ``previous`` trains on: the last cycle's pairs and a sample of the older ones."""
     new = [p for p in corpus if p.meta.get("cycle") == cycle - 1]
     older = [p for p in corpus if p.meta.get("cycle") != cycle - 1]
     rng = random.Random(run.seed("replay", cycle))

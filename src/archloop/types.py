@@ -48,7 +48,8 @@ _VALID = frozenset(
 )
 
 Isolation = Literal["process", "confined"]
-"""Isolation levels, weakest first: own process group, limits and environment; plus Landlock+seccomp."""
+"""Isolation levels, weakest first: own process group, limits and environment; plus
+Landlock+seccomp."""
 
 
 class Message(TypedDict):

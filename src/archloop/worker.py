@@ -1,8 +1,8 @@
 """Run one job in a fresh Python process and stream its JSON events: the LLM's memory goes with it.
 
-The job travels as one JSON line on stdin, events come back as JSON lines on a pipe of their own; what
-libraries print goes to stderr. The process dies with its parent: it holds the read end of stdin open and
-leaves when that closes.
+The job travels as one JSON line on stdin, events come back as JSON lines on a pipe of their own;
+what libraries print goes to stderr. The process dies with its parent: it holds the read end of
+stdin open and leaves when that closes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Emit = Callable[[str, dict[str, Any]], None]
 
 
 def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Start ``python -m module`` on a job and yield its events; closing the iterator ends the process.
+    """Start ``python -m module`` on a job, yield its events; closing the iterator ends it.
 
     Raises:
         ArchloopError: The process ended without a result.
@@ -86,7 +86,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def serve(work: Callable[[dict[str, Any], Emit], dict[str, Any]]) -> None:
-    """The other side: read the job, do the work, emit its result (the ``__main__`` of a worker module)."""
+    """The other side: read the job, do the work, emit its result (a worker's ``__main__``)."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     with os.fdopen(int(os.environ[_EVENT_FD]), "w", encoding="utf-8") as events:

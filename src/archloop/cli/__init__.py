@@ -1,7 +1,7 @@
-"""The command line: parse first, import engines afterwards; one clear line and an exit code for faults.
+"""The command line: parse first, import engines afterwards; one clear line for a fault.
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration. With ``--json`` stdout holds one JSON
-object a line and nothing else; progress and messages go to stderr.
+Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration. With ``--json`` stdout holds one
+JSON object a line and nothing else; progress and messages go to stderr.
 """
 
 from __future__ import annotations

@@ -93,8 +93,8 @@ def finetune_command(
 ) -> None:
     """LoRA fine-tune the LLM on a chat corpus; the adapter loads in plain PEFT.
 
-    With --adapter, or finetune.init = "previous", it goes on from that adapter, otherwise from the base
-    LLM. An interrupted fine-tune goes on when the same command is given again.
+    With --adapter, or finetune.init = "previous", it goes on from that adapter, otherwise from the
+    base LLM. An interrupted fine-tune goes on when the same command is given again.
     """
     from archloop.cli.screen import open_screen
     from archloop.config import load_config

@@ -1,4 +1,4 @@
-"""Where candidates are evaluated: a Protocol, one file per implementation, one place that builds."""
+"""Where candidates are evaluated: a Protocol, one file per implementation."""
 
 from __future__ import annotations
 

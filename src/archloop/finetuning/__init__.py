@@ -1,7 +1,8 @@
 """LoRA fine-tuning of the LLM on a corpus of prompt-code pairs.
 
-The work runs in a process of its own (:func:`finetune`), so its memory is the system's again afterwards;
-:mod:`archloop.finetuning.lora` is what runs there. The job and the result are plain JSON.
+The work runs in a process of its own (:func:`finetune`), so its memory is the system's again
+afterwards; :mod:`archloop.finetuning.lora` is what runs there. The job and the result are plain
+JSON.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Chat pairs as token ids with the exact loss mask: the assistant's code block and the end token."""
+"""Chat pairs as token ids with the exact loss mask: the answer and its end token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """One sequence; ``labels`` equal ``input_ids`` where the loss counts and ``IGNORED`` elsewhere."""
+    """One sequence; ``labels`` are ``input_ids`` where the loss counts, else ``IGNORED``."""
 
     input_ids: list[int]
     labels: list[int]
@@ -48,8 +48,8 @@ def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
 def encode_pair(tokenizer: Any, messages: Sequence[dict[str, str]]) -> EncodedPair:
     """Tokenise one pair as generation will see it: the rendered prompt, then the answer.
 
-    Prompt and answer are tokenised apart, exactly as at generation time, where the LLM goes on from the
-    tokens of the prompt. What the template writes after the end token is left out.
+    Prompt and answer are tokenised apart, exactly as at generation time, where the LLM goes on from
+    the tokens of the prompt. What the template writes after the end token is left out.
 
     Raises:
         UsageError: The chat template rewrites the prompt once an answer follows.

@@ -1,6 +1,7 @@
 """The sandbox: runs one network at a time in a confined child of a warm fork server.
 
-:class:`Sandbox` is the main process's side. It owns the validation labels, the metric and the clock.
+:class:`Sandbox` is the main process's side. It owns the validation labels, the metric and the
+clock.
 """
 
 from archloop.sandbox.client import Sandbox

@@ -64,7 +64,7 @@ class Epoch:
 
 
 def augment(images: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random horizontal flips (``flip``), after random crops of the padded image (``crop_flip``)."""
+    """Random horizontal flips (``flip``), after random crops of padded images (``crop_flip``)."""
     if kind == "none":
         return images
     if kind == "crop_flip":

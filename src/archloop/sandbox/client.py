@@ -258,7 +258,7 @@ class _Candidate:
         return Verdict(Outcome.VALID, None, self._n_params, None, seconds)
 
     def _expect(self, stage: str, seconds: float, what: str) -> dict[str, Any] | Verdict:
-        """The next message, which must be of a stage; a failure report or a deadline is a verdict."""
+        """The next message, of the wanted stage; a failure or a deadline is a verdict."""
         deadline = time.monotonic() + seconds
         while True:
             try:

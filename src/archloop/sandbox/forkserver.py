@@ -1,7 +1,7 @@
-"""The warm parent of all candidates: torch imported, training images mapped; forks one child for each.
+"""The warm parent of all candidates: torch imported, images mapped; forks one child each.
 
-It stays single-threaded and never runs generated code itself. The main process passes it one end of a
-socket for every candidate, so results do not go through here; it also reaps on request, and kills
+It stays single-threaded and never runs generated code itself. The main process passes it one end of
+a socket for every candidate, so results do not go through here; it also reaps on request, and kills
 whatever a dead candidate left behind (it is the subreaper of its descendants).
 """
 
@@ -118,8 +118,9 @@ def _kill(pid: int) -> None:
 def _reap(pid: int, grace: float) -> int | None:
     """Collect a candidate's exit status (as ``os.waitpid`` gives it) and kill its process group.
 
-    A candidate whose socket closed gets a moment to end by itself, so that its status says how. It is
-    reaped last, so its number cannot have been given to another process when the group is killed.
+    A candidate whose socket closed gets a moment to end by itself, so that its status says how. It
+    is reaped last, so its number cannot have been given to another process when the group is
+    killed.
     """
     deadline = time.monotonic() + grace
     while time.monotonic() < deadline:

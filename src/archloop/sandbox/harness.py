@@ -1,8 +1,8 @@
 """What runs inside the candidate's own process: build, dummy forward, one epoch, logits.
 
 The network is hostile until proven otherwise. It never holds validation labels, the metric or the
-clock: the main process keeps them, sends the validation images after ``learn()`` has returned, and judges
-the logits that come back. How a network fails is told by the phase it was in.
+clock: the main process keeps them, sends the validation images after ``learn()`` has returned, and
+judges the logits that come back. How a network fails is told by the phase it was in.
 """
 
 from __future__ import annotations

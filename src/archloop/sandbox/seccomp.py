@@ -1,8 +1,8 @@
-"""A seccomp filter that leaves a network what it needs: arithmetic, memory, threads, its open files.
+"""A seccomp filter that leaves a network arithmetic, memory, threads and its open files.
 
-New programs, processes, sockets, namespaces, mounts, tracing and raised limits are refused with EPERM, so
-that Python raises PermissionError and the candidate's outcome says why. Written as classic BPF, as no
-maintained Python binding installs without a system library.
+New programs, processes, sockets, namespaces, mounts, tracing and raised limits are refused with
+EPERM, so that Python raises PermissionError and the candidate's outcome says why. Written as
+classic BPF, as no maintained Python binding installs without a system library.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ class _Machine(NamedTuple):
     denied: tuple[int, ...]
 
 
-# Numbers that all newer system calls share on every architecture (asm-generic/unistd.h, from 424 on):
-# pidfd_send_signal, io_uring_setup/enter/register, open_tree, move_mount, fsopen, fsconfig, fsmount,
-# fspick, pidfd_open, pidfd_getfd, mount_setattr.
+# Numbers that newer system calls share on every architecture (asm-generic/unistd.h, from 424):
+# pidfd_send_signal, io_uring_setup/enter/register, open_tree, move_mount, fsopen, fsconfig,
+# fsmount, fspick, pidfd_open, pidfd_getfd, mount_setattr.
 _SHARED = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 442)
 _CLONE3 = 435
 
 _MACHINES = {
-    # execve, execveat, fork, vfork, ptrace, socket, socketpair, connect, bind, listen, accept, accept4,
-    # mount, umount2, pivot_root, chroot, unshare, setns, bpf, perf_event_open, keyctl, add_key,
-    # request_key, userfaultfd, kexec_load, kexec_file_load, init_module, finit_module, delete_module,
+    # execve, execveat, fork, vfork, ptrace, socket, socketpair, connect, bind, listen, accept,
+    # accept4, mount, umount2, pivot_root, chroot, unshare, setns, bpf, perf_event_open, keyctl,
+    # add_key, request_key, userfaultfd, kexec_load, kexec_file_load, init_module, finit_module,
+    # delete_module,
     # reboot, swapon, swapoff, process_vm_readv, process_vm_writev, setsid, setpgid, setrlimit,
     # name_to_handle_at, open_by_handle_at, acct, syslog, iopl, ioperm, personality, quotactl.
     "x86_64": _Machine(

@@ -1,4 +1,4 @@
-"""The sandbox attacks itself: small hostile networks, each with the outcome that shows it is contained."""
+"""The sandbox attacks itself: hostile networks, each with the outcome that shows containment."""
 
 from __future__ import annotations
 

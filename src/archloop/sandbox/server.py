@@ -1,4 +1,4 @@
-"""The main process's handle on the fork server: start it, ask it for a candidate's process, replace it."""
+"""The main process's handle on the fork server: start it, ask it for a process, replace it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Messages between the main process, the fork server and the candidate: JSON scalars and raw bytes.
 
-Nothing is unpickled. A frame is four bytes of length and that much JSON; what comes from a candidate is
-bounded, and anything malformed counts as no message at all.
+Nothing is unpickled. A frame is four bytes of length and that much JSON; what comes from a
+candidate is bounded, and anything malformed counts as no message at all.
 """
 
 from __future__ import annotations

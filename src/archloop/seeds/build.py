@@ -1,8 +1,8 @@
 """From a seed source to the first corpus: every step counted, every dropped network explained.
 
 read -> clean -> exact duplicates -> static checks -> near-duplicates -> builds in the sandbox (meta
-device) -> budget -> length -> pairs; networks above the budget can be narrowed to it, and are counted
-apart and marked in the pair's metadata. The same input gives byte-identical output.
+device) -> budget -> length -> pairs; networks above the budget can be narrowed to it, and are
+counted apart and marked in the pair's metadata. The same input gives byte-identical output.
 """
 
 from __future__ import annotations

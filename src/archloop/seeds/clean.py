@@ -1,9 +1,9 @@
 """Cleaning of a seed's source for teaching: what the LLM should learn, in one order, nothing else.
 
-Imports come first (unused ones go), then ``supported_hyperparameters``, then the rest; ``Net`` lists
-``__init__``, its own methods, ``forward``, ``train_setup``, ``learn``. Comments, docstrings, argument
-annotations, script blocks and LEMUR's ``addon_accuracy`` lines (the score, 125 files) are dropped. What
-the network computes is unchanged.
+Imports come first (unused ones go), then ``supported_hyperparameters``, then the rest; ``Net``
+lists ``__init__``, its own methods, ``forward``, ``train_setup``, ``learn``. Comments, docstrings,
+argument annotations, script blocks and LEMUR's ``addon_accuracy`` lines (the score, 125 files) are
+dropped. What the network computes is unchanged.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _is_function(node: ast.stmt, name: str) -> bool:
 
 
 def _order_methods(net: ast.ClassDef) -> None:
-    """Stable order of the contract's methods; a decorated body may depend on its order and is kept."""
+    """Stable order of the contract's methods; a decorated body may depend on its own."""
     functions = [n for n in net.body if isinstance(n, ast.FunctionDef)]
     if len(functions) == len(net.body) and not any(f.decorator_list for f in functions):
         net.body = sorted(functions, key=lambda f: _METHOD_ORDER.get(f.name, 1))  # type: ignore[assignment]

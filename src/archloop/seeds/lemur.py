@@ -1,4 +1,4 @@
-"""The LEMUR Neural Network Dataset, read from its pinned wheel as an archive of text; never imported."""
+"""The LEMUR Neural Network Dataset, read from its pinned wheel as text; never imported."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """The automatic width edit: a network too large for the budget, rewritten with fewer channels.
 
-Every integer that looks like a width is scaled: those below 1,024 (channels) by one factor, larger ones
-(dense layers, flattened sizes) by another. Kernel sizes, strides, paddings and pooled sizes are left
-alone. The edit is blind to meaning, so its result counts only once the sandbox has built it.
+Every integer that looks like a width is scaled: those below 1,024 (channels) by one factor, larger
+ones (dense layers, flattened sizes) by another. Kernel sizes, strides, paddings and pooled sizes
+are left alone. The edit is blind to meaning, so its result counts only once the sandbox has built
+it.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ FACTORS: tuple[tuple[float, float], ...] = (
     (0.1875, 0.03125),
     (0.125, 0.03125),
 )
-"""(channels, dense) factors, widest first; neither ever grows, so parameter counts fall along the list."""
+"""(channels, dense) factors, widest first; neither ever grows, so parameter counts fall along the
+list."""
 
 
 def narrow(code: str, channels: float, dense: float) -> str:
