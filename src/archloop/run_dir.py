@@ -23,6 +23,9 @@ FINISHED = "finished_at"
 SESSIONS = "sessions"
 """Meta key in the store: one :func:`archloop.provenance.session` for each start of the run."""
 
+PINNED = "pinned"
+"""Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
+
 State = Literal["running", "finished", "interrupted"]
 
 _LOCK_SECONDS = 2.0
@@ -149,6 +152,15 @@ class Run:
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""
         return self.store.cycles()
+
+    def pinned(self) -> dict[str, str]:
+        """What is fixed for the run: ``task`` and digests; empty before the first cycle."""
+        found: dict[str, str] = self.store.get_meta(PINNED, {})
+        return found
+
+    def task(self) -> str:
+        """The task in use, where the configuration says ``auto`` too."""
+        return self.pinned().get("task", self.config.task.name)
 
     def state(self) -> State:
         """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""

@@ -91,6 +91,7 @@ OWNERS = {
 
 WORKER_FILES = {
     "finetuning/lora.py",
+    "generation/kv_cache.py",
     "generation/language_model.py",
     "generation/openvino_conversion.py",
     "generation/openvino_engine.py",

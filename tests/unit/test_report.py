@@ -16,7 +16,7 @@ from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report.formats import duration
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
-from archloop.run_dir import SESSIONS, Run, RunDir
+from archloop.run_dir import PINNED, SESSIONS, Run, RunDir
 from archloop.store import Store
 from archloop.types import Completion, CycleStats, Outcome, Verdict
 
@@ -198,6 +198,7 @@ def test_nothing_is_written_when_a_directory_is_no_run(run: Path, tmp_path: Path
 
 def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> None:
     with Store(RunDir(run).database) as store:
+        store.set_meta(PINNED, {"task": "digits", "prompt": "p", "decoding": "d"})
         store.add_completions([Completion(4, i, "t", i, 1, "stop") for i in range(3)])
         store.add_verdict(
             4,
@@ -211,6 +212,7 @@ def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> No
     with Run.open(run) as opened:
         status = json.loads(json.dumps(status_json(opened), allow_nan=False))
     assert status["state"] == "interrupted"
+    assert status["task"] == "digits", "the one in use"
     assert status["planned_cycles"] == 22
     assert status["current"] == {
         "cycle": 4,

@@ -54,7 +54,7 @@ def _total_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
         yield {
             "run": run.label,
             "llm": config.llm.model,
-            "task": config.task.name,
+            "task": run.task,
             "seed": config.seed,
             "configuration": config_digest(config),
             **_mean_columns("valid_rate", whole.valid_rate),

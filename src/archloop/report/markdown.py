@@ -38,7 +38,8 @@ _INTRODUCTION = (
     "for means. Valid: trained to the end of the epoch, of all completions sampled. Accuracies are "
     "first-epoch accuracies of the valid candidates; the share at or above the threshold and the "
     "near-duplicates are of the valid candidates. Corpus: prompt-code pairs that the cycle's "
-    "adapter was trained on or started from."
+    "adapter was trained on or started from. Time: generation and evaluation, not known for a cycle "
+    "that was interrupted."
 )
 
 
@@ -51,10 +52,12 @@ def _header(run: ReportedRun) -> str:
         ("LLM", config.llm.model),
         ("revision", config.llm.revision or NOTHING),
         ("warm start", config.llm.warm_start or "none"),
-        ("task", config.task.name),
+        ("task", run.task),
         ("seed", config.seed),
         ("configuration", config_digest(config)),
         ("protocol", ", ".join(protocols) or NOTHING),
+        ("prompt", run.pinned.get("prompt", NOTHING)),
+        ("decoding", run.pinned.get("decoding", NOTHING)),
         ("isolation", ", ".join(isolation) or NOTHING),
         ("best candidate", _best(run.candidates)),
     ]

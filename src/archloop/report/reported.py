@@ -20,6 +20,10 @@ class ReportedRun:
     label: str
     state: State
     config: RunConfig
+    task: str
+    """The task in use."""
+    pinned: dict[str, str]
+    """The digests that are fixed for the run, and the task."""
     sessions: tuple[dict[str, Any], ...]
     """What :func:`archloop.provenance.session` recorded, once for each start of the run."""
     summary: RunSummary
@@ -43,6 +47,8 @@ def _read(label: str, path: Path) -> ReportedRun:
             label=label,
             state=run.state(),
             config=run.config,
+            task=run.task(),
+            pinned=run.pinned(),
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(run.cycles()),
             candidates=tuple(run.store.candidates()),

@@ -56,7 +56,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "state": run.state(),
         "config": config_digest(config),
         "llm": config.llm.model,
-        "task": config.task.name,
+        "task": run.task(),
         "seed": config.seed,
         "min_accuracy": config.selection.min_accuracy,
         "planned_cycles": config.loop.cycles,
