@@ -1,0 +1,150 @@
+"""Generation with OpenVINO GenAI on a CPU: continuous batching over a paged, shared-prefix cache.
+
+Up to ``batch_size`` sequences run at a time; when one ends, the next request takes its place, and
+the answer is yielded at once. Each sequence has its own random seed. The weights of the adapter
+are merged in float32 and rounded by the engine when it computes in bfloat16.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from archloop.assets import cache_dir
+from archloop.config import GenerationConfig
+from archloop.errors import ArchloopError, MissingExtraError
+from archloop.generation.generator import GeneratedText
+from archloop.types import Message
+
+logger = logging.getLogger(__name__)
+
+_PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
+
+
+class OpenVINOGenerator:
+    """The ``openvino`` engine."""
+
+    def __init__(
+        self, config: GenerationConfig, model_dir: Path, adapter_dir: Path | None, dtype: str
+    ) -> None:
+        """Convert the base LLM if the cache does not hold it, merge the adapter, load.
+
+        Raises:
+            MissingExtraError: openvino-genai is not installed.
+            UsageError: The adapter does not fit the LLM or has no effect on it.
+        """
+        try:
+            import openvino_genai as genai
+        except ImportError:
+            raise MissingExtraError(
+                "generation.engine = 'openvino' needs: pip install openvino-genai"
+            ) from None
+        from archloop.generation.language_model import ChatTokenizer
+
+        self._genai = genai
+        self._config = config
+        self._tokenizer = ChatTokenizer(model_dir)
+        self._requests_made = 0
+        self._pipeline = self._load(model_dir, adapter_dir, dtype)
+
+    def _load(self, model_dir: Path, adapter_dir: Path | None, dtype: str) -> Any:
+        import torch
+
+        from archloop.generation.language_model import load_language_model
+        from archloop.generation.openvino_conversion import converted_base, write_merged
+
+        base = converted_base(model_dir)
+        if adapter_dir is None:
+            return self._pipeline_from(base, dtype)
+        model, changed = load_language_model(model_dir, adapter_dir, torch.float32)
+        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".merged-") as name:
+            write_merged(base, model, changed, Path(name))
+            del model
+            return self._pipeline_from(Path(name), dtype)
+
+    def _pipeline_from(self, folder: Path, dtype: str) -> Any:
+        scheduler = self._genai.SchedulerConfig()
+        scheduler.cache_size = 0  # grows with what the sequences need
+        scheduler.enable_prefix_caching = True
+        scheduler.max_num_seqs = self._config.batch_size
+        precision = _PRECISIONS[dtype]
+        # The default cache type is 8-bit; the sampled distribution should be that of ``dtype``.
+        properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
+        return self._genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
+
+    def generate(
+        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
+    ) -> Iterator[GeneratedText]:
+        """Sample; see :class:`~archloop.generation.generator.Generator`."""
+        import numpy as np
+        import openvino as ov
+
+        prompt = ov.Tensor(np.array([self._tokenizer.encode(messages)], dtype=np.int64))
+        self._prefill(prompt)
+        running = {
+            index: (seed, self._add(prompt, self._settings(seed))) for index, seed in requests
+        }
+        try:
+            while running:
+                self._pipeline.step()
+                for index, (seed, handle) in list(running.items()):
+                    if self._is_finished(handle):
+                        del running[index]
+                        yield self._result(index, seed, handle)
+        finally:
+            self._drop([handle for _, handle in running.values()])
+
+    def _prefill(self, prompt: Any) -> None:
+        """Run the prompt once alone, so that all sequences find it in the prefix cache."""
+        handle = self._add(prompt, self._limits(max_new_tokens=1))
+        while not self._is_finished(handle):
+            self._pipeline.step()
+
+    def _add(self, prompt: Any, settings: Any) -> Any:
+        self._requests_made += 1
+        return self._pipeline.add_request(self._requests_made, prompt, settings)
+
+    def _settings(self, seed: int) -> Any:
+        config = self._config
+        settings = self._limits(config.max_new_tokens)
+        settings.do_sample = config.temperature > 0
+        if settings.do_sample:
+            settings.temperature = config.temperature
+            settings.top_k = config.top_k or sys.maxsize
+            settings.top_p = config.top_p
+            settings.rng_seed = seed
+        return settings
+
+    def _limits(self, max_new_tokens: int) -> Any:
+        """Greedy settings that end at an end token or after ``max_new_tokens``."""
+        settings = self._genai.GenerationConfig()
+        settings.max_new_tokens = max_new_tokens
+        settings.set_eos_token_id(min(self._tokenizer.end_ids))
+        settings.stop_token_ids = set(self._tokenizer.end_ids)
+        return settings
+
+    def _is_finished(self, handle: Any) -> bool:
+        status = handle.get_status().name
+        if status == "IGNORED":
+            raise ArchloopError("OpenVINO dropped a sequence: its cache does not fit into memory")
+        return bool(status == "FINISHED")
+
+    def _result(self, index: int, seed: int, handle: Any) -> GeneratedText:
+        (output,) = handle.read_all()
+        return self._tokenizer.finish(index, seed, output.generated_ids)
+
+    def _drop(self, handles: Sequence[Any]) -> None:
+        for handle in handles:
+            handle.cancel()
+        while handles and self._pipeline.has_non_finished_requests():
+            self._pipeline.step()
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._pipeline = None
+        gc.collect()
