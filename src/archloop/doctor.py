@@ -79,12 +79,19 @@ class _Machine(NamedTuple):
         return self.config.sandbox.workers or usable_cores()
 
 
-def diagnose(config: RunConfig | str | Path, run_dir: Path = Path("runs")) -> list[Check]:
+def diagnose(
+    config: RunConfig | str | Path,
+    run_dir: Path = Path("runs"),
+    *,
+    attack_sandbox: bool = True,
+) -> list[Check]:
     """Look at everything a configuration needs.
 
     Args:
         config: A configuration, a preset's name, or a TOML file.
         run_dir: Where the run would be kept; it need not exist.
+        attack_sandbox: Try the sandbox with hostile networks, which takes some seconds; else only
+            look whether its isolation level is available.
 
     Raises:
         ConfigError: The configuration itself is wrong.
@@ -92,8 +99,11 @@ def diagnose(config: RunConfig | str | Path, run_dir: Path = Path("runs")) -> li
     if not isinstance(config, RunConfig):
         config = load_config(config)
     machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
-    looks = (_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation)
-    return [check for look in looks for check in look(machine)]
+    looks = [_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation]
+    checks = [check for look in looks for check in look(machine)]
+    if attack_sandbox and checks[-1].ok:
+        checks += _attacks(machine)
+    return checks
 
 
 def _python(_machine: _Machine) -> Iterator[Check]:
@@ -261,10 +271,21 @@ def _isolation(machine: _Machine) -> Iterator[Check]:
     wanted = machine.config.sandbox.isolation
     try:
         require(wanted)
+        yield Check("isolation", True, f"{wanted} is available")
     except IsolationError as error:
-        yield Check("sandbox", False, f"{available_isolation()} is available", str(error))
-        return
-    yield Check("sandbox", True, f"{wanted} is available")
+        yield Check("isolation", False, f"{available_isolation()} is available", str(error))
+
+
+def _attacks(machine: _Machine) -> Iterator[Check]:
+    from archloop.sandbox import self_test
+
+    results = self_test(machine.config.sandbox)
+    broken = [result for result in results if not result.ok]
+    for result in broken:
+        needed = "a sandbox that holds; do not run generated code here"
+        yield Check(f"sandbox: {result.name}", False, result.detail, needed)
+    if not broken:
+        yield Check("sandbox", True, f"held {len(results)} of {len(results)} attacks")
 
 
 def _half(config: RunConfig) -> bool:

@@ -27,7 +27,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def look(config: RunConfig | str, run_dir: Path = Path("runs")) -> dict[str, Check]:
-    return {check.name: check for check in diagnose(config, run_dir)}
+    checks = diagnose(config, run_dir, attack_sandbox=False)
+    return {check.name: check for check in checks}
 
 
 @ONLY_CPU
@@ -46,7 +47,16 @@ def test_the_paper_on_a_laptop_lists_everything_that_is_missing() -> None:
 
 def test_what_is_here_is_found_good() -> None:
     checks = look(load_config("smoke", ["llm.warm_start=none", "sandbox.memory_mb=256"]))
-    for name in ("Python", "torch", "GPU", "memory", "package trl", "task", "disk, run", "sandbox"):
+    for name in (
+        "Python",
+        "torch",
+        "GPU",
+        "memory",
+        "package trl",
+        "task",
+        "disk, run",
+        "isolation",
+    ):
         assert checks[name].ok, checks[name]
     assert checks["LLM"].ok is None
     assert "package index" in checks["LLM"].needed
@@ -120,6 +130,12 @@ def test_a_full_disk_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     check = look("embedded", tmp_path / "not" / "there")["disk, run"]
     assert check.ok is False
     assert "GiB" in check.needed
+
+
+@pytest.mark.slow
+def test_the_sandbox_is_really_attacked() -> None:
+    names = [check.name for check in diagnose("smoke")]
+    assert any(name.startswith("sandbox") for name in names[names.index("isolation") + 1 :])
 
 
 def test_a_wrong_configuration_is_no_diagnosis() -> None:

@@ -38,8 +38,8 @@ _INTRODUCTION = (
     "for means. Valid: trained to the end of the epoch, of all completions sampled. Accuracies are "
     "first-epoch accuracies of the valid candidates; the share at or above the threshold and the "
     "near-duplicates are of the valid candidates. Corpus: prompt-code pairs that the cycle's "
-    "adapter was trained on or started from. Time: generation and evaluation, not known for a cycle "
-    "that was interrupted."
+    "adapter was trained on or started from. Time: generation and evaluation, not known for a "
+    "cycle that was interrupted."
 )
 
 

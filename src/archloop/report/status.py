@@ -25,7 +25,7 @@ def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
     for heading in (
         "cycle",
         "valid",
-        "% \\[95 %]",
+        "% [95 %]",
         "best\n%",
         "mean\n%",
         threshold(config.selection.min_accuracy),
@@ -106,10 +106,9 @@ def _total_cells(whole: RunSummary) -> list[str]:
 def _shared_cells(
     valid: Proportion, best: float | None, mean: Mean, above: Proportion
 ) -> list[str]:
-    interval = bracket(valid.interval, 0).replace("[", "\\[")  # rich reads brackets as markup
     return [
         f"{valid.k}/{valid.n}",
-        f"{percent(valid.rate, 0)}{interval}",
+        f"{percent(valid.rate, 0)}{bracket(valid.interval, 0)}",
         percent(best, 1),
         _plus_minus(mean),
         f"{above.k}/{above.n}",
