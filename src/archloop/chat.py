@@ -58,7 +58,7 @@ def pair_from_json(row: Mapping[str, Any]) -> ChatPair:
     Raises:
         ValueError: The row is not system, user and assistant messages with text.
     """
-    messages = row.get("messages")
+    messages: Any = row.get("messages")
     roles = [m.get("role") for m in messages] if isinstance(messages, list) else None
     if roles != ["system", "user", "assistant"]:
         raise ValueError(f"expected messages of system, user, assistant; got {roles}")

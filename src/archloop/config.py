@@ -106,8 +106,9 @@ class ProtocolConfig(_Section):
     dropout: Fraction = 0.2
     """Offered to networks that ask for it."""
     augmentation: Literal["none", "flip", "crop_flip"] = "flip"
-    validation: str = "holdout:5000"
-    """``holdout:N`` (N training images, stratified) or ``test`` (the dataset's test split)."""
+    validation: str = "holdout:10%"
+    """``holdout:N`` or ``holdout:P%`` of the training images (stratified), or ``test`` (the dataset's
+    test split)."""
     train_images: int | None = Field(None, ge=1)
     """Use only this many training images (stratified); ``None``: all."""
     validation_images: int | None = Field(None, ge=1)
@@ -117,9 +118,13 @@ class ProtocolConfig(_Section):
     @classmethod
     def _validation(cls, value: str) -> str:
         kind, _, count = value.partition(":")
-        if value == "test" or (kind == "holdout" and count.isdecimal() and int(count) > 0):
+        number = count.removesuffix("%")
+        most = 99 if count.endswith("%") else 2**31
+        if value == "test" or (
+            kind == "holdout" and number.isdecimal() and 0 < int(number) <= most
+        ):
             return value
-        raise ValueError("allowed: 'test' or 'holdout:N' with N a positive number of images")
+        raise ValueError("allowed: 'test', 'holdout:N' (images) or 'holdout:P%' (1 to 99 percent)")
 
 
 class SandboxConfig(_Section):

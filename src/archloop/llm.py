@@ -54,7 +54,7 @@ def resolve_adapter(name: str) -> Path:
     names = sorted(p.name for p in packaged.iterdir() if p.is_dir()) if packaged.is_dir() else []
     raise ConfigError(
         f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; "
-        f"packaged: {', '.join(names)}"
+        f"packaged: {', '.join(names) or 'none'}"
     )
 
 
@@ -70,7 +70,7 @@ def _from_hub(config: LLMConfig) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise AssetError(
-            f"llm.model: {config.model!r} is no local folder and cannot be had from the hub: {reason}"
+            f"llm.model: {config.model!r} is no local folder and not on the hub: {reason}"
         ) from None
 
 

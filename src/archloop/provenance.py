@@ -26,7 +26,6 @@ _PACKAGES = (
     "openvino-genai",
     "numpy",
     "scipy",
-    "rensa",
     "sandlock",
 )
 """The packages that can change a figure."""

@@ -134,7 +134,8 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
     """Stages 6 and 7: novelty and selection of the valid candidates, in index order."""
     run.observer.update(_progress(run, cycle, "select", 0, None, ""))
     judge = NoveltyJudge(run.config.novelty)
-    for id_, code in distinct_codes(corpus):
+    # Of what earlier cycles accepted the source as written counts, not its cleaned form.
+    for id_, code in distinct_codes(p for p in corpus if not p.meta.get("generated")):
         judge.add_known(id_, code)
     for known in run.store.accepted():
         assert known.code is not None

@@ -68,7 +68,10 @@ def generate_command(
             if as_json:
                 row = {"index": completion.index, "seed": completion.seed, "code": code}
                 row |= {"text": completion.text, "n_tokens": completion.n_tokens}
-                row |= {"finish_reason": completion.finish_reason, "file": file and str(file)}
+                row |= {
+                    "finish_reason": completion.finish_reason,
+                    "file": str(file) if file else None,
+                }
                 echo_json(row)
             elif file:
                 click.echo(str(file))

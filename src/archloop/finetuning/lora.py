@@ -207,7 +207,7 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 def _final_loss(history: list[dict[str, Any]]) -> float:
-    losses = [row["loss"] for row in history if "loss" in row]
+    losses: list[float] = [row["loss"] for row in history if "loss" in row]
     last = losses[-max(1, len(losses) // 10) :]
     loss = sum(last) / len(last)
     if not math.isfinite(loss):

@@ -1,4 +1,4 @@
-"""Generation in a process of its own: the LLM's memory is the system's again when the batches are done."""
+"""Generation in a process of its own: the LLM's memory goes with it."""
 
 from __future__ import annotations
 

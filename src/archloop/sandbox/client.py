@@ -52,12 +52,20 @@ class Sandbox:
         self._protocol = protocol or ProtocolConfig()
         self._lock = threading.Lock()
         self._server = ForkServer(config, task)
-        self._labels, self._validation_fd = _shuffled_validation(task) if task else (None, -1)
+        self._labels: np.ndarray[Any, Any] | None = None
+        self._validation_fd = -1
+        if task is not None:
+            self._labels, self._validation_fd = _shuffled_validation(task)
 
     @property
     def isolation(self) -> str:
         """The level every candidate runs at."""
         return self._config.isolation
+
+    @property
+    def candidates_folder(self) -> Path:
+        """Where candidates have their private folders while they run."""
+        return self._server.candidates
 
     @property
     def server_pid(self) -> int:
@@ -198,7 +206,7 @@ def _shuffled_validation(task: TaskData) -> tuple[np.ndarray[Any, Any], int]:
 
 def _named_failure(message: dict[str, Any]) -> Outcome:
     try:
-        outcome = Outcome(message.get("outcome"))
+        outcome = Outcome(str(message.get("outcome")))
     except ValueError:
         raise wire.WireError("unknown outcome") from None
     if outcome.is_valid:

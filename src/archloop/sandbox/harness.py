@@ -195,9 +195,10 @@ def _train_and_predict(
     net = _instantiate(module, job, phase)
     phase.enter(Outcome.TRAIN_ERROR)
     epoch = Epoch(data.images, data.labels, recipe, job["seed"])
-    net.train_setup(dict(job["prm"]))
+    contract: Any = net
+    contract.train_setup(dict(job["prm"]))
     net.train()
-    net.learn(epoch.batches())
+    contract.learn(epoch.batches())
     if epoch.given < epoch.total:
         raise _Fault(
             phase.outcome, f"learn() took {epoch.given} of {epoch.total} batches of the epoch"

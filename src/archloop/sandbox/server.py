@@ -64,6 +64,9 @@ class ForkServer:
         self._config = config
         self._lock = threading.Lock()
         self._root = Path(tempfile.mkdtemp(prefix="archloop-sandbox-"))
+        (self._root / "home").mkdir()
+        self.candidates = self._root / "candidates"
+        self.candidates.mkdir()
         self._count = 0
         fds: dict[str, Any] = {}
         if task is not None:
@@ -76,8 +79,8 @@ class ForkServer:
         passed = [spec["fd"] for spec in data.values()]
         environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
         environment |= {
-            "HOME": str(self._root),
-            "TMPDIR": str(self._root),
+            "HOME": str(self._root / "home"),
+            "TMPDIR": str(self._root / "home"),
             "OMP_NUM_THREADS": str(self._config.threads),
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
@@ -125,7 +128,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         with self._lock:
             self._count += 1
-            folder = self._root / f"{self._count:06d}"
+            folder = self.candidates / f"{self._count:06d}"
             folder.mkdir()
             request = {"do": "fork", "train": train, "folder": str(folder)}
             try:

@@ -85,7 +85,8 @@ def _order_methods(net: ast.ClassDef) -> None:
     """Stable order of the contract's methods; a decorated body may depend on its own."""
     functions = [n for n in net.body if isinstance(n, ast.FunctionDef)]
     if len(functions) == len(net.body) and not any(f.decorator_list for f in functions):
-        net.body = sorted(functions, key=lambda f: _METHOD_ORDER.get(f.name, 1))  # type: ignore[assignment]
+        functions.sort(key=lambda f: _METHOD_ORDER.get(f.name, 1))
+        net.body = [*functions]
 
 
 def _ordered_imports(nodes: list[ast.Import | ast.ImportFrom], used: set[str]) -> list[ast.stmt]:

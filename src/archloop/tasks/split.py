@@ -55,11 +55,11 @@ def split_task(
         images, labels = arrays.test_images, arrays.test_labels
         validation = np.arange(len(labels))
     else:
-        n = int(protocol.validation.partition(":")[2])
+        n = _holdout_size(protocol.validation, len(train))
         most = len(train) - classes
         if n > most:
             raise UsageError(
-                f"protocol.validation = 'holdout:{n}': {name} has {len(train)} training images in "
+                f"protocol.validation = {protocol.validation!r}: {name} has {len(train)} training images in "
                 f"{classes} classes, so at most holdout:{most} leaves one a class"
             )
         validation = stratified(labels, n, seed, _HOLDOUT)
@@ -92,6 +92,14 @@ def split_task(
         validation_images=images[validation],
         validation_labels=labels[validation],
     )
+
+
+def _holdout_size(validation: str, n_train: int) -> int:
+    """Images that ``holdout:N`` or ``holdout:P%`` takes; at least one."""
+    count = validation.partition(":")[2]
+    if count.endswith("%"):
+        return max(1, n_train * int(count[:-1]) // 100)
+    return int(count)
 
 
 def stratified(labels: NDArray[np.int64], n: int, seed: int, stream: int) -> NDArray[np.intp]:
