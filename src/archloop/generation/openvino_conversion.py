@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import tempfile
+import warnings
 from collections.abc import Collection
 from importlib.metadata import version
 from pathlib import Path
@@ -153,7 +154,9 @@ def _trace(model: Any, layers: int, heads: int, dim: int) -> Any:
         "position_ids": torch.arange(cached, cached + fresh).repeat(rows, 1),
         "past": [torch.zeros(rows, heads, cached, dim) for _ in range(2 * layers)],
     }
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Branches on sizes are frozen by the trace, as meant; the logits are compared below.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
         return ov.convert_model(_Step(model), example_input=example)
 
 
