@@ -72,7 +72,6 @@ ENGINES = {
     "pandas",
     "peft",
     "pyarrow",
-    "rensa",
     "safetensors",
     "scipy",
     "sklearn",
@@ -84,7 +83,7 @@ ENGINES = {
 """What takes long to import."""
 
 OWNERS = {
-    "rensa": {"novelty/index.py"},
+    
     "sqlalchemy": {"database.py", "store.py"},
 }
 """Files that nothing can use without the engine, so they import it at their top."""

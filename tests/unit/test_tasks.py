@@ -570,3 +570,9 @@ def test_real_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load("cifar10", "test")
     assert (whole.info.n_train, whole.info.n_validation) == (50_000, 10_000)
     assert whole.info.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.001)
+
+
+def test_a_holdout_can_be_a_share_of_the_training_images() -> None:
+    data = load("digits", "holdout:10%")
+    assert data.info.n_validation == 179
+    assert data.info.n_train == 1797 - 179

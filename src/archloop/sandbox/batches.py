@@ -52,15 +52,18 @@ class Epoch:
         self.given = 0
 
     def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """A one-shot iterator of (inputs, labels); it gives no way back to the data."""
+        """A one-shot iterator of (inputs, labels); it offers no way back to the data."""
         rng = np.random.default_rng(self._seed)
         order = rng.permutation(len(self._labels))
         normalise, size = Normalise(self._recipe), self._recipe.batch_size
-        for start in range(self.total):
-            chosen = order[start * size : (start + 1) * size]
+
+        def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            chosen = order[index * size : (index + 1) * size]
             images = augment(self._images[chosen], self._recipe.augmentation, rng)
             self.given += 1
-            yield normalise(images), torch.from_numpy(self._labels[chosen])
+            return normalise(images), torch.from_numpy(self._labels[chosen])
+
+        return map(batch, range(self.total))
 
 
 def augment(images: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import resource
 import signal
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from archloop.errors import IsolationError
-from archloop.sandbox import seccomp
+from archloop.sandbox import landlock, seccomp
+from archloop.sandbox.landlock import DEVICE, LIST, READ, WRITE, Access
 from archloop.types import Isolation
 
 _PR_SET_PDEATHSIG = 1
 _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 256
+_ADDRESS_SLACK_MB = 512
+"""Address space beside the memory itself: mapped files, reservations of the allocator."""
+_THREAD_ADDRESS_MB = 256
+"""Address space a thread reserves: its stack and its arena of the allocator."""
+_SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
+_SYSTEM_FILES = (
+    "/dev/zero",
+    "/dev/urandom",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/sys/devices/system/cpu",
+    "/usr/share/zoneinfo",
+)
+_LAZY_PACKAGES = ("nvidia", "triton", "functorch", "torchgen")
+"""Parts of torch that it opens later."""
 
 
 def available_isolation() -> Isolation:
@@ -43,81 +62,120 @@ def _why_not_confined() -> str | None:
         return "needs Linux"
     if not seccomp.supported():
         return "this processor's system calls are not known"
-    try:
-        import sandlock
-    except ImportError:
-        return "the sandlock package is not installed"
-    found, needed = sandlock.landlock_abi_version(), sandlock.min_landlock_abi()
-    if found < needed:
-        return f"the kernel has Landlock ABI {found}, {needed} is needed"
+    if (found := landlock.abi()) < landlock.MIN_ABI:
+        return f"the kernel has Landlock ABI {found}, {landlock.MIN_ABI} is needed (Linux 6.2)"
     return None
 
 
 def detach(folder: Path) -> None:
-    """Own session and process group, death with the parent, a private home and working folder."""
+    """Own session and process group, death with the parent, silence, a private home and folder."""
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
     os.chdir(folder)
     for name in ("HOME", "TMPDIR"):
         os.environ[name] = str(folder)
+    tempfile.tempdir = str(folder)
 
 
-def limit(memory_mb: int, disk_mb: int, *, memory: bool = True) -> None:
-    """Resource limits; memory counts on top of what the process holds already."""
+def limit(
+    memory_mb: int, disk_mb: int, threads: int, *, mapped_bytes: int = 0, memory: bool = True
+) -> None:
+    """Resource limits; memory counts on top of what the process holds already.
+
+    Args:
+        memory_mb: Private memory. Address space, which shared memory counts against too, is
+            limited to that and what ``threads`` threads reserve.
+        disk_mb: Size of one file; the main process watches their sum.
+        threads: Threads the candidate is meant to use.
+        mapped_bytes: Images that are mapped later.
+        memory: ``False`` where CUDA reserves address space without measure.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (disk_mb << 20, disk_mb << 20))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     if memory:
-        ceiling = _data_bytes() + (memory_mb << 20)
-        resource.setrlimit(resource.RLIMIT_DATA, (ceiling, ceiling))
+        space_mb = memory_mb + _ADDRESS_SLACK_MB + threads * _THREAD_ADDRESS_MB
+        for kind, held, mb in (
+            (resource.RLIMIT_DATA, "VmData", memory_mb),
+            (resource.RLIMIT_AS, "VmSize", space_mb),
+        ):
+            ceiling = _own_bytes(held) + (mb << 20) + mapped_bytes
+            resource.setrlimit(kind, (ceiling, ceiling))
 
 
-def _data_bytes() -> int:
-    """Private writable memory of this process (VmData), which RLIMIT_DATA counts."""
+def _own_bytes(field: str) -> int:
+    """A size of this process as the kernel counts it for the limits."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
-            if line.startswith("VmData:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) << 10
     return 0
 
 
-def readable_paths() -> list[str]:
-    """What a network may read: the interpreter, its packages and the system's libraries."""
-    paths = {sys.prefix, sys.base_prefix, *sysconfig.get_paths().values()}
-    paths |= {
-        "/usr/lib",
-        "/usr/lib64",
-        "/lib",
-        "/lib64",
-        "/usr/share/zoneinfo",
-        "/sys/devices/system/cpu",
-    }
-    paths |= {"/dev/null", "/dev/zero", "/dev/urandom", "/proc/cpuinfo", "/proc/meminfo"}
-    return sorted(p for p in paths if Path(p).exists())
+def readable_paths() -> dict[str, Access]:
+    """What a network may read: system libraries, the standard library, and loaded packages.
+
+    Of installed packages only those that the calling process has imported are there: some carry
+    data sets with labels (scikit-learn's digits is one of the tasks).
+    """
+    rules = {str(path): READ for path in (*_libraries(), *_packages())}
+    rules |= {path: READ for path in _SYSTEM_FILES}
+    for name in ("purelib", "platlib", "stdlib", "platstdlib"):
+        rules[sysconfig.get_path(name)] = LIST
+    if gpus := list(Path("/dev").glob("nvidia*")):
+        rules |= {str(gpu): DEVICE for gpu in gpus if not gpu.is_dir()}
+        rules |= {path: READ for path in ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices")}
+    rules[os.devnull] = Access.READ_FILE | Access.WRITE_FILE
+    return {path: access for path, access in rules.items() if Path(path).exists()}
 
 
-def confine(folder: Path) -> None:
+def _libraries() -> Iterator[Path]:
+    """The standard library without the packages below it; system libraries without Python's."""
+    for name in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+        for path in Path(name).iterdir():
+            if path.name not in ("site-packages", "dist-packages"):
+                yield path
+    folders = {Path(p).resolve() for p in (*_SYSTEM_LIBRARIES, f"{sys.base_prefix}/lib")}
+    for folder in folders:
+        if folder.is_dir():
+            yield from (p for p in folder.iterdir() if not p.name.startswith("python"))
+
+
+def _packages() -> Iterator[Path]:
+    loaded = {name.partition(".")[0] for name in sys.modules} - {"archloop", "__main__"}
+    for name in loaded:
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is None:
+            continue
+        path = Path(file)
+        yield path.parent if path.stem == "__init__" else path
+        yield path.parent.parent / f"{name}.libs"
+    for name in _LAZY_PACKAGES:
+        yield Path(sysconfig.get_path("platlib")) / name
+
+
+def confine(folder: Path, readable: Mapping[str, Access]) -> None:
     """No capabilities, Landlock (write only ``folder``), seccomp; irreversible.
 
     Raises:
         OSError: The kernel refused a step.
     """
-    import sandlock
-
-    gpu = [str(p) for p in Path("/dev").glob("nvidia*")]
     _drop_capabilities()
-    sandlock.confine(
-        sandlock.Sandbox(fs_readable=readable_paths(), fs_writable=[str(folder), "/dev/null", *gpu])
-    )
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
+    landlock.restrict({**readable, str(folder): WRITE})
     seccomp.install()
 
 
 def _drop_capabilities() -> None:
     """Give up every capability, so that even root cannot raise its limits again."""
-    import platform
-
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     none = (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,51 +28,53 @@ import torch.utils.checkpoint
 from torch import nn
 
 from archloop.sandbox import wire
-from archloop.sandbox.confine import confine, detach, limit
+from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.harness import TrainingData, serve_candidate
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
+_LEAVE = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
 def main() -> None:
-    """Serve until the control socket closes."""
+    """Serve until the control socket closes; then end all candidates and remove their folders."""
     control = socket.socket(fileno=int(sys.argv[1]))
     setup = wire.receive(control)
     _warm_up()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     data = _map(setup["data"]) if setup["data"] else None
+    if setup["isolation"] == "confined":
+        setup["readable"] = readable_paths()
     gc.collect()
     gc.freeze()
     wire.send(control, {"ready": True})
     children: set[int] = set()
-    while True:
-        try:
+    try:
+        while True:
             request, fd = wire.receive_with_fd(control)
-        except (wire.WireError, OSError):
-            break
-        if request["do"] == "fork" and fd is not None:
-            pid = _fork(control, fd, setup, data if request["train"] else None, request["folder"])
-            children.add(pid)
-            os.close(fd)
-            wire.send(control, {"pid": pid})
-        elif request["do"] == "reap":
-            status = _reap(request["pid"], request["grace"])
-            children.discard(request["pid"])
-            survivors = _sweep(children)
-            shutil.rmtree(request["folder"], ignore_errors=True)
-            wire.send(control, {"status": status, "survivors": survivors})
-    for pid in children:
-        _kill(pid)
+            if request["do"] == "fork" and fd is not None:
+                pid = _fork(control, fd, setup, data, request)
+                children.add(pid)
+                os.close(fd)
+                wire.send(control, {"pid": pid})
+            elif request["do"] == "reap":
+                children.discard(request["pid"])
+                wire.send(control, _end(request, children))
+    except wire.WireError:
+        for pid in children:
+            _kill(pid)
+        shutil.rmtree(setup["root"], ignore_errors=True)
 
 
 def _warm_up() -> None:
-    """Import what the first optimiser and backward pass import, in one thread."""
+    """Import what the first optimiser imports; no backward pass, which would touch CUDA."""
     torch.set_num_threads(1)
     layer = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
-    nn.CrossEntropyLoss()(layer(torch.zeros(2, 2)), torch.zeros(2, dtype=torch.long)).backward()
+    nn.CrossEntropyLoss()(layer(torch.zeros(2, 2)), torch.zeros(2, dtype=torch.long))
+    for parameter in layer.parameters():
+        parameter.grad = torch.zeros_like(parameter)
     nn.utils.clip_grad_norm_(layer.parameters(), 3)
     optimizer.step()
 
@@ -80,7 +83,8 @@ def _map(spec: dict[str, Any]) -> TrainingData:
     def array(name: str, dtype: Any) -> Any:
         shape = spec[name]["shape"]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        memory = mmap.mmap(spec[name]["fd"], size, prot=mmap.PROT_READ)
+        # Private: what a candidate manages to write stays its own.
+        memory = mmap.mmap(spec[name]["fd"], size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
         os.close(spec[name]["fd"])
         return np.frombuffer(memory, dtype).reshape(shape)
 
@@ -88,7 +92,11 @@ def _map(spec: dict[str, Any]) -> TrainingData:
 
 
 def _fork(
-    control: socket.socket, fd: int, setup: dict[str, Any], data: TrainingData | None, folder: str
+    control: socket.socket,
+    fd: int,
+    setup: dict[str, Any],
+    data: TrainingData | None,
+    request: dict[str, Any],
 ) -> int:
     pid = os.fork()
     if pid:
@@ -96,15 +104,33 @@ def _fork(
     try:
         control.close()
         sock = socket.socket(fileno=fd)
+        folder = Path(request["folder"])
+        detach(folder)
         job = wire.receive(sock)
-        detach(Path(folder))
-        limit(setup["memory_mb"], setup["disk_mb"], memory=not torch.cuda.is_available())
-        if setup["isolation"] == "confined":
-            confine(Path(folder))
+        try:
+            _confine(folder, setup)
+        except OSError as error:
+            wire.send(sock, {"stage": "unconfined", "error": str(error)})
+            return 0
         wire.send(sock, {"stage": "confined"})
-        serve_candidate(sock, job, data)
+        serve_candidate(sock, job, data if request["train"] else None)
     finally:
         os._exit(0)
+
+
+def _confine(folder: Path, setup: dict[str, Any]) -> None:
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.init()
+    limit(
+        setup["memory_mb"],
+        setup["disk_mb"],
+        setup["threads"],
+        mapped_bytes=setup["mapped_bytes"],
+        memory=not cuda,
+    )
+    if setup["isolation"] == "confined":
+        confine(folder, setup["readable"])
 
 
 def _kill(pid: int) -> None:
@@ -115,38 +141,39 @@ def _kill(pid: int) -> None:
             continue
 
 
-def _reap(pid: int, grace: float) -> int | None:
-    """Collect a candidate's exit status (as ``os.waitpid`` gives it) and kill its process group.
+def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
+    """Collect a candidate, and kill its process group and whatever else it left behind.
 
     A candidate whose socket closed gets a moment to end by itself, so that its status says how. It
-    is reaped last, so its number cannot have been given to another process when the group is
-    killed.
+    is reaped after its group is killed, so its number cannot have been given to another process.
     """
-    deadline = time.monotonic() + grace
-    while time.monotonic() < deadline:
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            break
-        time.sleep(0.001)
+    pid = request["pid"]
+    by_itself = _wait(request["grace"], lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None)
     _kill(pid)
-    deadline = time.monotonic() + _REAP_SECONDS
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return status
+    status = None
+    if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
+        _, status = os.waitpid(pid, 0)
+    _sweep(others)
+    shutil.rmtree(request["folder"], ignore_errors=True)
+    return {"by_itself": by_itself, "status": status}
+
+
+def _wait(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not done():
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(0.001)
-    return None
+    return True
 
 
-def _sweep(children: set[int]) -> int:
+def _sweep(others: set[int]) -> None:
     """Kill and reap descendants of dead candidates, which the kernel has handed to this process."""
-    survivors = 0
     file = Path(f"/proc/self/task/{os.getpid()}/children")
-    while strays := [p for p in _children(file) if p not in children]:
+    while strays := [p for p in _children(file) if p not in others]:
         for pid in strays:
-            survivors += 1
             _kill(pid)
             os.waitpid(pid, 0)
-    return survivors
 
 
 def _children(file: Path) -> list[int]:

@@ -7,13 +7,13 @@ judges the logits that come back. How a network fails is told by the phase it wa
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import random
 import socket
 import sys
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from archloop.sandbox import wire
 from archloop.sandbox.batches import BatchRecipe, Epoch, Normalise
 from archloop.sandbox.text import one_line
+from archloop.sandbox.weights import count, trainable_tensors
 from archloop.types import Outcome
 
 PROBE_BATCH = 4
 """Images in the dummy forward pass: enough for BatchNorm in training mode."""
 PREDICT_BATCH = 250
 _MEMORY_SIGNS = ("allocate memory", "out of memory", "bad_alloc", "std::bad_alloc")
+_LONGEST_CHAIN = 10
 _DENIED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
 
 
@@ -58,7 +61,11 @@ def serve_candidate(sock: socket.socket, job: dict[str, Any], data: TrainingData
     except _Fault as fault:
         _report(sock, fault.outcome, str(fault))
     except BaseException as error:  # noqa: BLE001 - whatever a network raises is its outcome
-        _report(sock, classify(error, phase.outcome), error_line(error))
+        try:
+            outcome, text = classify(error, phase.outcome), error_line(error)
+        except BaseException:  # noqa: BLE001 - its own exception may refuse to be read
+            outcome, text = phase.outcome, "an exception that cannot be printed"
+        _report(sock, outcome, text)
 
 
 class _Phase:
@@ -81,18 +88,44 @@ def _run(
     torch.set_num_threads(job["threads"])
     module = _execute(job["code"])
     _check_contract(module, phase)
-    net = _instantiate(module, job, phase)
-    n_params = count_parameters(net)
-    limit = job["max_params"]
-    if limit is not None and n_params > limit:
-        wire.send(sock, {"stage": "built", "n_params": n_params})
-        raise _Fault(Outcome.OVER_BUDGET, f"{n_params:,} parameters; at most {limit:,} are allowed")
-    _dummy_forward(net, job, phase)
-    wire.send(sock, {"stage": "built", "n_params": n_params})
+    _build(sock, module, job, phase)
     if data is None:
         wire.send(sock, {"stage": "done"})
         return
-    _train_and_predict(sock, module, job, data, phase)
+    # A fresh instance: the dummy forward has moved the first one's running statistics.
+    _seed(job["seed"])
+    net = _instantiate(module, job, phase)
+    recipe = BatchRecipe(
+        job["batch_size"], job["augmentation"], tuple(job["mean"]), tuple(job["std"])
+    )
+    _train(module, net, job, Epoch(data.images, data.labels, recipe, job["seed"]), phase)
+    wire.send(sock, {"stage": "trained"})
+    reply, fd = wire.receive_with_fd(sock)
+    assert fd is not None
+    _predict(sock, net, job, recipe, _images(fd, reply["shape"]))
+
+
+def _build(
+    sock: socket.socket, module: types.ModuleType, job: dict[str, Any], phase: _Phase
+) -> None:
+    net = _instantiate(module, job, phase)
+    n_params = count(trainable_tensors(net, module))
+    over = _over_budget(n_params, job)
+    if over is None:
+        _dummy_forward(net, job, phase)
+        # Lazy layers have their parameters now.
+        n_params = count(trainable_tensors(net, module))
+        over = _over_budget(n_params, job)
+    wire.send(sock, {"stage": "built", "n_params": n_params})
+    if over is not None:
+        raise over
+
+
+def _over_budget(n_params: int, job: dict[str, Any]) -> _Fault | None:
+    limit = job["max_params"]
+    if limit is None or n_params <= limit:
+        return None
+    return _Fault(Outcome.OVER_BUDGET, f"{n_params:,} parameters; at most {limit:,} are allowed")
 
 
 def _seed(seed: int) -> None:
@@ -113,6 +146,10 @@ def _check_contract(module: types.ModuleType, phase: _Phase) -> None:
     net = getattr(module, "Net", None)
     if not (isinstance(net, type) and issubclass(net, nn.Module)):
         raise _Fault(phase.outcome, "Net is not a subclass of torch.nn.Module")
+    for name in ("forward", "train_setup", "learn"):
+        method = getattr(net, name, None)
+        if not callable(method) or method is nn.Module.forward:
+            raise _Fault(phase.outcome, f"Net has no method {name}()")
     names = module.supported_hyperparameters()
     if not isinstance(names, set | list | tuple | frozenset):
         raise _Fault(
@@ -127,42 +164,26 @@ def _device(job: dict[str, Any]) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _where(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On the meta device everything a network makes has to be there, however it is made."""
+    return device if device.type == "meta" else contextlib.nullcontext()
+
+
 def _instantiate(module: types.ModuleType, job: dict[str, Any], phase: _Phase) -> nn.Module:
     phase.enter(Outcome.INSTANTIATE_ERROR)
     device = _device(job)
     in_shape = (job["batch_size"], *job["shape"])
-    where = device if job["meta"] else torch.device("cpu")
-    with where:
+    with _where(device):
         net: nn.Module = module.Net(in_shape, (job["classes"],), dict(job["prm"]), device)
-    return net if job["meta"] else net.to(device)
-
-
-def count_parameters(net: nn.Module) -> int:
-    """Elements of all parameters, and of trainable tensors kept in plain attributes beside them."""
-    tensors = {id(p): p for p in net.parameters()}
-    for module in net.modules():
-        for tensor in _tensors_in(vars(module), depth=3):
-            if tensor.requires_grad and tensor.is_leaf:
-                tensors.setdefault(id(tensor), tensor)  # type: ignore[arg-type]
-    return sum(t.numel() for t in tensors.values())
-
-
-def _tensors_in(value: Any, depth: int) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif depth and isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors_in(item, depth - 1)
-    elif depth and isinstance(value, list | tuple | set):
-        for item in value:
-            yield from _tensors_in(item, depth - 1)
+    return net if device.type == "meta" else net.to(device)
 
 
 def _dummy_forward(net: nn.Module, job: dict[str, Any], phase: _Phase) -> None:
     phase.enter(Outcome.FORWARD_ERROR)
     net.train()
-    inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=_device(job))
-    with torch.no_grad():
+    device = _device(job)
+    with torch.no_grad(), _where(device):
+        inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=device)
         check_logits(net(inputs), PROBE_BATCH, job["classes"])
 
 
@@ -180,21 +201,11 @@ def check_logits(logits: Any, n: int, classes: int) -> None:
         )
 
 
-def _train_and_predict(
-    sock: socket.socket,
-    module: types.ModuleType,
-    job: dict[str, Any],
-    data: TrainingData,
-    phase: _Phase,
+def _train(
+    module: types.ModuleType, net: nn.Module, job: dict[str, Any], epoch: Epoch, phase: _Phase
 ) -> None:
-    recipe = BatchRecipe(
-        job["batch_size"], job["augmentation"], tuple(job["mean"]), tuple(job["std"])
-    )
-    # A fresh instance: the dummy forward has moved the first one's running statistics.
-    _seed(job["seed"])
-    net = _instantiate(module, job, phase)
     phase.enter(Outcome.TRAIN_ERROR)
-    epoch = Epoch(data.images, data.labels, recipe, job["seed"])
+    steps = _OptimiserSteps()
     contract: Any = net
     contract.train_setup(dict(job["prm"]))
     net.train()
@@ -203,17 +214,40 @@ def _train_and_predict(
         raise _Fault(
             phase.outcome, f"learn() took {epoch.given} of {epoch.total} batches of the epoch"
         )
-    if not all(bool(torch.isfinite(p).all()) for p in net.parameters()):
+    if steps.most > epoch.total:
+        raise _Fault(
+            phase.outcome,
+            f"learn() made {steps.most} steps with one optimiser; "
+            f"one epoch has {epoch.total} batches, one step each",
+        )
+    weights = trainable_tensors(net, module)
+    if over := _over_budget(count(weights), job):
+        raise over
+    if not all(bool(torch.isfinite(w).all()) for w in weights):
         raise _Fault(Outcome.NON_FINITE, "a parameter is NaN or infinite after training")
-    wire.send(sock, {"stage": "trained"})
-    reply, fd = wire.receive_with_fd(sock)
-    assert fd is not None
-    _predict(sock, net, job, recipe, _images(fd, reply["shape"]))
+
+
+class _OptimiserSteps:
+    """Counts the steps of each optimiser: kept batches can be replayed, steps give it away."""
+
+    def __init__(self) -> None:
+        self._counts: dict[torch.optim.Optimizer, int] = {}
+        register_optimizer_step_post_hook(self._count)
+
+    def _count(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
+
+    @property
+    def most(self) -> int:
+        """Steps of the optimiser that made the most."""
+        return max(self._counts.values(), default=0)
 
 
 def _images(fd: int, shape: list[int]) -> NDArray[np.uint8]:
     size = int(np.prod(shape))
-    return np.frombuffer(mmap.mmap(fd, size, prot=mmap.PROT_READ), np.uint8).reshape(shape)
+    return np.frombuffer(
+        mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ), np.uint8
+    ).reshape(shape)
 
 
 def _predict(
@@ -237,27 +271,34 @@ def _predict(
 
 
 def classify(error: BaseException, phase: Outcome) -> Outcome:
-    """The outcome an exception means in a phase."""
-    text = str(error)
-    if isinstance(error, MemoryError) or any(sign in text for sign in _MEMORY_SIGNS):
+    """The outcome an exception means in a phase; what it was raised from counts too."""
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and len(causes) < _LONGEST_CHAIN:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _MEMORY_SIGNS):
         return Outcome.OUT_OF_MEMORY
-    if isinstance(error, OSError) and error.errno in _DENIED:
+    if any(_is_denial(cause) for cause in causes):
         return Outcome.SANDBOX_VIOLATION
     return phase
 
 
+def _is_denial(error: BaseException) -> bool:
+    # A name cannot be resolved where there are no sockets.
+    return isinstance(error, socket.gaierror) or (
+        isinstance(error, OSError) and error.errno in _DENIED
+    )
+
+
 def error_line(error: BaseException) -> str:
     """``Type: message`` on one line, bounded, without control characters."""
-    try:
-        text = str(error)
-    except BaseException:  # noqa: BLE001 - a network may raise an exception that cannot be printed
-        text = "(not printable)"
-    line = next((part for part in text.splitlines() if part.strip()), "")
+    line = next((part for part in str(error).splitlines() if part.strip()), "")
     return one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
 
 
 def _report(sock: socket.socket, outcome: Outcome, error: str) -> None:
     try:
         wire.send(sock, {"stage": "failed", "outcome": outcome.value, "error": one_line(error)})
-    except (OSError, MemoryError):
+    except (wire.WireError, MemoryError):
         return

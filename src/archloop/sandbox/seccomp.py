@@ -1,14 +1,16 @@
 """A seccomp filter that leaves a network arithmetic, memory, threads and its open files.
 
-New programs, processes, sockets, namespaces, mounts, tracing and raised limits are refused with
-EPERM, so that Python raises PermissionError and the candidate's outcome says why. Written as
-classic BPF, as no maintained Python binding installs without a system library.
+New programs, processes, sockets, namespaces, mounts, tracing, raised limits, memory that no limit
+counts, and changes to the owner, mode or times of files (which Landlock does not govern) are
+refused with EPERM, so that Python raises PermissionError and the candidate's outcome says why.
+Written as classic BPF, as no maintained Python binding installs without a system library.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import platform
 import struct
 from typing import NamedTuple
@@ -22,54 +24,140 @@ _KILL = 0x80000000
 _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 
-# Offsets in struct seccomp_data (linux/seccomp.h).
+# Offsets in struct seccomp_data (linux/seccomp.h), little-endian.
 _NR, _ARCH, _ARG0_LOW, _ARG2_LOW, _ARG2_HIGH = 0, 4, 16, 32, 36
 # Classic BPF (linux/bpf_common.h).
 _LOAD, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
 
 
-class _Machine(NamedTuple):
-    audit_arch: int
-    clone: int
-    prlimit64: int
-    denied: tuple[int, ...]
+class Numbers(NamedTuple):
+    """A system call's number (asm/unistd.h); ``None`` where an architecture lacks it."""
+
+    x86_64: int | None
+    aarch64: int | None
 
 
-# Numbers that newer system calls share on every architecture (asm-generic/unistd.h, from 424):
-# pidfd_send_signal, io_uring_setup/enter/register, open_tree, move_mount, fsopen, fsconfig,
-# fsmount, fspick, pidfd_open, pidfd_getfd, mount_setattr.
-_SHARED = (424, 425, 426, 427, 428, 429, 430, 431, 432, 433, 434, 438, 442)
-_CLONE3 = 435
-
-_MACHINES = {
-    # execve, execveat, fork, vfork, ptrace, socket, socketpair, connect, bind, listen, accept,
-    # accept4, mount, umount2, pivot_root, chroot, unshare, setns, bpf, perf_event_open, keyctl,
-    # add_key, request_key, userfaultfd, kexec_load, kexec_file_load, init_module, finit_module,
-    # delete_module,
-    # reboot, swapon, swapoff, process_vm_readv, process_vm_writev, setsid, setpgid, setrlimit,
-    # name_to_handle_at, open_by_handle_at, acct, syslog, iopl, ioperm, personality, quotactl.
-    "x86_64": _Machine(
-        0xC000003E,
-        56,
-        302,
-        (59, 322, 57, 58, 101, 41, 53, 42, 49, 50, 43, 288)
-        + (165, 166, 155, 161, 272, 308, 321, 298, 250, 248)
-        + (249, 323, 246, 320, 175, 313, 176)
-        + (169, 167, 168, 310, 311, 112, 109, 160)
-        + (303, 304, 163, 103, 172, 173, 135, 179),
-    ),
-    # The same, less fork, vfork, iopl and ioperm, which do not exist there.
-    "aarch64": _Machine(
-        0xC00000B7,
-        220,
-        261,
-        (221, 281, 117, 198, 199, 203, 200, 201, 202, 242)
-        + (40, 39, 41, 51, 97, 268, 280, 241, 219, 217)
-        + (218, 282, 104, 294, 105, 273, 106)
-        + (142, 224, 225, 270, 271, 157, 154, 164)
-        + (264, 265, 89, 116, 92, 60),
-    ),
+DENIED = {
+    # new programs and processes (threads are told apart by the flags of clone, below)
+    "execve": Numbers(59, 221),
+    "execveat": Numbers(322, 281),
+    "fork": Numbers(57, None),
+    "vfork": Numbers(58, None),
+    # other processes
+    "ptrace": Numbers(101, 117),
+    "process_vm_readv": Numbers(310, 270),
+    "process_vm_writev": Numbers(311, 271),
+    "process_madvise": Numbers(440, 440),
+    "process_mrelease": Numbers(448, 448),
+    "pidfd_open": Numbers(434, 434),
+    "pidfd_getfd": Numbers(438, 438),
+    "pidfd_send_signal": Numbers(424, 424),
+    "tkill": Numbers(200, 130),
+    "rt_sigqueueinfo": Numbers(129, 138),
+    "rt_tgsigqueueinfo": Numbers(297, 240),
+    "kcmp": Numbers(312, 272),
+    "migrate_pages": Numbers(256, 238),
+    "move_pages": Numbers(279, 239),
+    "setpriority": Numbers(141, 140),
+    "ioprio_set": Numbers(251, 30),
+    "setsid": Numbers(112, 157),
+    "setpgid": Numbers(109, 154),
+    # the network
+    "socket": Numbers(41, 198),
+    "socketpair": Numbers(53, 199),
+    "connect": Numbers(42, 203),
+    "bind": Numbers(49, 200),
+    "listen": Numbers(50, 201),
+    "accept": Numbers(43, 202),
+    "accept4": Numbers(288, 242),
+    # mounts and namespaces
+    "mount": Numbers(165, 40),
+    "umount2": Numbers(166, 39),
+    "pivot_root": Numbers(155, 41),
+    "chroot": Numbers(161, 51),
+    "unshare": Numbers(272, 97),
+    "setns": Numbers(308, 268),
+    "open_tree": Numbers(428, 428),
+    "move_mount": Numbers(429, 429),
+    "fsopen": Numbers(430, 430),
+    "fsconfig": Numbers(431, 431),
+    "fsmount": Numbers(432, 432),
+    "fspick": Numbers(433, 433),
+    "mount_setattr": Numbers(442, 442),
+    "name_to_handle_at": Numbers(303, 264),
+    "open_by_handle_at": Numbers(304, 265),
+    # owner, mode, times and attributes of files
+    "chmod": Numbers(90, None),
+    "fchmod": Numbers(91, 52),
+    "fchmodat": Numbers(268, 53),
+    "fchmodat2": Numbers(452, 452),
+    "chown": Numbers(92, None),
+    "fchown": Numbers(93, 55),
+    "lchown": Numbers(94, None),
+    "fchownat": Numbers(260, 54),
+    "utime": Numbers(132, None),
+    "utimes": Numbers(235, None),
+    "futimesat": Numbers(261, None),
+    "utimensat": Numbers(280, 88),
+    "setxattr": Numbers(188, 5),
+    "lsetxattr": Numbers(189, 6),
+    "fsetxattr": Numbers(190, 7),
+    "removexattr": Numbers(197, 14),
+    "lremovexattr": Numbers(198, 15),
+    "fremovexattr": Numbers(199, 16),
+    "setxattrat": Numbers(463, 463),
+    "removexattrat": Numbers(466, 466),
+    "file_setattr": Numbers(469, 469),
+    # memory that no resource limit counts, or that outlives the process
+    "memfd_create": Numbers(319, 279),
+    "memfd_secret": Numbers(447, 447),
+    "shmget": Numbers(29, 194),
+    "msgget": Numbers(68, 186),
+    "semget": Numbers(64, 190),
+    "mq_open": Numbers(240, 180),
+    # limits, accounting, the kernel itself
+    "setrlimit": Numbers(160, 164),
+    "acct": Numbers(163, 89),
+    "syslog": Numbers(103, 116),
+    "iopl": Numbers(172, None),
+    "ioperm": Numbers(173, None),
+    "personality": Numbers(135, 92),
+    "quotactl": Numbers(179, 60),
+    "quotactl_fd": Numbers(443, 443),
+    "bpf": Numbers(321, 280),
+    "perf_event_open": Numbers(298, 241),
+    "keyctl": Numbers(250, 219),
+    "add_key": Numbers(248, 217),
+    "request_key": Numbers(249, 218),
+    "userfaultfd": Numbers(323, 282),
+    "kexec_load": Numbers(246, 104),
+    "kexec_file_load": Numbers(320, 294),
+    "init_module": Numbers(175, 105),
+    "finit_module": Numbers(313, 273),
+    "delete_module": Numbers(176, 106),
+    "reboot": Numbers(169, 142),
+    "swapon": Numbers(167, 224),
+    "swapoff": Numbers(168, 225),
+    "io_uring_setup": Numbers(425, 425),
+    "io_uring_enter": Numbers(426, 426),
+    "io_uring_register": Numbers(427, 427),
 }
+
+ONLY_ITSELF = {
+    "kill": Numbers(62, 129),
+    "tgkill": Numbers(234, 131),
+    "sched_setaffinity": Numbers(203, 122),
+    "sched_setscheduler": Numbers(144, 119),
+    "sched_setparam": Numbers(142, 118),
+    "sched_setattr": Numbers(314, 274),
+}
+"""Allowed where the first argument is 0 or the process's own number."""
+
+CLONE = Numbers(56, 220)
+CLONE3 = Numbers(435, 435)
+PRLIMIT64 = Numbers(302, 261)
+
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 
 class _Program(ctypes.Structure):
@@ -78,7 +166,7 @@ class _Program(ctypes.Structure):
 
 def supported() -> bool:
     """Whether this processor's system calls are known here."""
-    return platform.machine() in _MACHINES
+    return platform.machine() in _AUDIT_ARCH
 
 
 def install() -> None:
@@ -88,7 +176,7 @@ def install() -> None:
         OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    code = _assemble(_MACHINES[platform.machine()])
+    code = _assemble(platform.machine(), os.getpid())
     program = _Program(len(code) // 8, code)
     if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
@@ -96,35 +184,46 @@ def install() -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_SECCOMP refused")
 
 
-def _assemble(machine: _Machine) -> bytes:
-    deny = _ERRNO | errno.EPERM
+def _assemble(machine: str, pid: int) -> bytes:
+    deny, allow = (_RET, 0, 0, _ERRNO | errno.EPERM), (_RET, 0, 0, _ALLOW)
     rules = [
         (_LOAD, 0, 0, _ARCH),
-        (_JEQ, 1, 0, machine.audit_arch),
+        (_JEQ, 1, 0, _AUDIT_ARCH[machine]),
         (_RET, 0, 0, _KILL),
         (_LOAD, 0, 0, _NR),
         (_JSET, 0, 1, _X32_BIT),
         (_RET, 0, 0, _KILL),
     ]
-    for number in (*machine.denied, *_SHARED):
-        rules += [(_JEQ, 0, 1, number), (_RET, 0, 0, deny)]
+    for call in DENIED.values():
+        number: int | None = getattr(call, machine)
+        if number is not None:
+            rules += [(_JEQ, 0, 1, number), deny]
     # glibc starts threads with clone3 and falls back to clone, whose flags a filter can see.
-    rules += [(_JEQ, 0, 1, _CLONE3), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
+    rules += [(_JEQ, 0, 1, getattr(CLONE3, machine)), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
     rules += [
-        (_JEQ, 0, 4, machine.clone),
+        (_JEQ, 0, 4, getattr(CLONE, machine)),
         (_LOAD, 0, 0, _ARG0_LOW),
         (_JSET, 1, 0, _CLONE_THREAD),
-        (_RET, 0, 0, deny),
-        (_RET, 0, 0, _ALLOW),
+        deny,
+        allow,
     ]
+    for call in ONLY_ITSELF.values():
+        rules += [
+            (_JEQ, 0, 5, getattr(call, machine)),
+            (_LOAD, 0, 0, _ARG0_LOW),
+            (_JEQ, 2, 0, 0),
+            (_JEQ, 1, 0, pid),
+            deny,
+            allow,
+        ]
     # prlimit64 may read limits (no new ones given), not set them.
     rules += [
-        (_JEQ, 0, 5, machine.prlimit64),
+        (_JEQ, 0, 5, getattr(PRLIMIT64, machine)),
         (_LOAD, 0, 0, _ARG2_LOW),
         (_JEQ, 0, 2, 0),
         (_LOAD, 0, 0, _ARG2_HIGH),
         (_JEQ, 1, 0, 0),
-        (_RET, 0, 0, deny),
-        (_RET, 0, 0, _ALLOW),
+        deny,
+        allow,
     ]
     return b"".join(struct.pack("HBBI", *rule) for rule in rules)

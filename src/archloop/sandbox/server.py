@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -21,12 +23,15 @@ from numpy.typing import NDArray
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
 from archloop.sandbox import wire
+from archloop.sandbox.text import one_line
 from archloop.types import TaskData
 
 _START_SECONDS = 120.0
 _ANSWER_SECONDS = 60.0
+_CLOSE_SECONDS = 5.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """Variables a network may see; anything else may be a secret."""
+_LOG_CHARACTERS = 2000
 
 
 class ServerLostError(Exception):
@@ -38,23 +43,61 @@ class Child:
     """A candidate's process."""
 
     pid: int
+    pidfd: int
+    """Names the process for good, as its number does not; -1 where the system has none."""
     sock: socket.socket
     folder: Path
 
+    def kill(self) -> None:
+        """End it now; what it leaves behind is the fork server's to sweep."""
+        if self.pidfd >= 0:
+            try:
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                return
+
+    def close(self) -> None:
+        """Give back what this process holds of it."""
+        self.sock.close()
+        if self.pidfd >= 0:
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended."""
+
+    by_itself: bool
+    """``False``: it was killed here, so that its status says nothing."""
+    status: int | None
+    """As ``os.waitpid`` gives it."""
+
 
 def shared_memory(array: NDArray[Any]) -> int:
-    """A file descriptor of anonymous memory that holds an array's bytes."""
+    """A file descriptor of memory that holds an array's bytes, and that nobody can write to."""
     contiguous = np.ascontiguousarray(array)
-    fd = os.memfd_create("archloop") if hasattr(os, "memfd_create") else _unlinked_file()
+    if not hasattr(os, "memfd_create"):
+        return _read_only_file(contiguous)
+    fd = os.memfd_create("archloop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, max(contiguous.nbytes, 1))
     with mmap.mmap(fd, max(contiguous.nbytes, 1)) as memory:
-        np.frombuffer(memory, contiguous.dtype, contiguous.size)[:] = contiguous.ravel()
+        memory[: contiguous.nbytes] = memoryview(contiguous).cast("B")
+    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
 
 
-def _unlinked_file() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+def _read_only_file(array: NDArray[Any]) -> int:
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(memoryview(array).cast("B"))
+        file.flush()
+        return os.open(file.name, os.O_RDONLY)
+
+
+def _shared_training_data(task: TaskData | None) -> dict[str, Any]:
+    arrays = {} if task is None else {"images": task.train_images, "labels": task.train_labels}
+    return {n: {"fd": shared_memory(a), "shape": list(a.shape)} for n, a in arrays.items()}
 
 
 class ForkServer:
@@ -67,52 +110,60 @@ class ForkServer:
         (self._root / "home").mkdir()
         self.candidates = self._root / "candidates"
         self.candidates.mkdir()
+        self._log = self._root / "log"
         self._count = 0
-        fds: dict[str, Any] = {}
-        if task is not None:
-            for name, array in (("images", task.train_images), ("labels", task.train_labels)):
-                fds[name] = {"fd": shared_memory(array), "shape": list(array.shape)}
-        self._start(fds)
+        self._start(task)
 
-    def _start(self, data: dict[str, Any]) -> None:
+    def _start(self, task: TaskData | None) -> None:
+        data = _shared_training_data(task)
         self._control, theirs = socket.socketpair()
         passed = [spec["fd"] for spec in data.values()]
-        environment = {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ}
-        environment |= {
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "archloop.sandbox.forkserver", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=self._environment(),
+                pass_fds=[theirs.fileno(), *passed],
+                start_new_session=True,
+                cwd=self._root,
+            )
+        theirs.close()
+        setup = {
+            "data": data,
+            "root": str(self._root),
+            "isolation": self._config.isolation,
+            "memory_mb": self._config.memory_mb,
+            "disk_mb": self._config.disk_mb,
+            "threads": self._config.threads,
+            "mapped_bytes": 0 if task is None else task.validation_images.nbytes,
+        }
+        try:
+            wire.send(self._control, setup)
+            wire.receive(self._control, time.monotonic() + _START_SECONDS)
+        except (wire.WireError, wire.DeadlineError):
+            log_lines = self._log.read_text(errors="replace")[-_LOG_CHARACTERS:].splitlines()
+            self.close()
+            reason = one_line(log_lines[-1]) if log_lines else "it said nothing"
+            raise SandboxError(f"the fork server did not start: {reason}") from None
+        finally:
+            for fd in passed:
+                os.close(fd)
+
+    def _environment(self) -> dict[str, str]:
+        """One thread at start, as a process with threads must not fork; no chance in hashes."""
+        return {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ} | {
             "HOME": str(self._root / "home"),
             "TMPDIR": str(self._root / "home"),
-            "OMP_NUM_THREADS": str(self._config.threads),
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+            "PYTHONHASHSEED": "0",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "archloop.sandbox.forkserver", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            pass_fds=[theirs.fileno(), *passed],
-            start_new_session=True,
-            cwd=self._root,
-        )
-        theirs.close()
-        setup = {
-            "data": data,
-            "isolation": self._config.isolation,
-            "memory_mb": self._config.memory_mb,
-            "disk_mb": self._config.disk_mb,
-        }
-        try:
-            wire.send(self._control, setup)
-            wire.receive(self._control, time.monotonic() + _START_SECONDS)
-        except (wire.WireError, wire.DeadlineError, OSError):
-            self.close()
-            raise SandboxError("the fork server did not start") from None
-        finally:
-            for fd in passed:
-                os.close(fd)
 
     @property
     def pid(self) -> int:
@@ -120,52 +171,68 @@ class ForkServer:
         return self._process.pid
 
     def fork(self, *, train: bool) -> Child:
-        """A new, confined child that waits for its job.
+        """A new process that confines itself and waits for its job.
 
         Raises:
             ServerLostError: The server does not answer.
         """
         ours, theirs = socket.socketpair()
-        with self._lock:
-            self._count += 1
-            folder = self.candidates / f"{self._count:06d}"
-            folder.mkdir()
-            request = {"do": "fork", "train": train, "folder": str(folder)}
-            try:
-                answer = self._ask(request, (theirs.fileno(),))
-            finally:
-                theirs.close()
-        return Child(answer["pid"], ours, folder)
+        try:
+            with self._lock:
+                self._count += 1
+                folder = self.candidates / f"{self._count:06d}"
+                folder.mkdir()
+                request = {"do": "fork", "train": train, "folder": str(folder)}
+                pid = self._ask(request, (theirs.fileno(),))["pid"]
+                # Nobody reaps it before it is asked for, so the number is still its own.
+                pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+        except (OSError, ServerLostError) as error:
+            ours.close()
+            raise ServerLostError(str(error)) from None
+        finally:
+            theirs.close()
+        return Child(pid, pidfd, ours, folder)
 
-    def reap(self, child: Child, *, grace: float = 0.0) -> int | None:
-        """End a child and all it left behind; its wait status.
+    def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
+        """End a child and all it left behind.
 
         Args:
-            child: From :meth:`fork`; its socket is closed.
+            child: From :meth:`fork`; it is closed.
             grace: Seconds it may take to end by itself.
 
         Raises:
-            ServerLostError: The server does not answer.
+            ServerLostError: The server does not answer; the child is dead all the same.
         """
-        child.sock.close()
+        if not grace:
+            child.kill()
         request = {"do": "reap", "pid": child.pid, "grace": grace, "folder": str(child.folder)}
-        with self._lock:
-            status = self._ask(request)["status"]
-        return status if isinstance(status, int) else None
+        try:
+            with self._lock:
+                answer = self._ask(request)
+        finally:
+            child.kill()
+            child.close()
+        status = answer["status"]
+        return Ended(bool(answer["by_itself"]), status if isinstance(status, int) else None)
 
     def _ask(self, request: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
         try:
             wire.send(self._control, request, fds)
             return wire.receive(self._control, time.monotonic() + _ANSWER_SECONDS)
-        except (wire.WireError, wire.DeadlineError, OSError) as error:
+        except (wire.WireError, wire.DeadlineError) as error:
             raise ServerLostError(str(error)) from None
 
     def close(self) -> None:
         """End the server; its children die with it."""
-        self._control.close()
         try:
-            self._process.wait(5.0)
+            self._control.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            self._control.close()
+        try:
+            self._process.wait(_CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        with self._lock:
+            self._control.close()
         shutil.rmtree(self._root, ignore_errors=True)

@@ -1,0 +1,120 @@
+"""A real fine-tune of the real LLM, a few steps long."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import network
+
+from archloop.assets import sha256_of
+from archloop.chat import make_pair
+from archloop.config import FinetuneConfig, LLMConfig
+from archloop.corpus import write_pairs
+from archloop.errors import ConfigError, UsageError
+from archloop.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
+from archloop.llm import resolve_model
+from archloop.prompts import CIFAR10, PromptTemplate
+
+pytestmark = [pytest.mark.llm, pytest.mark.slow]
+CONFIG = FinetuneConfig(
+    lora_r=4,
+    lora_alpha=8,
+    lora_dropout=0.0,
+    lr=2e-3,
+    batch_size=1,
+    grad_accumulation=1,
+    max_steps=3,
+    warmup_steps=0,
+    max_length=1024,
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    codes = [network(init=f"self.n = {i}").strip() for i in range(3)]
+    too_long = network(top="\n".join(f"x{i} = {i}" for i in range(400)))
+    write_pairs(file, [make_pair(prompt, code, {}) for code in [*codes, too_long]])
+    return file
+
+
+def job(corpus: Path, output: Path, **changes: object) -> FinetuneJob:
+    fields: dict[str, object] = {
+        "model_dir": resolve_model(LLMConfig()),
+        "corpus": corpus,
+        "output": output,
+        "config": CONFIG,
+        "dtype": "bfloat16",
+        "seed": 0,
+    }
+    return FinetuneJob(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[FinetuneResult, list]:
+    steps: list[FinetuneProgress] = []
+    output = tmp_path_factory.mktemp("adapters") / "first"
+    return finetune(job(corpus, output, lineage={"cycle": 1}), steps.append), steps
+
+
+def test_the_loss_falls_and_every_step_is_told(
+    trained: tuple[FinetuneResult, list[FinetuneProgress]],
+) -> None:
+    result, steps = trained
+    assert [s.step for s in steps] == [1, 2, 3]
+    assert steps[-1].loss is not None
+    assert steps[0].loss is not None
+    assert steps[-1].loss < steps[0].loss
+    assert (result.n_pairs, result.n_too_long, result.steps) == (3, 1, 3)
+
+
+def test_plain_peft_loads_the_adapter_and_it_changes_the_model(
+    trained: tuple[FinetuneResult, list[FinetuneProgress]],
+) -> None:
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model_dir = resolve_model(LLMConfig())
+    base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    ids = torch.tensor([[1, 2, 3, 4]])
+    with torch.no_grad():
+        before = base(ids).logits
+        after = PeftModel.from_pretrained(base, trained[0].adapter)(ids).logits
+    assert not torch.allclose(before, after)
+
+
+def test_the_lineage_says_where_the_adapter_comes_from(
+    trained: tuple[FinetuneResult, list[FinetuneProgress]], corpus: Path, tmp_path: Path
+) -> None:
+    parent = trained[0].adapter
+    first = json.loads((parent / "lineage.json").read_text())
+    assert (first["init"], first["parent"], first["cycle"]) == ("base", None, 1)
+    assert first["corpus_sha256"] == sha256_of(corpus)
+    result = finetune(job(corpus, tmp_path / "second", parent=parent))
+    second = json.loads((result.adapter / "lineage.json").read_text())
+    assert (second["init"], second["parent"]) == ("previous", "first")
+    assert second["parent_sha256"] == sha256_of(parent / "adapter_model.safetensors")
+    # Going on from where the parent ended, not from the base.
+    assert result.loss < trained[1][0].loss
+
+
+def test_another_rank_than_the_parents_is_refused(
+    trained: tuple[FinetuneResult, list[FinetuneProgress]], corpus: Path, tmp_path: Path
+) -> None:
+    other = CONFIG.model_copy(update={"lora_r": 8})
+    with pytest.raises((ConfigError, UsageError), match=r"finetune\.lora_r"):
+        finetune(job(corpus, tmp_path / "x", parent=trained[0].adapter, config=other))
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_same_seed_gives_the_same_adapter(
+    trained: tuple[FinetuneResult, list[FinetuneProgress]], corpus: Path, tmp_path: Path
+) -> None:
+    again = finetune(job(corpus, tmp_path / "again"))
+    assert sha256_of(again.adapter / "adapter_model.safetensors") == sha256_of(
+        trained[0].adapter / "adapter_model.safetensors"
+    )
