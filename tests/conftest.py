@@ -33,10 +33,10 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        {init or 'pass'}
+        {init or "pass"}
 
     def forward(self, x):
-        {forward or 'pass'}
+        {forward or "pass"}
         x = self.pool(torch.relu(self.norm(self.conv(x))))
         return self.head(x.flatten(1))
 
@@ -46,7 +46,7 @@ class Net(nn.Module):
         self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
 
     def learn(self, train_data):
-        {learn or 'pass'}
+        {learn or "pass"}
         for inputs, labels in train_data:
             self.optimizer.zero_grad()
             loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))

@@ -44,9 +44,10 @@ class SeedsConfig(_Section):
     """Where the first corpus comes from."""
 
     source: str = "lemur"
-    """``lemur``, ``directory``, ``jsonl`` or ``none``."""
+    """``lemur``, ``packaged`` (the corpus that comes with a packaged adapter), ``directory``,
+    ``jsonl`` or ``none``."""
     path: str | None = None
-    """The folder or file of ``directory`` and ``jsonl``."""
+    """The folder or file of ``directory`` and ``jsonl``, the adapter's name of ``packaged``."""
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
     narrow: int = Field(0, ge=0)
@@ -107,8 +108,8 @@ class ProtocolConfig(_Section):
     """Offered to networks that ask for it."""
     augmentation: Literal["none", "flip", "crop_flip"] = "flip"
     validation: str = "holdout:10%"
-    """``holdout:N`` or ``holdout:P%`` of the training images (stratified), or ``test`` (the dataset's
-    test split)."""
+    """``holdout:N`` or ``holdout:P%`` of the training images (stratified), or ``test`` (the test
+    split)."""
     train_images: int | None = Field(None, ge=1)
     """Use only this many training images (stratified); ``None``: all."""
     validation_images: int | None = Field(None, ge=1)
@@ -231,7 +232,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.seeds.source in ("directory", "jsonl") and not self.seeds.path:
+        if self.seeds.source in ("directory", "jsonl", "packaged") and not self.seeds.path:
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
             raise ValueError("generation.replay_from: required by generation.engine = 'replay'")

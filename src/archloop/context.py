@@ -14,7 +14,7 @@ from archloop.llm import resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
 from archloop.provenance import session
-from archloop.run_dir import SESSIONS, RunDir
+from archloop.run_dir import PINNED, SESSIONS, RunDir
 from archloop.store import Store
 from archloop.tasks import load_task
 from archloop.types import Message, TaskData
@@ -97,9 +97,9 @@ class RunContext:
             "protocol": self.protocol,
             "task": self.task.info.name,
         }
-        before = self.store.get_meta("pinned")
+        before = self.store.get_meta(PINNED)
         if before is None:
-            self.store.set_meta("pinned", pinned)
+            self.store.set_meta(PINNED, pinned)
         elif before != pinned:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
             raise ConfigError(f"{self.paths.root}: changed since the run began: {names}")

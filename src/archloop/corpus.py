@@ -5,17 +5,19 @@ The seed corpus is built once for a configuration and kept in the cache.
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from archloop.assets import cache_dir, lock
 from archloop.chat import code_sha256, extract_code, make_pair, pair_from_json
 from archloop.config import RunConfig, SandboxConfig, config_digest
-from archloop.errors import UsageError
-from archloop.llm import resolve_model
+from archloop.errors import ConfigError, UsageError
+from archloop.llm import resolve_adapter, resolve_model
 from archloop.progress import Observer, Progress
 from archloop.prompts import PromptTemplate
 from archloop.provenance import usable_cores
@@ -55,7 +57,21 @@ def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
     """The configured seeds as pairs, built on first use."""
     if config.seeds.source == "none":
         return []
+    if config.seeds.source == "packaged":
+        return read_pairs(packaged_corpus(config.seeds.path or ""))
     return read_pairs(seed_corpus(config, observer).pairs_file)
+
+
+def packaged_corpus(adapter: str) -> Path:
+    """The corpus a packaged adapter was made from.
+
+    Raises:
+        ConfigError: The adapter has none.
+    """
+    file = resolve_adapter(adapter) / "corpus.jsonl.gz"
+    if not file.is_file():
+        raise ConfigError(f"seeds.path: the adapter {adapter!r} comes without its corpus")
+    return file
 
 
 def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
@@ -159,13 +175,17 @@ def read_pairs(file: Path) -> list[ChatPair]:
     if not file.is_file():
         raise UsageError(f"{file}: no such corpus file")
     pairs = []
-    with file.open(encoding="utf-8") as lines:
+    with _open(file) as lines:
         for number, line in enumerate(lines, 1):
             try:
                 pairs.append(pair_from_json(json.loads(line)))
             except (ValueError, AttributeError) as error:
                 raise UsageError(f"{file}:{number}: not a chat row ({error})") from None
     return pairs
+
+
+def _open(file: Path) -> IO[str]:
+    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open()
 
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:

@@ -96,15 +96,16 @@ class _Pipeline:
     def _generate(self, batches: list[range]) -> None:
         """Sample in a process of its own, handling every completion and verdict as it comes."""
         requests = [[(i, self._run.seed("generate", self._cycle, i)) for i in b] for b in batches]
+        stored = self._stored_texts()
         job = GenerationJob(
             config=self._run.config.generation,
-            model_dir=self._run.model_dir,
+            model_dir=Path() if stored is not None else self._run.model_dir,
             adapter_dir=self._adapter,
             dtype=self._run.config.llm.dtype,
             messages=self._run.prompt,
             batches=requests,
             cycle=self._cycle,
-            stored=self._stored_texts(),
+            stored=stored,
         )
         done = threading.Event()
         failure: list[BaseException] = []

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import network
 
 from archloop.assets import sha256_of
 from archloop.chat import make_pair
@@ -16,6 +15,7 @@ from archloop.errors import ConfigError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
+from conftest import network
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 CONFIG = FinetuneConfig(

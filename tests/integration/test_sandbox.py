@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import HOSTILE, network
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.errors import IsolationError
 from archloop.sandbox import Sandbox, available_isolation, confine, self_test
 from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData
+from conftest import HOSTILE, network
 
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
 LIMITS = SandboxConfig(

@@ -5,7 +5,12 @@ import pytest
 from archloop.chat import extract_code, make_pair, pair_from_json, render_code
 from archloop.prompts import CIFAR10, PromptTemplate
 
-CODE = "import torch\nclass Net:\n    text = 'a ``` inside a line'\n\n    def f(self):\n        return 1"
+CODE = """import torch
+class Net:
+    text = 'a ``` inside a line'
+
+    def f(self):
+        return 1"""
 
 
 @pytest.mark.parametrize("code", [CODE, "x = 1", "class Net: pass\n# é \\n literal"])

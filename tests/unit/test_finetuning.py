@@ -69,9 +69,7 @@ def test_a_bad_corpus_row_is_named(tmp_path: Path, line: str, reason: str) -> No
 
 
 @pytest.mark.parametrize(("text", "reason"), [(None, "no such"), ("", "empty")])
-def test_a_missing_or_empty_corpus_is_named(
-    tmp_path: Path, text: str | None, reason: str
-) -> None:
+def test_a_missing_or_empty_corpus_is_named(tmp_path: Path, text: str | None, reason: str) -> None:
     corpus = tmp_path / "corpus.jsonl"
     if text is not None:
         corpus.write_text(text)

@@ -83,7 +83,6 @@ ENGINES = {
 """What takes long to import."""
 
 OWNERS = {
-    
     "sqlalchemy": {"database.py", "store.py"},
 }
 """Files that nothing can use without the engine, so they import it at their top."""
@@ -99,6 +98,7 @@ WORKER_FILES = {
     "sandbox/batches.py",
     "sandbox/forkserver.py",
     "sandbox/harness.py",
+    "sandbox/weights.py",
 }
 """Files of processes of their own, which need their engines at once."""
 

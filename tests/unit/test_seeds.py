@@ -43,7 +43,15 @@ if __name__ == "__main__":
 def test_cleaning_leaves_what_is_worth_teaching() -> None:
     code = clean_source(RAW)
     assert code.startswith("import torch.nn as nn\n")
-    for gone in ("addon_accuracy", "docstring", "Docs", "comment", "unused_thing", "os", "__main__"):
+    for gone in (
+        "addon_accuracy",
+        "docstring",
+        "Docs",
+        "comment",
+        "unused_thing",
+        "os",
+        "__main__",
+    ):
         assert gone not in code
     assert "x: torch.Tensor" not in code
     tree = ast.parse(code)

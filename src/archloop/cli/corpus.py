@@ -35,12 +35,16 @@ def build_command(
     from archloop.config import load_config
     from archloop.corpus import seed_corpus
     from archloop.errors import UsageError
+    from archloop.seeds import SOURCES
 
     extra = [f"seeds.source={seed_source}"] if seed_source else []
     extra += [f"seeds.path={seed_path}"] if seed_path else []
     config = load_config(source, (*overrides, *extra))
-    if config.seeds.source == "none":
-        raise UsageError("seeds.source: 'none' builds no corpus; name one with --source")
+    if config.seeds.source not in SOURCES:
+        raise UsageError(
+            f"seeds.source: {config.seeds.source!r} builds no corpus; "
+            f"name one with --source: {', '.join(SOURCES)}"
+        )
     with open_screen() as screen:
         corpus = seed_corpus(config, screen)
     out.mkdir(parents=True, exist_ok=True)

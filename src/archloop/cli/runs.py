@@ -73,7 +73,7 @@ def _show_end(run: Run, console: Console) -> None:
         console.print(Syntax(best.code or "", "python", background_color="default"))
     else:
         console.print("No candidate was valid.")
-    task = run.store.get_meta("pinned")["task"]
+    task = run.task()
     console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
     console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
 

@@ -124,8 +124,8 @@ def _load(job: FinetuneJob) -> Any:
     same_targets = set(found.target_modules) == set(config.target_modules)
     if (found.r, found.lora_alpha) != (wanted.r, wanted.lora_alpha) or not same_targets:
         raise ConfigError(
-            f"finetune.lora_r, lora_alpha, target_modules: {job.parent.name} has r {found.r}, alpha "
-            f"{found.lora_alpha}, {sorted(found.target_modules)}; going on from it needs the same"
+            f"finetune.lora_r, lora_alpha, target_modules: {job.parent.name} has r {found.r}, "
+            f"alpha {found.lora_alpha}, {sorted(found.target_modules)}; going on from it needs the same"
         )
     return _in_autocast(model)
 

@@ -15,7 +15,7 @@ from archloop.seeds.files import DirectorySource, JsonlSource
 from archloop.seeds.lemur import LemurSource
 from archloop.seeds.source import SeedNetwork, SeedSource
 
-__all__ = ["SeedNetwork", "SeedReport", "SeedSource", "build_corpus", "open_source"]
+__all__ = ["SOURCES", "SeedNetwork", "SeedReport", "SeedSource", "build_corpus", "open_source"]
 
 SOURCES = ("lemur", "directory", "jsonl")
 
@@ -37,5 +37,5 @@ def open_source(config: SeedsConfig) -> SeedSource:
             return JsonlSource(path)
         case other:
             raise ConfigError(
-                f"seeds.source: {other!r} unknown; allowed: {', '.join(SOURCES)}, none"
+                f"seeds.source: {other!r} unknown; allowed: {', '.join(SOURCES)}, packaged, none"
             )

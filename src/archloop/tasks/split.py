@@ -59,8 +59,8 @@ def split_task(
         most = len(train) - classes
         if n > most:
             raise UsageError(
-                f"protocol.validation = {protocol.validation!r}: {name} has {len(train)} training images in "
-                f"{classes} classes, so at most holdout:{most} leaves one a class"
+                f"protocol.validation = {protocol.validation!r}: {name} has {len(train)} training "
+                f"images in {classes} classes, so at most holdout:{most} leaves one a class"
             )
         validation = stratified(labels, n, seed, _HOLDOUT)
         train = np.setdiff1d(train, validation, assume_unique=True)

@@ -1,0 +1,239 @@
+"""Whole runs on real images in the real sandbox, with completions repeated from an earlier run.
+
+The LLM is left out here (its engines have their own tests), so that a run takes seconds and can be
+killed many times.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from archloop.chat import make_pair, render_code
+from archloop.config import RunConfig, resolve
+from archloop.corpus import read_pairs, write_pairs
+from archloop.errors import ConfigError, RunLockedError
+from archloop.loop import run
+from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.run_dir import Run, RunDir
+from archloop.store import Store
+from archloop.types import Completion
+from conftest import network
+
+pytestmark = pytest.mark.slow
+
+KILLS = int(os.environ.get("ARCHLOOP_TEST_KILLS", "3"))
+CYCLES, COMPLETIONS = 2, 8
+
+
+def answers(cycle: int) -> list[str]:
+    """Eight completions: good, twin, near twin, weak, broken in three ways, another good one."""
+    # Distinct statements keep the good networks of the two cycles apart.
+    own = "; ".join(f"self.c{cycle}x{i} = {i + cycle}" for i in range(40))
+    good = network(init=own)
+    weak = network(init=own.replace("x", "y"), learn="self.optimizer.param_groups[0]['lr'] = 0.0")
+    other = network(init=own.replace("x", "z")).replace("kernel_size=3, padding=1", "kernel_size=1")
+    return [
+        render_code(good),
+        render_code(good),
+        render_code(good.replace("(4, 4)", "(4,  4)").replace("bias", "b")),
+        render_code(weak),
+        "I would rather not.",
+        render_code(network(forward="x = x[:, :0]")),
+        render_code("import os\n" + good),
+        render_code(other),
+    ]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory whose completions are repeated, an adapter folder and a seed corpus."""
+    root = tmp_path_factory.mktemp("source")
+    with Store(RunDir(root).database) as store:
+        for cycle in range(1, CYCLES + 1):
+            texts = enumerate(answers(cycle))
+            store.add_completions([Completion(cycle, i, t, i, 100, "stop") for i, t in texts])
+    (root / "adapter").mkdir()
+    (root / "adapter" / "adapter_config.json").write_text("{}")
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    write_pairs(root / "seeds.jsonl", [make_pair(prompt, network(init="self.seed = 1"), {})])
+    return root
+
+
+def config(source: Path, **changes: object) -> RunConfig:
+    tree: dict[str, object] = {
+        "llm": {"warm_start": str(source / "adapter")},
+        "seeds": {"source": "none"},
+        "generation": {"engine": "replay", "replay_from": str(source), "batch_size": 3},
+        "task": {"name": "digits", "image_size": 16, "max_params": 100_000},
+        "protocol": {"augmentation": "none", "lr": 0.05},
+        "selection": {"min_accuracy": 0.2},
+        "finetune": {"enabled": False},
+        "loop": {"cycles": CYCLES, "completions": COMPLETIONS},
+    }
+    return resolve(tree | changes)
+
+
+def rows(root: Path) -> list[dict[str, object]]:
+    """Everything that has to be the same, however often a run was interrupted."""
+    with Run.open(root) as opened:
+        found = [c.to_json() for c in opened.store.candidates()]
+    return [{k: v for k, v in row.items() if k != "train_seconds"} for row in found]
+
+
+@pytest.fixture(scope="module")
+def unbroken(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("unbroken") / "run"
+    run(config(source), root).close()
+    return root
+
+
+def test_a_cycle_ends_with_every_outcome_explained(unbroken: Path) -> None:
+    first = rows(unbroken)[:COMPLETIONS]
+    assert [row["outcome"] for row in first] == [
+        "accepted",
+        "near_duplicate",
+        "near_duplicate",
+        "below_threshold",
+        "no_code",
+        "forward_error",
+        "forbidden_code",
+        "accepted",
+    ]
+    assert [row["rejection_count"] for row in first if row["rejection_count"] is not None] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+    ]
+    assert first[1]["nn_jaccard_gen"] == 1.0
+    assert first[0]["nn_jaccard_gen"] == 0.0
+    assert all(row["error"] for row in first if not row["first_epoch_accuracy"])
+
+
+def test_the_statistics_keep_counts_and_the_corpus_grows(unbroken: Path) -> None:
+    with Run.open(unbroken) as opened:
+        assert opened.state() == "finished"
+        first, second = opened.cycles()
+        frame = opened.candidates()
+    assert (first.n_gen, first.n_valid, first.n_accepted, first.n_near_duplicate) == (8, 5, 2, 2)
+    assert (first.corpus_size, second.corpus_size) == (0, 2)
+    assert len(frame) == CYCLES * COMPLETIONS
+    assert {"id", "outcome", "first_epoch_accuracy", "protocol", "isolation"} <= set(frame.columns)
+    pairs = read_pairs(RunDir(unbroken).corpus(CYCLES + 1))
+    assert [p.meta["candidate"] for p in pairs[:2]] == ["c01-0000", "c01-0007"]
+    assert (RunDir(unbroken).candidates(1) / "c01-0000.py").is_file()
+
+
+def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    again.mkdir()
+    with Store(RunDir(again).database) as store:
+        for cycle in (1, 2):
+            texts = enumerate(answers(1)[:1] * 2)
+            store.add_completions([Completion(cycle, i, t, i, 1, "stop") for i, t in texts])
+    changed = {
+        "generation": {"engine": "replay", "replay_from": str(again), "batch_size": 2},
+        "loop": {"cycles": 2, "completions": 2},
+    }
+    run(config(source, **changed), tmp_path / "run").close()
+    found = rows(tmp_path / "run")
+    assert [r["outcome"] for r in found] == ["accepted"] + ["near_duplicate"] * 3
+    assert found[2]["nn_jaccard_train"] == 1.0
+    assert found[2]["nearest"] == "c01-0000"
+
+
+def start(source: Path, root: Path) -> subprocess.Popen[bytes]:
+    text = json.dumps(config(source).model_dump(mode="json"))
+    code = (
+        "import json, sys; from archloop.config import resolve; from archloop.loop import run; "
+        "run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, text, str(root)])
+
+
+def test_a_killed_run_ends_like_an_unbroken_one(
+    source: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    root, rng = tmp_path / "run", random.Random(7)
+    kept: set[tuple[object, object]] = set()
+    for _ in range(KILLS):
+        process = start(source, root)
+        time.sleep(rng.uniform(0.5, 12.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if RunDir(root).database.is_file() and RunDir(root).config.is_file():
+            finished = {(r["id"], r["first_epoch_accuracy"]) for r in rows(root)}
+            assert kept <= finished, "a finished candidate was lost or evaluated again"
+            kept = finished
+    process = start(source, root)
+    assert process.wait(300) == 0
+    assert rows(root) == rows(unbroken)
+    with Run.open(root) as killed, Run.open(unbroken) as whole:
+        assert [c.corpus_sha256 for c in killed.cycles()] == [
+            c.corpus_sha256 for c in whole.cycles()
+        ]
+
+
+def test_a_finished_run_is_not_run_again(source: Path, unbroken: Path) -> None:
+    before = rows(unbroken)
+    started = time.monotonic()
+    run(config(source), unbroken).close()
+    assert rows(unbroken) == before
+    assert time.monotonic() - started < 5
+
+
+def test_a_changed_configuration_is_refused_by_key(source: Path, unbroken: Path) -> None:
+    changed = config(source, selection={"min_accuracy": 0.9})
+    with pytest.raises(ConfigError, match=r"selection\.min_accuracy: 0\.2 -> 0\.9"):
+        run(changed, unbroken)
+
+
+def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
+    with RunDir(unbroken).lock():
+        code = "from archloop.loop import run; import sys; run(None, sys.argv[1])"
+        other = subprocess.run(
+            [sys.executable, "-c", code, str(unbroken)], capture_output=True, text=True, check=False
+        )
+    assert other.returncode != 0
+    assert RunLockedError.__name__ in other.stderr
+
+
+def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path: Path) -> None:
+    changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
+    run(config(source, **changed), tmp_path / "run").close()
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_without_novelty_nothing_is_a_near_duplicate(source: Path, tmp_path: Path) -> None:
+    changed = {"novelty": {"enabled": False}, "loop": {"cycles": 1, "completions": 3}}
+    run(config(source, **changed), tmp_path / "run").close()
+    found = rows(tmp_path / "run")
+    assert [r["outcome"] for r in found] == ["accepted"] * 3
+    assert found[1]["near_dup_text_gen"] is True
+
+
+def test_seeds_count_in_novelty(source: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    with Store(RunDir(copy).database) as store:
+        text = render_code(network(init="self.seed = 1"))
+        store.add_completions([Completion(1, 0, text, 0, 1, "stop")])
+    changed = {
+        "seeds": {"source": "jsonl", "path": str(source / "seeds.jsonl")},
+        "generation": {"engine": "replay", "replay_from": str(copy), "batch_size": 1},
+        "loop": {"cycles": 1, "completions": 1},
+    }
+    run(config(source, **changed), tmp_path / "run").close()
+    (row,) = rows(tmp_path / "run")
+    assert row["outcome"] == "near_duplicate"
+    assert row["nn_jaccard_train"] is not None

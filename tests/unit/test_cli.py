@@ -1,0 +1,101 @@
+"""The command line as a person meets it: exit codes, one clear line, JSON and nothing else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from archloop.chat import make_pair
+from archloop.corpus import write_pairs
+from archloop.prompts import CIFAR10, PromptTemplate
+from conftest import network
+
+
+def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "archloop", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "no-such-preset"], "no-such-preset"),
+        (["run", "smoke", "--set", "loop.cycle=3"], "loop.cycle: unknown key"),
+        (["run", "smoke", "--set", "loop.cycles=0"], "loop.cycles"),
+        (["run", "smoke", "--set", "loop"], "KEY=VALUE"),
+        (["status", "nowhere"], "nowhere"),
+        (["report", "nowhere", "--out", "out"], "nowhere"),
+        (["evaluate", "nowhere.py"], "nowhere.py"),
+        (["novelty", ".", "--against", "no.jsonl"], "no.jsonl"),
+        (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
+        (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
+        (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_bad_usage_is_one_clear_line_and_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    done = archloop(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_evaluate_prints_one_json_object_per_network(tmp_path: Path) -> None:
+    (tmp_path / "good.py").write_text(network())
+    (tmp_path / "torn.py").write_text("class Net(")
+    (tmp_path / "large.py").write_text(network(init="self.x = nn.Linear(2000, 2000)"))
+    done = archloop(
+        "evaluate", "good.py", "torn.py", "large.py", "--task", "digits", "--json", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["file"]: row for row in map(json.loads, done.stdout.splitlines())}
+    assert {file: row["outcome"] for file, row in rows.items()} == {
+        "good.py": "valid",
+        "torn.py": "syntax_error",
+        "large.py": "over_budget",
+    }
+    good = rows["good.py"]
+    assert 0.0 <= good["first_epoch_accuracy"] <= 1.0
+    assert good["n_params"] > 0
+    assert good["isolation"] == "confined"
+    assert len(good["code_sha256"]) == 64
+    assert len(good["protocol"]) == 12
+    assert rows["torn.py"]["error"].startswith("SyntaxError")
+
+
+def test_novelty_compares_with_the_corpus_and_the_files_before(tmp_path: Path) -> None:
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    known = network(init="; ".join(f"self.a{i} = {i}" for i in range(50)))
+    fresh = network(init="; ".join(f"self.b{i} = b{i}()" for i in range(200)))
+    write_pairs(tmp_path / "corpus.jsonl", [make_pair(prompt, known, {"source": "seed-1"})])
+    for name, code in (("copy", known), ("fresh", fresh), ("twin", fresh), ("torn", "def (")):
+        (tmp_path / f"{name}.py").write_text(code)
+    files = ["copy.py", "fresh.py", "twin.py", "torn.py"]
+    done = archloop("novelty", *files, "--against", "corpus.jsonl", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    copy, fresh_row, twin, torn = map(json.loads, done.stdout.splitlines())
+    assert (copy["nn_jaccard_train"], copy["near_dup_text_train"]) == (1.0, True)
+    assert copy["nearest"] == "seed-1"
+    assert (fresh_row["near_dup_text_train"], fresh_row["outcome"]) == (False, "valid")
+    assert (twin["nn_jaccard_gen"], twin["nearest"]) == (1.0, "fresh.py")
+    assert (copy["rejection_count"], fresh_row["rejection_count"]) == (0, 1)
+    assert torn["outcome"] == "syntax_error"
+
+
+def test_help_names_every_command() -> None:
+    done = archloop("--help")
+    assert done.returncode == 0
+    for command in ("run", "status", "report", "corpus", "generate", "evaluate", "novelty"):
+        assert command in done.stdout

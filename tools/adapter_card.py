@@ -1,0 +1,125 @@
+"""Measure an adapter and write its card: `python tools/adapter_card.py ADAPTER_DIR [N]`.
+
+Asks the LLM with this adapter for N networks with the prompt and decoding of the embedded preset,
+and gives each to the sandbox: valid means built within the parameter budget and trained to the end
+of an epoch (of 2,000 CIFAR-10 images, as only the verdict counts here). Writes `measured.json` and
+`README.md` into the adapter's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from archloop.chat import code_sha256, extract_code
+from archloop.config import RunConfig, load_config
+from archloop.context import derive_seed, task_prompt
+from archloop.corpus import distinct_codes, read_pairs
+from archloop.evaluation import Source, evaluate_many
+from archloop.generation.job import GenerationJob, generate
+from archloop.llm import resolve_model
+from archloop.novelty import NoveltyIndex
+from archloop.provenance import machine, versions
+from archloop.stats import wilson_interval
+from archloop.types import Completion
+
+
+def sample(config: RunConfig, adapter: Path, count: int) -> list[Completion]:
+    size = config.generation.batch_size
+    requests = [(i, derive_seed(config.seed, "adapter-card", i)) for i in range(count)]
+    job = GenerationJob(
+        config=config.generation,
+        model_dir=resolve_model(config.llm),
+        adapter_dir=adapter,
+        dtype=config.llm.dtype,
+        messages=task_prompt(config),
+        batches=[requests[i : i + size] for i in range(0, count, size)],
+    )
+    return sorted(generate(job), key=lambda c: c.index)
+
+
+def measure(adapter: Path, count: int) -> dict[str, object]:
+    config = load_config(
+        "embedded", ["protocol.train_images=2000", "protocol.validation_images=500"]
+    )
+    completions = sample(config, adapter, count)
+    codes = {f"{c.index:04d}": extract_code(c.text) for c in completions}
+    sources = [Source(id_, code) for id_, code in codes.items() if code is not None]
+    rows = list(evaluate_many(sources, config))
+    valid = [row for row in rows if row.outcome.is_valid]
+    index = NoveltyIndex(config.novelty)
+    for id_, code in distinct_codes(read_pairs(adapter / "corpus.jsonl.gz")):
+        index.add(id_, code)
+    copies = sum(index.is_near_duplicate(index.query(row.code or "")[0]) for row in valid)
+    outcomes = Counter(row.outcome.value for row in rows)
+    outcomes["no_code"] = count - len(sources)
+    low, high = wilson_interval(len(valid), count)
+    budgets = sorted(row.n_params or 0 for row in valid)
+    return {
+        "completions": count,
+        "valid": len(valid),
+        "valid_rate": len(valid) / count,
+        "wilson_95": [low, high],
+        "distinct_valid": len({code_sha256(row.code or "") for row in valid}),
+        "valid_near_duplicates_of_a_seed": copies,
+        "median_params_of_valid": budgets[len(budgets) // 2] if budgets else None,
+        "tokens": sum(c.n_tokens for c in completions),
+        "outcomes": dict(outcomes.most_common()),
+        "errors": dict(Counter(r.error for r in rows if r.error).most_common(5)),
+        "decoding": config.generation.model_dump(mode="json"),
+        "max_params": config.task.max_params,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def card(adapter: Path, m: dict[str, object]) -> str:
+    lineage = json.loads((adapter / "lineage.json").read_text())
+    low, high = m["wilson_95"]  # type: ignore[misc]
+    decoding = m["decoding"]
+    assert isinstance(decoding, dict)
+    provenance = (Path(__file__).parent / "adapter_provenance.md").read_text().strip()
+    return f"""# smollm2-135m-lemur
+
+A LoRA adapter (r {lineage["finetune"]["lora_r"]}, alpha {lineage["finetune"]["lora_alpha"]}, bfloat16) for
+SmolLM2-135M-Instruct (Apache-2.0) that writes PyTorch networks under archloop's candidate contract.
+
+{provenance}
+
+Final loss {lineage["loss"]} nats a token (mean of the last tenth of the steps); corpus SHA-256
+`{lineage["corpus_sha256"]}`.
+
+## Measured
+
+Asked for at most {m["max_params"]:,} parameters on CIFAR-10 with the decoding of the `embedded` preset
+(temperature {decoding["temperature"]}, top-k {decoding["top_k"]}, top-p {decoding["top_p"]}, engine
+{decoding["engine"]}); the sandbox's verdict, over budget counts as invalid. One run of
+`python tools/adapter_card.py`, n = {m["completions"]} completions, on {m["machine"]["processor"]}
+({m["machine"]["cores"]} cores), torch {m["versions"]["torch"]}:
+
+| what | figure |
+|---|---|
+| valid | {m["valid"]} of {m["completions"]} = {m["valid_rate"]:.1%}, Wilson 95 % [{low:.1%}, {high:.1%}] |
+| distinct among the valid | {m["distinct_valid"]} of {m["valid"]} |
+| valid that copy a seed (Jaccard > 0.90) | {m["valid_near_duplicates_of_a_seed"]} |
+| median parameters of the valid | {m["median_params_of_valid"]:,} |
+| outcomes | {", ".join(f"{k} {n}" for k, n in m["outcomes"].items() if n)} |
+
+## Licence
+
+Adapter: Apache-2.0. `corpus.jsonl.gz` is made from the LEMUR Neural Network Dataset (ABrain-One/nn-dataset
+2.1.0, MIT licence, copyright its authors); the MIT licence text applies to those sources.
+"""
+
+
+def main() -> None:
+    adapter, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 128
+    measured = measure(adapter, count)
+    (adapter / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (adapter / "README.md").write_text(card(adapter, measured))
+
+
+if __name__ == "__main__":
+    main()
