@@ -125,7 +125,8 @@ def _load(job: FinetuneJob) -> Any:
     if (found.r, found.lora_alpha) != (wanted.r, wanted.lora_alpha) or not same_targets:
         raise ConfigError(
             f"finetune.lora_r, lora_alpha, target_modules: {job.parent.name} has r {found.r}, "
-            f"alpha {found.lora_alpha}, {sorted(found.target_modules)}; going on from it needs the same"
+            f"alpha {found.lora_alpha}, {sorted(found.target_modules)}; "
+            "going on from it needs the same"
         )
     return _in_autocast(model)
 
