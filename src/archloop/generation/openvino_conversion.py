@@ -156,7 +156,7 @@ def _trace(model: Any, layers: int, heads: int, dim: int) -> Any:
     }
     with torch.no_grad(), warnings.catch_warnings():
         # Branches on sizes are frozen by the trace, as meant; the logits are compared below.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         return ov.convert_model(_Step(model), example_input=example)
 
 
