@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +25,16 @@ from conftest import HOSTILE, network
 
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
 LIMITS = SandboxConfig(
-    workers=1, memory_mb=512, disk_mb=16, build_seconds=8, train_seconds=8, predict_seconds=20
+    workers=1, memory_mb=512, disk_mb=16, build_seconds=8, train_seconds=4, predict_seconds=20
 )
 MAX_PARAMS = 100_000
 
 pytestmark = pytest.mark.skipif(
     available_isolation() != "confined", reason="needs Landlock and seccomp"
 )
+
+
+NEVER_BUILT = ("loop_at_import", "loop_in_init", "loop_in_forward")
 
 
 def sandbox_at(task: TaskData, isolation: Isolation = "confined") -> Sandbox:
@@ -41,6 +48,13 @@ def sandbox(blobs: TaskData) -> Iterator[Sandbox]:
     with sandbox_at(blobs) as made:
         yield made
     del os.environ["ARCHLOOP_SECRET"]
+
+
+@pytest.fixture(scope="module")
+def hasty() -> Iterator[Sandbox]:
+    """For networks that never get as far as the epoch."""
+    with Sandbox(LIMITS.model_copy(update={"build_seconds": 2.0})) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +80,12 @@ def leftovers(sandbox: Sandbox) -> list[str]:
 
 @pytest.mark.parametrize("file", sorted(HOSTILE.glob("*.py")), ids=lambda file: file.stem)
 def test_a_hostile_network_is_an_outcome(
-    file: Path, sandbox: Sandbox, honest_accuracy: float
+    file: Path, sandbox: Sandbox, hasty: Sandbox, honest_accuracy: float
 ) -> None:
-    verdict = sandbox.evaluate(file.read_text(), seed=3, max_params=MAX_PARAMS)
+    if file.stem in NEVER_BUILT:
+        verdict = hasty.probe(file.read_text(), shape=(1, 8, 8), classes=4)
+    else:
+        verdict = sandbox.evaluate(file.read_text(), seed=3, max_params=MAX_PARAMS)
     assert verdict.outcome.value in expected(file), verdict
     if verdict.outcome is Outcome.VALID:
         assert verdict.error is None
@@ -76,7 +93,7 @@ def test_a_hostile_network_is_an_outcome(
         assert verdict.error
         assert verdict.error.isprintable()
         assert verdict.first_epoch_accuracy is None
-    assert leftovers(sandbox) == []
+    assert leftovers(sandbox) == leftovers(hasty) == []
     assert not Path("/tmp/archloop-hostile").exists()
 
 
@@ -85,6 +102,17 @@ def test_an_honest_network_scores_the_same_after_all_of_them(
 ) -> None:
     again = sandbox.evaluate(network(), seed=3, max_params=MAX_PARAMS)
     assert again.first_epoch_accuracy == honest_accuracy
+
+
+def test_neighbours_and_threads_of_the_caller_do_not_change_the_score(
+    sandbox: Sandbox, honest_accuracy: float
+) -> None:
+    poison = (HOSTILE / "poisons_globals.py").read_text()
+    codes = [network(), poison] * 3
+    with ThreadPoolExecutor(6) as pool:
+        verdicts = list(pool.map(lambda c: sandbox.evaluate(c, seed=3), codes))
+    assert {v.first_epoch_accuracy for v in verdicts[::2]} == {honest_accuracy}
+    assert leftovers(sandbox) == []
 
 
 def test_the_level_does_not_change_the_score(blobs: TaskData, honest_accuracy: float) -> None:
@@ -102,8 +130,9 @@ def test_descendants_are_killed_without_seccomp_too(blobs: TaskData) -> None:
 
 
 def test_chance_is_where_it_should_be(sandbox: Sandbox) -> None:
-    constant = sandbox.evaluate((HOSTILE / "constant_logits.py").read_text(), seed=3)
-    assert constant.first_epoch_accuracy == 0.25
+    for name in ("constant_logits", "forges_its_result"):
+        verdict = sandbox.evaluate((HOSTILE / f"{name}.py").read_text(), seed=3)
+        assert verdict.first_epoch_accuracy == 0.25
     digits = load_task(TaskConfig(name="digits"), PROTOCOL)
     shuffled = np.random.default_rng(0).permutation(digits.train_labels)
     with sandbox_at(replace(digits, train_labels=shuffled)) as untrue:
@@ -128,11 +157,75 @@ def test_the_meta_device_counts_without_allocating(sandbox: Sandbox) -> None:
     assert "500,000" in verdict.error
 
 
-def test_a_lost_fork_server_is_replaced(blobs: TaskData, honest_accuracy: float) -> None:
-    with sandbox_at(blobs) as fragile:
-        psutil.Process(fragile.server_pid).kill()
-        verdict = fragile.evaluate(network(), seed=3, max_params=MAX_PARAMS)
-    assert verdict.first_epoch_accuracy == honest_accuracy
+def test_lazy_layers_are_counted_once_they_exist(sandbox: Sandbox) -> None:
+    lazy = network(init="self.head = nn.LazyLinear(out_shape[0])")
+    counts = {sandbox.evaluate(code, seed=3).n_params for code in (network(), lazy)}
+    assert counts == {1 * 8 * 9 + 8 + 16 + 128 * 4 + 4}
+    verdict = sandbox.evaluate(lazy, seed=3, max_params=300)
+    assert verdict.outcome is Outcome.OVER_BUDGET
+
+
+def test_buffers_are_no_parameters(sandbox: Sandbox) -> None:
+    verdict = sandbox.probe(
+        network(init="self.register_buffer('mask', torch.ones(50))"), shape=(1, 8, 8), classes=4
+    )
+    assert verdict.n_params == 612
+
+
+def test_what_compiles_trains_uncompiled(sandbox: Sandbox, honest_accuracy: float) -> None:
+    compiled = network(learn="self.forward = torch.compile(self.forward)")
+    assert sandbox.evaluate(compiled, seed=3).first_epoch_accuracy == honest_accuracy
+
+
+@pytest.mark.parametrize("when", ["before", "while running"])
+def test_a_lost_fork_server_is_replaced(when: str, blobs: TaskData, honest_accuracy: float) -> None:
+    waits = network(learn="import time; time.sleep(1)")
+    with sandbox_at(blobs) as fragile, ThreadPoolExecutor(1) as pool:
+        if when == "before":
+            psutil.Process(fragile.server_pid).kill()
+        running = pool.submit(fragile.evaluate, waits, seed=3)
+        if when == "while running":
+            while not leftovers(fragile):
+                time.sleep(0.01)
+            time.sleep(0.5)
+            psutil.Process(fragile.server_pid).kill()
+        assert running.result().first_epoch_accuracy == honest_accuracy
+        assert leftovers(fragile) == []
+
+
+def test_a_network_that_ends_the_fork_server_is_found_out(
+    blobs: TaskData, honest_accuracy: float
+) -> None:
+    with sandbox_at(blobs, "process") as weaker:
+        killer = network(init="import os; os.kill(os.getppid(), 9)")
+        verdict = weaker.evaluate(killer, seed=3)
+        assert verdict.outcome is Outcome.SANDBOX_VIOLATION
+        assert weaker.evaluate(network(), seed=3).first_epoch_accuracy == honest_accuracy
+
+
+def test_the_end_of_the_main_process_is_the_end_of_everything(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import os, threading, time\n"
+        "from archloop.config import SandboxConfig\n"
+        "from archloop.sandbox import Sandbox\n"
+        "sandbox = Sandbox(SandboxConfig())\n"
+        "loop = dict(shape=(1, 8, 8), classes=4)\n"
+        "threading.Thread(target=lambda: sandbox.probe('while True: pass', **loop)).start()\n"
+        "while not list(sandbox.candidates_folder.iterdir()): time.sleep(0.01)\n"
+        "time.sleep(0.5)\n"
+        "print(sandbox.server_pid, sandbox.candidates_folder.parent, flush=True)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=False, timeout=120
+    )
+    pid, folder = done.stdout.split()
+    deadline = time.monotonic() + 20
+    while psutil.pid_exists(int(pid)) or Path(folder).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not [p for p in psutil.process_iter() if p.ppid() == int(pid)]
 
 
 def test_closing_leaves_nothing(blobs: TaskData) -> None:

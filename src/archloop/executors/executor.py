@@ -40,5 +40,5 @@ class Executor(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Drop what has not begun and wait for what has."""
+        """Drop what has not begun; wait for what has, or end it if an error is on its way."""
         ...

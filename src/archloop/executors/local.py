@@ -46,4 +46,7 @@ class LocalExecutor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if kind is not None:
+            # Nobody waits for the results any more, and an epoch may take half an hour.
+            self._sandbox.close()
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -20,7 +20,7 @@ from archloop.sandbox.conversation import Conversation
 from archloop.sandbox.server import ForkServer, ServerLostError, shared_memory
 from archloop.types import Outcome, TaskData, Verdict
 
-MAX_SOURCE = 128 * 1024
+MAX_SOURCE = 64 * 1024
 """Characters of the longest source that is run: escaped, it still fits into one frame."""
 _GRACE = 2.0
 """Seconds a child that closed its channel may take to end by itself."""
@@ -134,21 +134,26 @@ class Sandbox:
         }
 
     def _judge(self, job: dict[str, Any], talk: _Talk, *, train: bool) -> Verdict:
-        """Run a job; if the fork server is lost under it, once more with a server of its own.
+        """Run a job; if the fork server is lost under it, again, with a server of its own.
 
         Of several candidates under one server nobody can say which ended it; of one, one can.
         """
         if len(job["code"]) > MAX_SOURCE:
             return Verdict(Outcome.IMPORT_ERROR, f"source is longer than {MAX_SOURCE} characters")
-        server = self._server
-        try:
-            return self._run(server, job, talk, train=train)
-        except ServerLostError:
-            self._replace(server)
+        for _ in range(2):
+            server = self._server
+            try:
+                return self._run(server, job, talk, train=train)
+            except ServerLostError as error:
+                self._replace(server)
+                if error.while_running:
+                    break
         own = ForkServer(self._config, self._task)
         try:
             return self._run(own, job, talk, train=train)
-        except ServerLostError:
+        except ServerLostError as error:
+            if not error.while_running:
+                raise SandboxError(f"a new fork server was lost too: {error}") from None
             return Verdict(Outcome.SANDBOX_VIOLATION, "the fork server was ended by this network")
         finally:
             own.close()

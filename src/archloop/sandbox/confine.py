@@ -154,6 +154,8 @@ def _packages() -> Iterator[Path]:
         if file is None:
             continue
         path = Path(file)
+        if path.is_relative_to(sysconfig.get_path("stdlib")) and "-packages" not in file:
+            continue
         yield path.parent if path.stem == "__init__" else path
         yield path.parent.parent / f"{name}.libs"
     for name in _LAZY_PACKAGES:

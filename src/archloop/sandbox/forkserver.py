@@ -64,6 +64,9 @@ def main() -> None:
     except wire.WireError:
         for pid in children:
             _kill(pid)
+        for pid in children:
+            os.waitpid(pid, 0)
+        _sweep(set())
         shutil.rmtree(setup["root"], ignore_errors=True)
 
 
@@ -121,7 +124,7 @@ def _fork(
 def _confine(folder: Path, setup: dict[str, Any]) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     limit(
         setup["memory_mb"],
         setup["disk_mb"],

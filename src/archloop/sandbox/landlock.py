@@ -7,10 +7,11 @@ Called directly, for listing and reading are granted apart here, and for kernels
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import IntFlag
 
 MIN_ABI = 3
@@ -67,7 +68,7 @@ def abi() -> int:
     return max(0, int(_libc().syscall(_CREATE_RULESET, None, 0, _CREATE_RULESET_VERSION)))
 
 
-def restrict(rules: Mapping[str, Access] | Iterable[tuple[str, Access]]) -> None:
+def restrict(rules: Mapping[str, Access]) -> None:
     """Leave the calling process the given rights beneath the given paths, and nothing else.
 
     Args:
@@ -80,7 +81,7 @@ def restrict(rules: Mapping[str, Access] | Iterable[tuple[str, Access]]) -> None
     handled = Access((1 << (16 if version >= 5 else 15)) - 1)
     ruleset = _create(version, handled)
     try:
-        for path, access in rules.items() if isinstance(rules, Mapping) else rules:
+        for path, access in rules.items():
             _allow(ruleset, path, access & handled)
         _check(_libc().syscall(_RESTRICT_SELF, ruleset, 0), "landlock_restrict_self")
     finally:
@@ -117,5 +118,6 @@ def _check(result: int, what: str) -> int:
     return result
 
 
+@functools.cache
 def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from archloop.config import SandboxConfig
 from archloop.sandbox.client import Sandbox
 from archloop.types import Outcome
+
+_SECRET = "ARCHLOOP_SELF_TEST_SECRET"
 
 _NET = """
 import torch
@@ -55,7 +58,7 @@ _ATTACKS = (
     _Attack("an honest network runs", "pass", (Outcome.VALID,)),
     _Attack(
         "an environment secret is not there",
-        "import os; assert 'ARCHLOOP_SELF_TEST_SECRET' not in os.environ",
+        f"import os; assert '{_SECRET}' not in os.environ",
         (Outcome.VALID,),
     ),
     _Attack(
@@ -100,7 +103,12 @@ def self_test(config: SandboxConfig) -> list[SelfTest]:
     """
     tight = config.model_copy(update={"memory_mb": 512, "build_seconds": 3.0})
     results = []
-    with Sandbox(tight) as sandbox:
+    os.environ[_SECRET] = "secret"
+    try:
+        sandbox = Sandbox(tight)
+    finally:
+        del os.environ[_SECRET]
+    with sandbox:
         for attack in _ATTACKS:
             if attack.only_confined and config.isolation != "confined":
                 continue

@@ -37,6 +37,11 @@ _LOG_CHARACTERS = 2000
 class ServerLostError(Exception):
     """The fork server died or stopped answering."""
 
+    def __init__(self, reason: str, *, while_running: bool = False) -> None:
+        super().__init__(reason)
+        self.while_running = while_running
+        """Whether the candidate's code may have run by then."""
+
 
 @dataclass
 class Child:
@@ -82,7 +87,7 @@ def shared_memory(array: NDArray[Any]) -> int:
     fd = os.memfd_create("archloop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.truncate(fd, max(contiguous.nbytes, 1))
     with mmap.mmap(fd, max(contiguous.nbytes, 1)) as memory:
-        memory[: contiguous.nbytes] = memoryview(contiguous).cast("B")
+        memory[: contiguous.nbytes] = contiguous.tobytes()
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     return fd
@@ -90,13 +95,15 @@ def shared_memory(array: NDArray[Any]) -> int:
 
 def _read_only_file(array: NDArray[Any]) -> int:
     with tempfile.NamedTemporaryFile() as file:
-        file.write(memoryview(array).cast("B"))
+        file.write(array.tobytes())
         file.flush()
         return os.open(file.name, os.O_RDONLY)
 
 
 def _shared_training_data(task: TaskData | None) -> dict[str, Any]:
-    arrays = {} if task is None else {"images": task.train_images, "labels": task.train_labels}
+    arrays: dict[str, NDArray[Any]] = {}
+    if task is not None:
+        arrays = {"images": task.train_images, "labels": task.train_labels}
     return {n: {"fd": shared_memory(a), "shape": list(a.shape)} for n, a in arrays.items()}
 
 
@@ -152,13 +159,18 @@ class ForkServer:
                 os.close(fd)
 
     def _environment(self) -> dict[str, str]:
-        """One thread at start, as a process with threads must not fork; no chance in hashes."""
+        """What the server and its candidates see.
+
+        It starts with one thread, as a process with threads must not fork; hashes are the same each
+        time; ``torch.compile`` leaves a network as it is, as the sandbox starts no compiler.
+        """
         return {k: os.environ[k] for k in _ENVIRONMENT if k in os.environ} | {
             "HOME": str(self._root / "home"),
             "TMPDIR": str(self._root / "home"),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "PYTHONHASHSEED": "0",
+            "TORCHDYNAMO_DISABLE": "1",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
@@ -209,6 +221,8 @@ class ForkServer:
         try:
             with self._lock:
                 answer = self._ask(request)
+        except ServerLostError as error:
+            raise ServerLostError(str(error), while_running=True) from None
         finally:
             child.kill()
             child.close()

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 _ATOMS = (str, bytes, int, float, complex, type(None), types.CodeType, types.ModuleType)
 
@@ -46,7 +46,7 @@ def count(tensors: list[torch.Tensor]) -> int:
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedParameter | UninitializedBuffer):
         return False
     return isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf)
 

@@ -1,0 +1,43 @@
+# expected: sandbox_violation
+# K3: files that are deleted but still open.
+import torch
+import torch.nn as nn
+import os
+import time
+
+def supported_hyperparameters():
+    return {'lr', 'momentum'}
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.device = device
+        self.conv = nn.Conv2d(in_shape[1], 8, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 4 * 4, out_shape[0])
+        self.pool = nn.AdaptiveAvgPool2d((4, 4))
+        files = []
+        for i in range(16):
+            files.append(open(f'{i}', 'wb'))
+            files[-1].write(bytes(8 << 20))
+            files[-1].flush()
+            os.unlink(f'{i}')
+        time.sleep(60)
+
+    def forward(self, x):
+        pass
+        x = self.pool(torch.relu(self.norm(self.conv(x))))
+        return self.head(x.flatten(1))
+
+    def train_setup(self, prm):
+        self.to(self.device)
+        self.criteria = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
+
+    def learn(self, train_data):
+        pass
+        for inputs, labels in train_data:
+            self.optimizer.zero_grad()
+            loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
+            loss.backward()
+            self.optimizer.step()
