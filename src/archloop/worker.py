@@ -34,7 +34,7 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", module],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

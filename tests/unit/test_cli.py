@@ -17,7 +17,7 @@ from conftest import network
 
 def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "archloop", *arguments],
+        [sys.executable, "-P", "-m", "archloop", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,

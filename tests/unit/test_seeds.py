@@ -11,6 +11,7 @@ from archloop.config import NoveltyConfig, SeedsConfig
 from archloop.errors import UsageError
 from archloop.prompts import PromptTemplate
 from archloop.seeds import SeedNetwork, build_corpus, open_source
+from archloop.seeds.build import NARROW_SHARE
 from archloop.seeds.clean import clean_source
 from archloop.seeds.narrow import FACTORS, narrow
 from archloop.types import Outcome, Verdict
@@ -156,10 +157,10 @@ def test_a_narrowed_network_is_marked_and_counted_apart() -> None:
     assert len(pairs) == 1
     meta = pairs[0].meta
     assert meta["narrowed"] in [list(f) for f in FACTORS]
-    assert 0 < meta["n_params"] <= 10_000
+    assert 0 < meta["n_params"] <= NARROW_SHARE * 10_000
     assert report.families == {"a (narrowed)": 1}
     wider = FACTORS[[list(f) for f in FACTORS].index(meta["narrowed"]) - 1]
-    assert widths(narrow(clean_source(large.code), *wider)) > 10_000
+    assert widths(narrow(clean_source(large.code), *wider)) > NARROW_SHARE * 10_000
 
 
 def test_the_prompt_names_the_measured_count() -> None:

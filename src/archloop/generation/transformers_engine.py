@@ -63,9 +63,11 @@ class TransformersGenerator:
     def _forward(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
         """Logits (rows, vocabulary) after ``tokens`` (rows, new); the cache grows by them."""
         start = cache.get_seq_length()
-        positions = torch.arange(start, start + tokens.shape[1], device=self._device)
+        end = start + tokens.shape[1]
+        positions = torch.arange(start, end, device=self._device)
         out = self._model(
             input_ids=tokens.to(self._device),
+            attention_mask=self._attention_mask(tokens, end),
             position_ids=positions.expand(tokens.shape[0], -1),
             past_key_values=cache,
             use_cache=True,
@@ -73,6 +75,16 @@ class TransformersGenerator:
         )
         logits: torch.Tensor = out.logits[:, -1]
         return logits
+
+    def _attention_mask(self, tokens: torch.Tensor, length: int) -> torch.Tensor | None:
+        """``None``, or for single tokens on a CPU an explicit mask that hides nothing.
+
+        Without a mask transformers leaves grouped queries to PyTorch, whose CPU kernel takes six
+        times as long in bfloat16 as the packed queries that a mask makes transformers use.
+        """
+        if self._device.type != "cpu" or tokens.shape[1] != 1:
+            return None
+        return torch.ones(tokens.shape[0], 1, 1, length, dtype=torch.bool)
 
     def generate(
         self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]

@@ -127,7 +127,7 @@ class ForkServer:
         passed = [spec["fd"] for spec in data.values()]
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "archloop.sandbox.forkserver", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "archloop.sandbox.forkserver", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
