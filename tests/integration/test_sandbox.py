@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -229,12 +228,13 @@ def test_the_end_of_the_main_process_is_the_end_of_everything(tmp_path: Path) ->
 
 
 def test_closing_leaves_nothing(blobs: TaskData) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("archloop-sandbox-*"))
     made = sandbox_at(blobs)
-    pid = made.server_pid
+    pid, folder = made.server_pid, made.candidates_folder.parent
+    assert folder.exists()
+    made.close()
     made.close()
     assert not psutil.pid_exists(pid)
-    assert set(Path(tempfile.gettempdir()).glob("archloop-sandbox-*")) <= before
+    assert not folder.exists()
 
 
 def test_the_self_test_passes() -> None:
