@@ -202,25 +202,35 @@ def test_a_network_that_ends_the_fork_server_is_found_out(
         assert weaker.evaluate(network(), seed=3).first_epoch_accuracy == honest_accuracy
 
 
-def test_the_end_of_the_main_process_is_the_end_of_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["starting", "running"])
+def test_the_end_of_the_main_process_is_the_end_of_everything(when: str, tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text(
         "import os, threading, time\n"
         "from archloop.config import SandboxConfig\n"
-        "from archloop.sandbox import Sandbox\n"
+        "from archloop.sandbox import Sandbox, server\n"
+        "def end(pid, folder):\n"
+        "    print(pid, folder, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "class Popen(server.subprocess.Popen):\n"
+        "    def __init__(self, *args, **kwargs):\n"
+        "        super().__init__(*args, **kwargs)\n"
+        f"        if {when!r} == 'starting':\n"
+        "            threading.Timer(0.2, end, (self.pid, kwargs['cwd'])).start()\n"
+        "server.subprocess.Popen = Popen\n"
         "sandbox = Sandbox(SandboxConfig())\n"
         "loop = dict(shape=(1, 8, 8), classes=4)\n"
         "threading.Thread(target=lambda: sandbox.probe('while True: pass', **loop)).start()\n"
         "while not list(sandbox.candidates_folder.iterdir()): time.sleep(0.01)\n"
         "time.sleep(0.5)\n"
-        "print(sandbox.server_pid, sandbox.candidates_folder.parent, flush=True)\n"
-        "os.kill(os.getpid(), 9)\n"
+        "end(sandbox.server_pid, sandbox.candidates_folder.parent)\n"
     )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, script], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, script], capture_output=True, text=True, timeout=120, env=environment
     )
     pid, folder = done.stdout.split()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while psutil.pid_exists(int(pid)) or Path(folder).exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
