@@ -88,9 +88,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
     ) -> Any:
         """Mean cross-entropy over the labelled tokens.
 
-        Without a GPU kernel TRL computes the logits of every position in 32-bit chunks, 40 % of a
-        step. Here they are computed from the first answer token of the batch on, in the model's
-        type. Padding stands on the right, where causal attention does not see it, so no mask is
+        Without a GPU kernel TRL computes the logits of every position in 32-bit chunks. Here they
+        are computed from the first answer token of the batch on, in the model's type. Padding stands on the right, where causal attention does not see it, so no mask is
         needed.
         """
         if return_outputs or torch.cuda.is_available():
@@ -134,8 +133,7 @@ def _load(job: FinetuneJob) -> Any:
 def _in_autocast(model: Any) -> Any:
     """Leave casting to autocast: the adapter is cast down, not its inputs up.
 
-    On a CPU this is 1.3 times as many tokens a second as PEFT's own casts (one step, 2 x 900
-    tokens).
+    PEFT's own casts would multiply the adapter in 32 bits, which a CPU does more slowly.
     """
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):

@@ -40,27 +40,16 @@ def main() -> None:
     """Serve until the control socket closes; then end all candidates and remove their folders."""
     control = socket.socket(fileno=int(sys.argv[1]))
     setup = wire.receive(control)
-    _warm_up()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    data = _map(setup["data"]) if setup["data"] else None
-    if setup["isolation"] == "confined":
-        setup["readable"] = readable_paths()
-    gc.collect()
-    gc.freeze()
-    wire.send(control, {"ready": True})
     children: set[int] = set()
     try:
-        while True:
-            request, fd = wire.receive_with_fd(control)
-            if request["do"] == "fork" and fd is not None:
-                pid = _fork(control, fd, setup, data, request)
-                children.add(pid)
-                os.close(fd)
-                wire.send(control, {"pid": pid})
-            elif request["do"] == "reap":
-                children.discard(request["pid"])
-                wire.send(control, _end(request, children))
+        _warm_up()
+        data = _map(setup["data"]) if setup["data"] else None
+        if setup["isolation"] == "confined":
+            setup["readable"] = readable_paths()
+        gc.collect()
+        gc.freeze()
+        wire.send(control, {"ready": True})
+        _serve(control, setup, data, children)
     except wire.WireError:
         for pid in children:
             _kill(pid)
@@ -68,6 +57,28 @@ def main() -> None:
             os.waitpid(pid, 0)
         _sweep(set())
         shutil.rmtree(setup["root"], ignore_errors=True)
+
+
+def _serve(
+    control: socket.socket, setup: dict[str, Any], data: TrainingData | None, children: set[int]
+) -> None:
+    """Fork and reap on request.
+
+    Raises:
+        wire.WireError: The control socket closed.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    while True:
+        request, fd = wire.receive_with_fd(control)
+        if request["do"] == "fork" and fd is not None:
+            pid = _fork(control, fd, setup, data, request)
+            children.add(pid)
+            os.close(fd)
+            wire.send(control, {"pid": pid})
+        elif request["do"] == "reap":
+            children.discard(request["pid"])
+            wire.send(control, _end(request, children))
 
 
 def _warm_up() -> None:
