@@ -89,8 +89,8 @@ class _Trainer(SFTTrainer):  # type: ignore[misc]
         """Mean cross-entropy over the labelled tokens.
 
         Without a GPU kernel TRL computes the logits of every position in 32-bit chunks. Here they
-        are computed from the first answer token of the batch on, in the model's type. Padding stands on the right, where causal attention does not see it, so no mask is
-        needed.
+        are computed from the first answer token of the batch on, in the model's type. Padding
+        stands on the right, where causal attention does not see it, so no mask is needed.
         """
         if return_outputs or torch.cuda.is_available():
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
