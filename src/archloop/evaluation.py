@@ -11,7 +11,7 @@ from archloop.chat import code_sha256
 from archloop.code_policy import check
 from archloop.config import RunConfig, load_config, resolve
 from archloop.context import derive_seed, protocol_digest
-from archloop.executors import build_executor
+from archloop.executors import Finished, build_executor
 from archloop.sandbox import Sandbox
 from archloop.tasks import load_task
 from archloop.types import Candidate, TaskData, Verdict
@@ -55,7 +55,7 @@ def evaluate_many(
     """Evaluate networks, several at a time; rows come in completion order."""
     task = task_data or load_task(config.task, config.protocol)
     digest = protocol_digest(config, task)
-    results: queue.Queue[Candidate] = queue.Queue()
+    results: queue.Queue[tuple[int, Finished]] = queue.Queue()
     with (
         Sandbox(config.sandbox, task=task, protocol=config.protocol) as sandbox,
         build_executor(sandbox, config.sandbox) as executor,
@@ -64,18 +64,17 @@ def evaluate_many(
         for index, source in enumerate(sources):
             fault = check(source.code)
             if fault is not None:
-                results.put(_row(index, source, fault, shared))
+                results.put((index, Finished(fault)))
                 continue
             executor.submit(
                 source.code,
                 seed=derive_seed(config.seed, "evaluate", 0, index),
                 max_params=config.task.max_params,
-                on_done=lambda done, i=index, s=source: results.put(  # type: ignore[misc]
-                    _row(i, s, done.verdict(), shared)
-                ),
+                on_done=lambda done, i=index: results.put((i, done)),  # type: ignore[misc]
             )
         for _ in sources:
-            yield results.get()
+            index, finished = results.get()
+            yield _row(index, sources[index], finished.verdict(), shared)
 
 
 def _row(index: int, source: Source, verdict: Verdict, shared: dict[str, Any]) -> Candidate:

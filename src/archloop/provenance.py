@@ -26,7 +26,6 @@ _PACKAGES = (
     "openvino-genai",
     "numpy",
     "scipy",
-    "sandlock",
 )
 """The packages that can change a figure."""
 
