@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from archloop.errors import ConfigError
-from archloop.types import Isolation
+from archloop.types import Isolation, Training
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -101,12 +101,24 @@ class TaskConfig(_Section):
 class ProtocolConfig(_Section):
     """How every candidate is trained and measured; hashed into every row."""
 
+    training: Training = "contract"
+    """``contract``: the network's own ``learn()`` (the paper); ``harness``: a fixed loop with the
+    same hyperparameters; ``both``: each in turn, the accuracy is the contract's."""
     batch_size: int = Field(64, ge=1)
     lr: float = Field(0.01, gt=0.0)
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     dropout: Fraction = 0.2
     """Offered to networks that ask for it."""
     augmentation: Literal["none", "flip", "crop_flip"] = "flip"
+    augment_validation: bool = False
+    """Validation images are augmented as training images are (LEMUR does that)."""
+    resize: int | None = Field(None, ge=8, le=512)
+    """Scale batches to this many pixels a side, after augmentation; ``None``: as the task is."""
+    steps_per_batch: int = Field(1, ge=1)
+    """Optimiser steps ``learn()`` may make for each batch; more is a ``protocol_violation``."""
+    channels_last: bool = True
+    """Convolutional networks get their images in this memory layout if their ``forward()`` takes
+    it: faster, and the same accuracy within rounding."""
     validation: str = "holdout:10%"
     """``holdout:N`` or ``holdout:P%`` of the training images (stratified), or ``test`` (the test
     split)."""

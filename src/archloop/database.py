@@ -11,7 +11,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from archloop.errors import UsageError
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the tables change; a database of a newer schema is refused."""
 
 SCHEMA_KEY = "schema"
@@ -58,6 +58,9 @@ CANDIDATES = sa.Table(
     sa.Column("nearest", sa.String),
     sa.Column("isolation", sa.String),
     sa.Column("protocol", sa.String),
+    sa.Column("training", sa.String),
+    sa.Column("harness_accuracy", sa.Double),
+    sa.Column("flags", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(
         ["cycle", "index"], ["completions.cycle", "completions.index"], name="of_completion"
     ),

@@ -179,6 +179,7 @@ class _Pipeline:
             code_sha256=code_sha256(code) if code is not None else None,
             isolation=self._isolation,
             protocol=self._run.protocol,
+            training=self._run.config.protocol.training,
         )
         self._outcomes[verdict.outcome] += 1
         self._report()

@@ -180,6 +180,7 @@ class Store:
         code_sha256: str | None,
         isolation: str | None,
         protocol: str | None,
+        training: str | None,
     ) -> None:
         """Keep what was found out about one completion, once and for all.
 
@@ -194,7 +195,10 @@ class Store:
             "code_sha256": code_sha256,
             "isolation": isolation,
             "protocol": protocol,
+            "training": training,
+            "flags": list(verdict.flags),
         }
+        del row["output"]
         try:
             with self._write() as db:
                 self._refuse_committed(db, cycle)
@@ -306,7 +310,7 @@ def _candidates(db: Connection, where: Sequence[sa.ColumnElement[bool]]) -> list
     return [
         Candidate(
             id=candidate_id(row["cycle"], row["index"]),
-            **{**row, "outcome": Outcome(row["outcome"])},
+            **{**row, "outcome": Outcome(row["outcome"]), "flags": tuple(row["flags"])},
         )
         for row in rows
     ]

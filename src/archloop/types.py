@@ -31,6 +31,8 @@ class Outcome(StrEnum):
     TIMEOUT = "timeout"
     OUT_OF_MEMORY = "out_of_memory"
     SANDBOX_VIOLATION = "sandbox_violation"
+    PROTOCOL_VIOLATION = "protocol_violation"
+    """Trained, but not by the rules: more than one epoch, or weights that are not the network's."""
     VALID = "valid"
     """Trained to the end of the epoch; stays so only where nothing is selected."""
     NEAR_DUPLICATE = "near_duplicate"
@@ -47,9 +49,12 @@ _VALID = frozenset(
     {Outcome.VALID, Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.ACCEPTED}
 )
 
-Isolation = Literal["process", "confined"]
+Isolation = Literal["process", "confined", "bwrap"]
 """Isolation levels, weakest first: own process group, limits and environment; plus
-Landlock+seccomp."""
+Landlock+seccomp; plus own mount, process and network namespaces."""
+
+Training = Literal["contract", "harness", "both"]
+"""Whose loop trains a network: its own ``learn()``, the harness's fixed one, or each in turn."""
 
 
 class Message(TypedDict):
@@ -117,6 +122,13 @@ class Verdict:
     n_params: int | None = None
     first_epoch_accuracy: float | None = None
     train_seconds: float | None = None
+    """Wall clock of the epoch, on the main process's clock."""
+    harness_accuracy: float | None = None
+    """First-epoch accuracy under the harness's own loop, where both were asked for."""
+    flags: tuple[str, ...] = ()
+    """What a reader of the accuracy should know; see :mod:`archloop.sandbox.flags`."""
+    output: str | None = None
+    """The last of what the network printed."""
 
 
 @dataclass(frozen=True)
@@ -159,12 +171,15 @@ class Candidate:
     nearest: str | None = None
     isolation: str | None = None
     protocol: str | None = None
+    training: str | None = None
+    harness_accuracy: float | None = None
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The public JSON row (without the source text)."""
         row = asdict(self)
         del row["code"], row["index"]
-        row["outcome"] = self.outcome.value
+        row["outcome"], row["flags"] = self.outcome.value, list(self.flags)
         return row
 
 

@@ -1,12 +1,51 @@
 # expected: valid
-# C11: plays the harness without training. It gets chance: nobody told it the labels.
+# C11: plays the harness, in both processes, without training. It gets chance: nobody told it the labels.
 import torch
 import torch.nn as nn
+
 import gc
 import json
 import os
 import socket
 import struct
+import sys
+def play():
+    frame = sys._getframe()
+    while 'job' not in frame.f_locals:
+        frame = frame.f_back
+    job = frame.f_locals['job']
+    channel = next(o for o in gc.get_objects() if isinstance(o, socket.socket))
+
+    def say(data=b'', **message):
+        body = json.dumps(message).encode()
+        channel.sendall(len(body).to_bytes(4, 'big') + body + data)
+
+    def hear(fds):
+        head, found, _, _ = socket.recv_fds(channel, 4, fds)
+        return json.loads(take(int.from_bytes(head, 'big'))), found
+
+    def take(size):
+        data = b''
+        while len(data) < size:
+            data += channel.recv(size - len(data))
+        return data
+
+    say(stage='built', n_params=1)
+    if job['role'] == 'train':
+        say(stage='feed', channels_last=False)
+        _, (_, peer) = hear(2)
+        source = socket.socket(fileno=peer)
+        while source.send(b'n') and any(source.recv(4)):
+            pass
+        say(stage='trained', spec=[], bytes=0, steps=0, passes=0)
+    else:
+        hear(1)
+        say(stage='ready')
+        while rows := hear(0)[0]['rows']:
+            take(rows * 64)
+            say(struct.pack('4f', 1, 0, 0, 0) * rows, stage='logits')
+        say(stage='done', unchanged=True)
+    channel.recv(1)
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}
@@ -19,17 +58,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        channel = next(o for o in gc.get_objects() if isinstance(o, socket.socket))
-        for message in ({'stage': 'built', 'n_params': 1}, {'stage': 'trained'}):
-            body = json.dumps(message).encode()
-            channel.sendall(len(body).to_bytes(4, 'big') + body)
-        head = channel.recv(4)
-        reply = json.loads(channel.recv(int.from_bytes(head, 'big')))
-        n = reply['shape'][0]
-        body = json.dumps({'stage': 'predicted', 'bytes': n * 4 * 4}).encode()
-        logits = struct.pack('4f', 1, 0, 0, 0) * n
-        channel.sendall(len(body).to_bytes(4, 'big') + body + logits)
-        os._exit(0)
+        play()
 
     def forward(self, x):
         pass

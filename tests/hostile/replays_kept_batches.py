@@ -1,4 +1,4 @@
-# expected: train_error
+# expected: protocol_violation
 # C1: three epochs over batches it kept.
 import torch
 import torch.nn as nn

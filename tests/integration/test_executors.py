@@ -10,12 +10,15 @@ import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.executors import Finished, build_executor
-from archloop.sandbox import Sandbox, available_isolation
+from archloop.sandbox import Sandbox, why_not
 from archloop.types import Outcome, TaskData
 from conftest import network
 
 LIMITS = SandboxConfig(
-    isolation=available_isolation(), workers=2, build_seconds=20, train_seconds=300
+    isolation="confined" if why_not("confined") is None else "process",
+    workers=2,
+    build_seconds=20,
+    train_seconds=300,
 )
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
 ENDLESS = network(learn="import time; time.sleep(600)")

@@ -17,7 +17,7 @@ import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.errors import IsolationError
-from archloop.sandbox import Sandbox, available_isolation, confine, self_test
+from archloop.sandbox import Sandbox, available_isolation, confine, self_test, why_not
 from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData
 from conftest import HOSTILE, network
@@ -29,7 +29,7 @@ LIMITS = SandboxConfig(
 MAX_PARAMS = 100_000
 
 pytestmark = pytest.mark.skipif(
-    available_isolation() != "confined", reason="needs Landlock and seccomp"
+    why_not("confined") is not None, reason="needs Landlock and seccomp"
 )
 
 
@@ -65,8 +65,12 @@ def honest_accuracy(sandbox: Sandbox) -> float:
     return verdict.first_epoch_accuracy
 
 
-def expected(file: Path) -> set[str]:
-    return set(file.read_text().splitlines()[0].removeprefix("# expected: ").split(","))
+def header(file: Path, key: str) -> set[str]:
+    """The values of ``# key: a,b`` at the top of a hostile file."""
+    for line in file.read_text().splitlines()[:2]:
+        if line.startswith(f"# {key}: "):
+            return set(line.partition(": ")[2].split(","))
+    return set()
 
 
 def leftovers(sandbox: Sandbox) -> list[str]:
@@ -85,7 +89,8 @@ def test_a_hostile_network_is_an_outcome(
         verdict = hasty.probe(file.read_text(), shape=(1, 8, 8), classes=4)
     else:
         verdict = sandbox.evaluate(file.read_text(), seed=3, max_params=MAX_PARAMS)
-    assert verdict.outcome.value in expected(file), verdict
+    assert verdict.outcome.value in header(file, "expected"), verdict
+    assert set(verdict.flags) == header(file, "flags")
     if verdict.outcome is Outcome.VALID:
         assert verdict.error is None
     else:
@@ -138,6 +143,61 @@ def test_chance_is_where_it_should_be(sandbox: Sandbox) -> None:
         verdict = untrue.evaluate(network(), seed=3)
     assert verdict.first_epoch_accuracy is not None
     assert verdict.first_epoch_accuracy < 0.2
+
+
+def test_what_is_trained_outside_the_network_is_lost(sandbox: Sandbox) -> None:
+    code = (HOSTILE / "weights_outside_are_lost.py").read_text()
+    verdict = sandbox.evaluate(code, seed=3)
+    assert verdict.first_epoch_accuracy == 0.25
+
+
+def test_the_fixed_loop_trains_what_the_contract_trains(
+    blobs: TaskData, honest_accuracy: float
+) -> None:
+    protocol = PROTOCOL.model_copy(update={"training": "both"})
+    with Sandbox(LIMITS, task=blobs, protocol=protocol) as both:
+        honest = both.evaluate(network(), seed=3)
+        assert honest.first_epoch_accuracy == honest_accuracy
+        assert honest.harness_accuracy is not None
+        assert honest.harness_accuracy > 0.9
+        assert honest.flags == ()
+        gap = both.evaluate((HOSTILE / "learns_only_by_contract.py").read_text(), seed=3)
+        assert "protocol_gap" in gap.flags
+    only = protocol.model_copy(update={"training": "harness"})
+    with Sandbox(LIMITS, task=blobs, protocol=only) as fixed:
+        assert fixed.evaluate(network(), seed=3).first_epoch_accuracy == honest.harness_accuracy
+        idle = fixed.evaluate(network(learn="raise RuntimeError"), seed=3)
+        assert idle.first_epoch_accuracy == honest.harness_accuracy
+
+
+def test_a_network_that_needs_contiguous_images_gets_them(blobs: TaskData) -> None:
+    view = network(forward="x = x + 0 * x.view(x.size(0), -1).sum()")
+    outcomes = [sandbox_at(blobs).evaluate(code, seed=3).outcome for code in (network(), view)]
+    assert set(outcomes) == {Outcome.VALID}
+
+
+def test_the_memory_layout_does_not_change_the_score(
+    sandbox: Sandbox, blobs: TaskData, honest_accuracy: float
+) -> None:
+    protocol = PROTOCOL.model_copy(update={"channels_last": False})
+    with Sandbox(LIMITS, task=blobs, protocol=protocol) as plain:
+        verdict = plain.evaluate(network(), seed=3)
+    assert verdict.first_epoch_accuracy == pytest.approx(honest_accuracy, abs=0.01)
+
+
+def test_the_end_of_the_output_is_kept(sandbox: Sandbox) -> None:
+    code = network(learn="print('first'); [print('x' * 99) for _ in range(20_000)]; print('last')")
+    verdict = sandbox.evaluate(code, seed=3)
+    assert verdict.outcome is Outcome.VALID
+    assert verdict.output is not None
+    assert verdict.output.endswith("last\n")
+    assert len(verdict.output) == 4000
+
+
+def test_errors_name_the_line(sandbox: Sandbox) -> None:
+    code = network(learn="raise ValueError('bad')")
+    line = code.splitlines().index("        raise ValueError('bad')") + 1
+    assert sandbox.evaluate(code, seed=3).error == f"ValueError: bad (line {line}, in learn)"
 
 
 def test_another_seed_gives_another_network(sandbox: Sandbox) -> None:

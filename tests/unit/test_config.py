@@ -97,7 +97,7 @@ def test_the_paper_adapts_all_seven_projections() -> None:
         ("selection.min_accuracy=40", "selection.min_accuracy", "less than or equal to 1"),
         ("generation.top_p=0", "generation.top_p", "greater than 0"),
         ("generation.engine=vllm2", "generation.engine", "'openvino'"),
-        ("sandbox.isolation=none", "sandbox.isolation", "'process' or 'confined'"),
+        ("sandbox.isolation=none", "sandbox.isolation", "'process', 'confined' or 'bwrap'"),
         ("sandbox.memory_mb=1", "sandbox.memory_mb", "256"),
         ("protocol.validation=train", "protocol.validation", "'holdout:N'"),
         ("protocol.validation=holdout:0", "protocol.validation", "'holdout:N'"),

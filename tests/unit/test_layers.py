@@ -96,8 +96,13 @@ WORKER_FILES = {
     "generation/sampling.py",
     "generation/transformers_engine.py",
     "sandbox/batches.py",
+    "sandbox/feed.py",
     "sandbox/forkserver.py",
     "sandbox/harness.py",
+    "sandbox/network.py",
+    "sandbox/prediction.py",
+    "sandbox/state.py",
+    "sandbox/training.py",
     "sandbox/weights.py",
 }
 """Files of processes of their own, which need their engines at once."""

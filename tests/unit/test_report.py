@@ -39,6 +39,7 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
             code_sha256=None,
             isolation="confined" if valid else None,
             protocol="abc123abc123" if valid else None,
+            training="contract" if valid else None,
         )
     ends = [
         replace(c, outcome=Outcome.ACCEPTED if accuracy >= 0.4 else Outcome.BELOW_THRESHOLD)
@@ -208,6 +209,7 @@ def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> No
             code_sha256=None,
             isolation=None,
             protocol=None,
+            training=None,
         )
     with Run.open(run) as opened:
         status = json.loads(json.dumps(status_json(opened), allow_nan=False))

@@ -36,7 +36,14 @@ def test_open_gives_the_configuration_and_the_public_rows(run_dir: RunDir) -> No
         for index, outcome in enumerate((Outcome.VALID, Outcome.TIMEOUT)):
             verdict = Verdict(outcome, first_epoch_accuracy=0.5 if outcome.is_valid else None)
             store.add_verdict(
-                1, index, verdict=verdict, code="x", code_sha256="a", isolation=None, protocol=None
+                1,
+                index,
+                verdict=verdict,
+                code="x",
+                code_sha256="a",
+                isolation=None,
+                protocol=None,
+                training=None,
             )
     with Run.open(run_dir.root) as run:
         assert run.config == load_config("smoke")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import socket
+import threading
 import time
 import types
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +18,14 @@ import pytest
 import torch
 from torch import nn
 
-from archloop.sandbox import seccomp, wire
-from archloop.sandbox.batches import BatchRecipe, Epoch, Normalise, augment
-from archloop.sandbox.server import shared_memory
+from archloop.sandbox import flags, seccomp, state, wire
+from archloop.sandbox.augmentation import augment
+from archloop.sandbox.batches import BatchRecipe, Normalise, resize
+from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
+from archloop.sandbox.ring import ring_bytes
+from archloop.sandbox.server import empty_memory, shared_memory
 from archloop.sandbox.text import MAX_ERROR, one_line
-from archloop.sandbox.watch import LimitError, Watch
+from archloop.sandbox.watch import LimitError, Output, Watch
 from archloop.sandbox.weights import count, trainable_tensors
 from archloop.types import Outcome
 
@@ -80,10 +87,15 @@ def test_anything_malformed_is_no_message(sent: bytes) -> None:
 
 
 def test_a_slow_frame_arrives_whole_and_looks_are_taken_meanwhile() -> None:
-    import threading
-
     ours, theirs = socket.socketpair()
     looks: list[float] = []
+
+    class Look:
+        fds: tuple[int, ...] = ()
+
+        def __call__(self) -> None:
+            looks.append(1)
+
     data = frame(json.dumps({"stage": "done"}).encode())
 
     def trickle() -> None:
@@ -94,7 +106,7 @@ def test_a_slow_frame_arrives_whole_and_looks_are_taken_meanwhile() -> None:
     with ours, theirs:
         thread = threading.Thread(target=trickle)
         thread.start()
-        message = wire.receive(ours, time.monotonic() + 30, lambda: looks.append(1))
+        message = wire.receive(ours, time.monotonic() + 30, Look())
         thread.join()
     assert message == {"stage": "done"}
     assert len(looks) >= len(data) - 4
@@ -114,8 +126,6 @@ def test_error_lines_are_bounded_and_printable() -> None:
 
 
 def test_shared_memory_can_be_read_and_not_written() -> None:
-    import os
-
     array = np.arange(12, dtype=np.int64).reshape(3, 4)
     fd = shared_memory(array)
     assert np.array_equal(np.frombuffer(os.pread(fd, 96, 0), np.int64), array.ravel())
@@ -132,36 +142,164 @@ def picture_set(n: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (n, 3, 8, 8), np.uint8), np.arange(n, dtype=np.int64)
 
 
+@dataclass
+class Fed:
+    """What one candidate got, and what the feeder says of it."""
+
+    batches: list[tuple[torch.Tensor, torch.Tensor]]
+    report: dict[str, object]
+    left: TrainData
+
+
+def fed(recipe: BatchRecipe, n: int, *, seed: int = 0, take: int = 99, last: bool = False) -> Fed:
+    """Feed up to ``take`` batches of n pictures, as the two processes do it."""
+    shape = (recipe.batch_size, 3, 8, 8)
+    ring = empty_memory(ring_bytes(shape))
+    ours, control = socket.socketpair()
+    here, there = socket.socketpair()
+    with ours, control, here:
+        data = TrainingData(*picture_set(n))
+        thread = threading.Thread(target=serve_feed, args=(control, data))
+        thread.start()
+        job = {
+            "batch_size": recipe.batch_size,
+            "augmentation": recipe.augmentation,
+            "mean": list(recipe.mean),
+            "std": list(recipe.std),
+            "resize": recipe.resize,
+            "seed": seed,
+            "shape": list(shape),
+            "channels_last": last,
+        }
+        wire.send(ours, job, (ring, there.fileno()))
+        there.close()
+        total = wire.receive(ours)["total"]
+        iterator = TrainData(here, ring, shape, total, channels_last=last)
+        assert len(iterator) == total
+        batches = list(itertools.islice(iterator, take))
+        wire.send(ours, {"report": True})
+        report = wire.receive(ours)
+        thread.join()
+    return Fed(batches, report, iterator)
+
+
 def test_an_epoch_gives_every_image_once_in_an_order_of_the_seed() -> None:
-    images, labels = picture_set(100)
     orders = []
     for seed in (1, 1, 2):
-        epoch = Epoch(images, labels, RECIPE, seed)
-        batches = list(epoch.batches())
-        assert epoch.given == epoch.total == len(batches) == 7
-        orders.append(torch.cat([y for _, y in batches]).tolist())
-        assert sorted(orders[-1]) == labels.tolist()
+        got = fed(RECIPE, 100, seed=seed)
+        assert got.report["given"] == got.report["total"] == len(got.batches) == 7
+        assert got.report["images"] == 100
+        orders.append(torch.cat([y for _, y in got.batches]).tolist())
+        assert sorted(orders[-1]) == list(range(100))
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_what_was_not_taken_is_not_counted() -> None:
+    got = fed(RECIPE, 100, take=3)
+    assert got.report["given"] == 3
+    assert got.report["total"] == 7
+    assert got.report["images"] == 48
+
+
 def test_a_last_batch_of_one_image_is_left_out() -> None:
-    images, labels = picture_set(33)
-    epoch = Epoch(images, labels, RECIPE, 0)
-    assert [len(y) for _, y in epoch.batches()] == [16, 16]
+    assert [len(y) for _, y in fed(RECIPE, 33).batches] == [16, 16]
+
+
+def test_both_layouts_hold_the_same_images() -> None:
+    one, other = fed(RECIPE, 40), fed(RECIPE, 40, last=True)
+    for (x, y), (a, b) in zip(one.batches, other.batches, strict=True):
+        assert torch.equal(x, a)
+        assert torch.equal(y, b)
+        assert x.is_contiguous()
+        assert a.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_batches_are_copies_and_lead_nowhere() -> None:
-    images, labels = picture_set(32)
-    kept = images.copy()
-    iterator = Epoch(images, labels, BatchRecipe(16, "none", (0,) * 3, (1,) * 3), 0).batches()
-    for x, y in iterator:
-        x.zero_()
-        y.zero_()
-    assert np.array_equal(images, kept)
-    assert labels.sum() > 0
-    assert next(iterator, None) is None
-    public = [name for name in dir(iterator) if not name.startswith("__")]
-    assert public == []
+    plain = BatchRecipe(16, "none", (0,) * 3, (1,) * 3)
+    got = fed(plain, 64)
+    images, labels = picture_set(64)
+    for x, y in got.batches:
+        assert np.allclose(x.numpy() * 255, images[y.numpy()], atol=1e-3)
+    assert sorted(torch.cat([y for _, y in got.batches]).tolist()) == labels.tolist()
+    assert [name for name in dir(got.left) if not name.startswith("_")] == []
+    with pytest.raises((OSError, wire.WireError)):
+        next(got.left)
+
+
+def test_resizing_is_what_pillow_does() -> None:
+    from PIL import Image
+
+    images, _ = picture_set(4)
+    bigger = resize(torch.from_numpy(images), 20).numpy()
+    for image, found in zip(images, bigger, strict=True):
+        picture = Image.fromarray(image.transpose(1, 2, 0))
+        wanted = np.asarray(picture.resize((20, 20), Image.Resampling.BILINEAR))
+        assert np.abs(found.transpose(1, 2, 0).astype(int) - wanted).max() <= 1
+
+
+def trained_net() -> nn.Module:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    net(torch.randn(8, 3, 8, 8))
+    return net
+
+
+def test_weights_travel_as_plain_bytes() -> None:
+    net = trained_net()
+    spec, data = state.pack(net)
+    assert {name for name, _, _ in spec} == set(net.state_dict())
+    torch.manual_seed(1)
+    other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
+    other(torch.randn(8, 3, 8, 8))
+    state.load(other, json.loads(json.dumps(spec)), bytearray(data))
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    spec, data = state.pack(trained_net())
+    with pytest.raises(state.StateError, match=r"lacks 1\.bias"):
+        state.load(nn.Sequential(nn.Conv2d(3, 4, 3)), spec, bytearray(data))
+    wider = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.LazyLinear(2))
+    wider(torch.randn(8, 3, 8, 8))
+    with pytest.raises(state.StateError, match=r"weight is torch\.float32 of .*, trained it is"):
+        state.load(wider, spec, bytearray(data))
+
+
+def test_a_weight_with_no_plain_form_is_named() -> None:
+    net = nn.Linear(2, 2)
+    net.register_buffer("odd", torch.eye(3).to_sparse())
+    with pytest.raises(state.StateError, match="odd is a torch.sparse_coo tensor"):
+        state.pack(net)
+
+
+def output_of(text: bytes) -> str:
+    read, write = os.pipe()
+    output = Output(read)
+    for start in range(0, len(text), 4096):
+        os.write(write, text[start : start + 4096])
+        output.read()
+    os.close(write)
+    output.read()
+    assert output.fds == ()
+    return output.text()
+
+
+def test_a_flood_keeps_its_beginning_and_its_end() -> None:
+    kept = output_of(b"first\n" + b"x" * 1_000_000 + b"\x1b[31mlast\n")
+    assert kept.startswith("first\n")
+    assert kept.endswith("[31mlast\n")
+    assert len(kept) <= 64 << 10
+    assert output_of(b"short") == "short"
+
+
+def test_flags_of_an_accuracy() -> None:
+    assert flags.of_accuracy("cifar10", 0.5, classes=10, steps=700) == []
+    assert flags.of_accuracy("cifar10", 0.9, classes=10, steps=0) == ["no_steps", "implausible"]
+    assert flags.of_accuracy("mine", 1.0, classes=2, steps=1) == []
+    assert not flags.is_late(0.0, 9.0, 9.9)
+    assert flags.is_late(0.0, 5.0, 9.9)
+    assert not flags.is_late(0.0, 0.1, 0.9)
 
 
 def test_normalised_images_have_the_mean_and_deviation_asked_for() -> None:
@@ -211,9 +349,8 @@ def test_weights_are_found_wherever_they_are() -> None:
 
 
 def test_a_look_sees_files_and_memory(tmp_path: Path) -> None:
-    import os
-
-    watch = Watch(os.getpid(), tmp_path, 64 << 20, 1 << 20)
+    read, write = os.pipe()
+    watch = Watch(os.getpid(), tmp_path, Output(read), 64 << 20, 1 << 20)
     watch()
     held = (tmp_path / "held").open("wb")
     held.write(bytes(2 << 20))
@@ -229,3 +366,4 @@ def test_a_look_sees_files_and_memory(tmp_path: Path) -> None:
         watch()
     assert caught.value.outcome is Outcome.OUT_OF_MEMORY
     del keep
+    os.close(write)

@@ -35,6 +35,7 @@ def judge(store: Store, cycle: int, index: int, verdict: Verdict = VALID) -> Non
         code_sha256="ab" * 32,
         isolation="confined",
         protocol="0123456789ab",
+        training="contract",
     )
 
 
@@ -106,6 +107,7 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
             train_seconds=3.5,
             isolation="confined",
             protocol="0123456789ab",
+            training="contract",
         )
         assert second.outcome is Outcome.TRAIN_ERROR
         assert second.error == FAILED.error
@@ -379,8 +381,8 @@ def test_ten_thousand_rows_are_quick_to_read(store: Store) -> None:
     ]
     with store._write() as db:
         db.exec_driver_sql(
-            'INSERT INTO candidates (cycle, "index", outcome, code, first_epoch_accuracy) '
-            "VALUES (?, ?, ?, ?, ?)",
+            'INSERT INTO candidates (cycle, "index", outcome, code, first_epoch_accuracy, flags) '
+            "VALUES (?, ?, ?, ?, ?, '[]')",
             rows,
         )
     for read, count, limit in (

@@ -1,16 +1,14 @@
-"""Training batches for one epoch: vectorised, shuffled by seed, given out once."""
+"""Training batches for one epoch: vectorised, shuffled by seed, each image once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-CROP_PADDING = 4
-"""Pixels a side for random crops of 32x32 images (the usual CIFAR recipe); scaled with the size."""
+from archloop.sandbox.augmentation import augment
 
 
 @dataclass(frozen=True)
@@ -21,23 +19,38 @@ class BatchRecipe:
     augmentation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
 
 
 class Normalise:
-    """uint8 images to float32, zero mean and unit variance per channel."""
+    """uint8 images to float32, zero mean and unit variance per channel, resized if asked for."""
 
     def __init__(self, recipe: BatchRecipe) -> None:
         mean, std = torch.tensor(recipe.mean), torch.tensor(recipe.std)
         self._scale = (1.0 / (255.0 * std)).view(1, -1, 1, 1)
         self._shift = (-mean / std).view(1, -1, 1, 1)
+        self._resize = recipe.resize
 
-    def __call__(self, images: NDArray[np.uint8]) -> torch.Tensor:
-        """(B, C, H, W) uint8 -> float32."""
-        return torch.from_numpy(images).float().mul_(self._scale).add_(self._shift)
+    def __call__(self, images: NDArray[np.uint8], out: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, C, H, W) uint8 -> float32, written into ``out`` if it is given."""
+        source = torch.from_numpy(images)
+        if self._resize is not None:
+            # On bytes, as PIL does it, so that values are rounded as there.
+            source = resize(source, self._resize)
+        if out is None:
+            out = torch.empty(source.shape)
+        return out.copy_(source).mul_(self._scale).add_(self._shift)
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """(B, C, H, W) uint8 -> (B, C, size, size) uint8, bilinear as PIL does it."""
+    return torch.nn.functional.interpolate(
+        images, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
 
 
 class Epoch:
-    """Counts what one epoch gives out; a last batch of a single image is left out (BatchNorm)."""
+    """One pass over the images; a last batch of a single image is left out (BatchNorm)."""
 
     def __init__(
         self,
@@ -46,44 +59,25 @@ class Epoch:
         recipe: BatchRecipe,
         seed: int,
     ) -> None:
-        self._images, self._labels, self._recipe, self._seed = images, labels, recipe, seed
+        self._images, self._labels, self._recipe = images, labels, recipe
         n, size = len(labels), recipe.batch_size
         self.total = n // size + (n % size > 1)
-        self.given = 0
+        """Batches of the epoch."""
+        self._rng = np.random.default_rng(seed)
+        self._order = self._rng.permutation(n)
+        self._normalise = Normalise(recipe)
 
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """A one-shot iterator of (inputs, labels); it offers no way back to the data."""
-        rng = np.random.default_rng(self._seed)
-        order = rng.permutation(len(self._labels))
-        normalise, size = Normalise(self._recipe), self._recipe.batch_size
+    def write(self, index: int, inputs: torch.Tensor, labels: torch.Tensor) -> int:
+        """Write batch ``index`` into (B, C, H, W) float32 and (B,) int64 tensors.
 
-        def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-            chosen = order[index * size : (index + 1) * size]
-            images = augment(self._images[chosen], self._recipe.augmentation, rng)
-            self.given += 1
-            return normalise(images), torch.from_numpy(self._labels[chosen])
+        Batches are written in order, each once, as augmentation draws from one random stream.
 
-        return map(batch, range(self.total))
-
-
-def augment(images: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Random horizontal flips (``flip``), after random crops of padded images (``crop_flip``)."""
-    if kind == "none":
-        return images
-    if kind == "crop_flip":
-        images = _crop(images, rng)
-    flipped = rng.random(len(images)) < 0.5
-    return np.where(flipped[:, None, None, None], images[..., ::-1], images)
-
-
-def _crop(images: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    n, channels, height, width = images.shape
-    pad = max(1, round(CROP_PADDING * height / 32))
-    padded = np.pad(images, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    rows = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(height)
-    columns = rng.integers(0, 2 * pad + 1, n)[:, None] + np.arange(width)
-    picture, channel = np.arange(n)[:, None, None, None], np.arange(channels)[None, :, None, None]
-    cropped: NDArray[np.uint8] = padded[
-        picture, channel, rows[:, None, :, None], columns[:, None, None, :]
-    ]
-    return cropped
+        Returns:
+            Its images, at most B.
+        """
+        size = self._recipe.batch_size
+        chosen = self._order[index * size : (index + 1) * size]
+        images = augment(self._images[chosen], self._recipe.augmentation, self._rng)
+        self._normalise(images, inputs[: len(chosen)])
+        labels[: len(chosen)] = torch.from_numpy(self._labels[chosen])
+        return len(chosen)

@@ -2,30 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
-from archloop.sandbox import wire
+from archloop.sandbox import flags, wire
+from archloop.sandbox.augmentation import augment
 from archloop.sandbox.confine import require
-from archloop.sandbox.conversation import Conversation
-from archloop.sandbox.server import ForkServer, ServerLostError, shared_memory
+from archloop.sandbox.conversation import BUILDING, Conversation, FailedError
+from archloop.sandbox.measure import Feeding, Measured, Trained, measure, train
+from archloop.sandbox.ring import ring_bytes
+from archloop.sandbox.server import (
+    ForkServer,
+    ServerLostError,
+    empty_memory,
+    shared_memory,
+)
 from archloop.types import Outcome, TaskData, Verdict
 
 MAX_SOURCE = 64 * 1024
 """Characters of the longest source that is run: escaped, it still fits into one frame."""
 _GRACE = 2.0
 """Seconds a child that closed its channel may take to end by itself."""
+_OUTPUT = 4000
+"""Characters of output in a verdict."""
 
-_Talk = Callable[[Conversation], Verdict]
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Ran(Generic[T]):
+    """What a process gave, and what is known of it besides."""
+
+    value: T
+    output: str
+    strays: int
 
 
 class Sandbox:
@@ -53,7 +77,7 @@ class Sandbox:
         self._lock = threading.Lock()
         self._closed = False
         self._server = ForkServer(config, task)
-        self._validation: _Validation | None = None if task is None else _Validation(task)
+        self._validation = None if task is None else _validation(task, self._protocol)
 
     @property
     def isolation(self) -> str:
@@ -88,41 +112,135 @@ class Sandbox:
             max_params: Parameter budget.
             meta: On torch's meta device, which allocates nothing.
         """
-        job = self._job(code, 0, max_params) | {
-            "shape": list(shape),
-            "classes": classes,
-            "meta": meta,
-        }
-        return self._judge(job, Conversation.probe, train=False)
-
-    def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
-        """Probe, then one epoch under the protocol, then top-1 on the validation images."""
-        validation = self._validation
-        if self._task is None or validation is None:
-            raise SandboxError("this sandbox has no task to train on")
-        info = self._task.info
-        job = self._job(code, seed, max_params) | {
-            "shape": list(info.shape),
-            "classes": info.classes,
-            "meta": False,
-            "mean": list(info.mean),
-            "std": list(info.std),
-        }
+        job = self._job(code, 0, max_params, shape, classes) | {"role": "probe", "meta": meta}
 
         def talk(conversation: Conversation) -> Verdict:
-            return conversation.evaluate(validation.fd, validation.shape, validation.labels)
+            conversation.build()
+            conversation.expect("done", self._config.build_seconds, BUILDING)
+            return conversation.verdict(Outcome.VALID, None)
 
-        return self._judge(job, talk, train=True)
+        try:
+            ran = self._hold(job, talk)
+        except FailedError as failed:
+            return failed.verdict
+        return replace(ran.value, output=ran.output, flags=_left(ran))
 
-    def _job(self, code: str, seed: int, max_params: int | None) -> dict[str, Any]:
+    def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
+        """Probe, then one epoch under the protocol, then top-1 on the validation images.
+
+        Training and measuring happen in two processes; see :mod:`archloop.sandbox.measure`.
+        """
+        if self._protocol.training != "both":
+            return self._evaluate(code, self._protocol.training, seed, max_params)
+        own = self._evaluate(code, "contract", seed, max_params)
+        if own.first_epoch_accuracy is None:
+            return own
+        fixed = self._evaluate(code, "harness", seed, max_params)
+        if fixed.first_epoch_accuracy is None:
+            return replace(own, flags=(*own.flags, flags.PROTOCOL_GAP))
+        gap = abs(own.first_epoch_accuracy - fixed.first_epoch_accuracy) > flags.MOST_GAP
+        return replace(
+            own,
+            harness_accuracy=fixed.first_epoch_accuracy,
+            flags=(*own.flags, flags.PROTOCOL_GAP) if gap else own.flags,
+        )
+
+    def _evaluate(self, code: str, training: str, seed: int, max_params: int | None) -> Verdict:
+        if self._task is None or self._validation is None:
+            raise SandboxError("this sandbox has no task to train on")
+        info, (images, labels) = self._task.info, self._validation
+        shape = info.shape
+        if self._protocol.resize is not None:
+            shape = (shape[0], self._protocol.resize, self._protocol.resize)
+        job = self._job(code, seed, max_params, shape, info.classes) | {
+            "image_shape": list(info.shape),
+            "images": len(self._task.train_labels),
+            "training": training,
+        }
+        try:
+            trained = self._train(job)
+            measured = self._measure(job, trained.value, images, labels)
+        except FailedError as failed:
+            return failed.verdict
+        accuracy = round(measured.value.accuracy, 6)
+        found = [*trained.value.flags, *measured.value.flags]
+        found += flags.of_accuracy(
+            info.name, accuracy, classes=info.classes, steps=trained.value.steps
+        )
+        found += {*_left(trained), *_left(measured)}
+        return Verdict(
+            Outcome.VALID,
+            n_params=trained.value.n_params,
+            first_epoch_accuracy=accuracy,
+            train_seconds=trained.value.seconds,
+            flags=tuple(found),
+            output=trained.output,
+        )
+
+    def _train(self, job: dict[str, Any]) -> _Ran[Trained]:
+        def talk(conversation: Conversation) -> Trained:
+            with self._feeding(conversation.server, job) as feeding:
+                return train(conversation, feeding)
+
+        return self._hold(job | {"role": "train"}, talk)
+
+    def _measure(
+        self,
+        job: dict[str, Any],
+        trained: Trained,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+    ) -> _Ran[Measured]:
+        weights = shared_memory(np.frombuffer(trained.weights, np.uint8))
+        try:
+            return self._hold(
+                job | {"role": "predict"},
+                lambda talk: measure(talk, trained, weights, images, labels),
+            )
+        finally:
+            os.close(weights)
+
+    @contextmanager
+    def _feeding(self, server: ForkServer, job: dict[str, Any]) -> Iterator[Feeding]:
+        """A process that gives out one epoch, for one candidate."""
+        shape = (job["batch_size"], *job["shape"])
+        ring = empty_memory(ring_bytes(shape))
+        ours, theirs = socket.socketpair()
+        keys = ("batch_size", "augmentation", "mean", "std", "resize", "seed")
+        feed = {key: job[key] for key in keys} | {"shape": list(shape)}
+        with ours, theirs:
+            feeder = server.fork(feed=True)
+            try:
+                yield Feeding(feeder, feed, ring, ours.fileno(), theirs.fileno())
+            finally:
+                os.close(ring)
+                server.reap(feeder)
+
+    def _job(
+        self,
+        code: str,
+        seed: int,
+        max_params: int | None,
+        shape: tuple[int, ...],
+        classes: int,
+    ) -> dict[str, Any]:
         protocol = self._protocol
+        info = None if self._task is None else self._task.info
         return {
             "code": code,
             "seed": seed,
             "max_params": max_params,
+            "shape": list(shape),
+            "classes": classes,
+            "meta": False,
             "threads": self._config.threads,
             "batch_size": protocol.batch_size,
             "augmentation": protocol.augmentation,
+            "resize": protocol.resize,
+            "mean": [] if info is None else list(info.mean),
+            "std": [] if info is None else list(info.std),
+            "steps_per_batch": protocol.steps_per_batch,
+            "channels_last": protocol.channels_last,
             "prm": {
                 "lr": protocol.lr,
                 "momentum": protocol.momentum,
@@ -133,28 +251,33 @@ class Sandbox:
             },
         }
 
-    def _judge(self, job: dict[str, Any], talk: _Talk, *, train: bool) -> Verdict:
+    def _hold(self, job: dict[str, Any], talk: Callable[[Conversation], T]) -> _Ran[T]:
         """Run a job; if the fork server is lost under it, again, with a server of its own.
 
         Of several candidates under one server nobody can say which ended it; of one, one can.
+
+        Raises:
+            FailedError: The candidate is done for.
         """
         if len(job["code"]) > MAX_SOURCE:
-            return Verdict(Outcome.IMPORT_ERROR, f"source is longer than {MAX_SOURCE} characters")
+            text = f"source is longer than {MAX_SOURCE} characters"
+            raise FailedError(Verdict(Outcome.IMPORT_ERROR, text))
         for _ in range(2):
             server = self._server
             try:
-                return self._run(server, job, talk, train=train)
+                return self._run(server, job, talk)
             except ServerLostError as error:
                 self._replace(server)
                 if error.while_running:
                     break
         own = ForkServer(self._config, self._task)
         try:
-            return self._run(own, job, talk, train=train)
+            return self._run(own, job, talk)
         except ServerLostError as error:
             if not error.while_running:
                 raise SandboxError(f"a new fork server was lost too: {error}") from None
-            return Verdict(Outcome.SANDBOX_VIOLATION, "the fork server was ended by this network")
+            text = "the fork server was ended by this network"
+            raise FailedError(Verdict(Outcome.SANDBOX_VIOLATION, text)) from None
         finally:
             own.close()
 
@@ -166,25 +289,31 @@ class Sandbox:
                 lost.close()
                 self._server = ForkServer(self._config, self._task)
 
-    def _run(self, server: ForkServer, job: dict[str, Any], talk: _Talk, *, train: bool) -> Verdict:
-        child = server.fork(train=train)
-        conversation = Conversation(self._config, child, job, self._shared_bytes())
+    def _run(
+        self, server: ForkServer, job: dict[str, Any], talk: Callable[[Conversation], T]
+    ) -> _Ran[T]:
+        child = server.fork()
+        conversation = Conversation(self._config, server, child, job)
         try:
-            verdict = talk(conversation)
-        except wire.WireError:
-            return conversation.died(server.reap(child, grace=_GRACE))
+            value = talk(conversation)
+        except wire.WireError as error:
+            logger.debug("a candidate broke off: %s", error)
+            ended = server.reap(child, grace=_GRACE)
+            failed, strays = FailedError(conversation.died(ended)), ended.strays
+        except FailedError as error:
+            failed, strays = error, server.reap(child).strays
         except BaseException:
             server.reap(child)
             raise
-        server.reap(child)
-        return verdict
-
-    def _shared_bytes(self) -> int:
-        if self._task is None:
-            return 0
-        task = self._task
-        arrays = (task.train_images, task.train_labels, task.validation_images)
-        return sum(array.nbytes for array in arrays)
+        else:
+            strays = server.reap(child).strays
+            return _Ran(value, child.output.text()[-_OUTPUT:], strays)
+        verdict = replace(
+            failed.verdict,
+            output=child.output.text()[-_OUTPUT:],
+            flags=(flags.LEFT_PROCESSES,) if strays else (),
+        )
+        raise FailedError(verdict) from None
 
     def close(self) -> None:
         """End the fork server and everything under it; candidates still running are lost."""
@@ -193,8 +322,6 @@ class Sandbox:
                 return
             self._closed = True
             self._server.close()
-            if self._validation is not None:
-                os.close(self._validation.fd)
 
     def __enter__(self) -> Self:
         return self
@@ -208,11 +335,17 @@ class Sandbox:
         self.close()
 
 
-class _Validation:
-    """Images and labels in an order that tells a network nothing; the labels stay here."""
+def _left(ran: _Ran[Any]) -> tuple[str, ...]:
+    return (flags.LEFT_PROCESSES,) if ran.strays else ()
 
-    def __init__(self, task: TaskData) -> None:
-        order = np.random.default_rng(0).permutation(len(task.validation_labels))
-        self.labels: NDArray[np.int64] = task.validation_labels[order]
-        self.shape = task.validation_images.shape
-        self.fd = shared_memory(task.validation_images[order])
+
+def _validation(
+    task: TaskData, protocol: ProtocolConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels in an order that tells a network nothing."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(task.validation_labels))
+    images = task.validation_images[order]
+    if protocol.augment_validation:
+        images = augment(images, protocol.augmentation, rng)
+    return images, task.validation_labels[order]

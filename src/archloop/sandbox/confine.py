@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from archloop.errors import IsolationError
-from archloop.sandbox import landlock, seccomp
+from archloop.sandbox import bwrap, landlock, seccomp
 from archloop.sandbox.landlock import DEVICE, LIST, READ, WRITE, Access
 from archloop.types import Isolation
 
@@ -24,6 +24,8 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 256
 _ADDRESS_SLACK_MB = 512
 """Address space beside the memory itself: mapped files, reservations of the allocator."""
+_CPU_GRACE = 5
+"""Seconds between the signal that says why and the one that cannot be ignored."""
 _THREAD_ADDRESS_MB = 256
 """Address space a thread reserves: its stack and its arena of the allocator."""
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
@@ -39,9 +41,13 @@ _LAZY_PACKAGES = ("nvidia", "triton", "functorch", "torchgen")
 """Parts of torch that it opens later."""
 
 
+LEVELS: tuple[Isolation, ...] = ("process", "confined", "bwrap")
+"""Weakest first."""
+
+
 def available_isolation() -> Isolation:
     """The strongest level this machine offers."""
-    return "confined" if _why_not_confined() is None else "process"
+    return next(level for level in reversed(LEVELS) if why_not(level) is None)
 
 
 def require(isolation: Isolation) -> None:
@@ -50,11 +56,19 @@ def require(isolation: Isolation) -> None:
     Raises:
         IsolationError: Saying what is missing and which flag accepts less.
     """
-    if isolation == "confined" and (reason := _why_not_confined()):
+    if reason := why_not(isolation):
+        weaker = next(n for n in reversed(LEVELS[: LEVELS.index(isolation)]) if why_not(n) is None)
         raise IsolationError(
-            f"sandbox.isolation: 'confined' is not available here ({reason}); to accept a weaker "
-            "sandbox say --set sandbox.isolation=process"
+            f"sandbox.isolation: {isolation!r} is not available here ({reason}); to accept a "
+            f"weaker sandbox say --set sandbox.isolation={weaker}"
         )
+
+
+def why_not(isolation: Isolation) -> str | None:
+    """What keeps this machine from a level, or ``None``."""
+    if isolation == "process":
+        return None
+    return _why_not_confined() or (bwrap.why_not() if isolation == "bwrap" else None)
 
 
 def _why_not_confined() -> str | None:
@@ -67,15 +81,22 @@ def _why_not_confined() -> str | None:
     return None
 
 
-def detach(folder: Path) -> None:
-    """Own session and process group, death with the parent, silence, a private home and folder."""
+def detach(folder: Path, *, output: int | None) -> None:
+    """Own session and process group, death with the parent, a private home and folder, no input.
+
+    Args:
+        folder: The private one.
+        output: Where stdout and stderr go; ``None``: nowhere.
+    """
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
+    for fd, target in ((0, null), (1, output or null), (2, output or null)):
+        os.dup2(target, fd)
     os.close(null)
+    if output is not None:
+        os.close(output)
     os.chdir(folder)
     for name in ("HOME", "TMPDIR"):
         os.environ[name] = str(folder)
@@ -83,7 +104,7 @@ def detach(folder: Path) -> None:
 
 
 def limit(
-    memory_mb: int, disk_mb: int, threads: int, *, mapped_bytes: int = 0, memory: bool = True
+    memory_mb: int, disk_mb: int, threads: int, *, cpu_seconds: int, memory: bool = True
 ) -> None:
     """Resource limits; memory counts on top of what the process holds already.
 
@@ -92,19 +113,20 @@ def limit(
             limited to that and what ``threads`` threads reserve.
         disk_mb: Size of one file; the main process watches their sum.
         threads: Threads the candidate is meant to use.
-        mapped_bytes: Images that are mapped later.
+        cpu_seconds: Processor time of all its threads together.
         memory: ``False`` where CUDA reserves address space without measure.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (disk_mb << 20, disk_mb << 20))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + _CPU_GRACE))
     if memory:
         space_mb = memory_mb + _ADDRESS_SLACK_MB + threads * _THREAD_ADDRESS_MB
         for kind, held, mb in (
             (resource.RLIMIT_DATA, "VmData", memory_mb),
             (resource.RLIMIT_AS, "VmSize", space_mb),
         ):
-            ceiling = _own_bytes(held) + (mb << 20) + mapped_bytes
+            ceiling = _own_bytes(held) + (mb << 20)
             resource.setrlimit(kind, (ceiling, ceiling))
 
 

@@ -1,8 +1,9 @@
-"""The warm parent of all candidates: torch imported, images mapped; forks one child each.
+"""The warm parent of all candidates: torch imported; forks a child for each job.
 
 It stays single-threaded and never runs generated code itself. The main process passes it one end of
-a socket for every candidate, so results do not go through here; it also reaps on request, and kills
-whatever a dead candidate left behind (it is the subreaper of its descendants).
+a socket for every child, so results do not go through here; it also reaps on request, and kills
+whatever a dead candidate left behind (it is the subreaper of its descendants). Training images are
+open files here; only the children that feed batches map them, candidates close them first.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,13 @@ from torch import nn
 
 from archloop.sandbox import wire
 from archloop.sandbox.confine import confine, detach, limit, readable_paths
-from archloop.sandbox.harness import TrainingData, serve_candidate
+from archloop.sandbox.feed import TrainingData, serve_feed
+from archloop.sandbox.harness import serve_candidate
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
+_HARNESS_FAULT = 70
+"""Exit code of a child that failed outside the network's code; what it printed says why."""
 _LEAVE = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -43,13 +48,12 @@ def main() -> None:
     children: set[int] = set()
     try:
         _warm_up()
-        data = _map(setup["data"]) if setup["data"] else None
-        if setup["isolation"] == "confined":
+        if setup["isolation"] != "process":
             setup["readable"] = readable_paths()
         gc.collect()
         gc.freeze()
         wire.send(control, {"ready": True})
-        _serve(control, setup, data, children)
+        _serve(control, setup, children)
     except wire.WireError:
         for pid in children:
             _kill(pid)
@@ -59,9 +63,7 @@ def main() -> None:
         shutil.rmtree(setup["root"], ignore_errors=True)
 
 
-def _serve(
-    control: socket.socket, setup: dict[str, Any], data: TrainingData | None, children: set[int]
-) -> None:
+def _serve(control: socket.socket, setup: dict[str, Any], children: set[int]) -> None:
     """Fork and reap on request.
 
     Raises:
@@ -70,15 +72,27 @@ def _serve(
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     while True:
-        request, fd = wire.receive_with_fd(control)
-        if request["do"] == "fork" and fd is not None:
-            pid = _fork(control, fd, setup, data, request)
+        # A request to fork comes with the child's socket and where its output goes.
+        request, fds = wire.receive_with_fds(control)
+        if request["do"] == "fork":
+            pid = _fork(control, fds, setup, request)
             children.add(pid)
-            os.close(fd)
-            wire.send(control, {"pid": pid})
+            for fd in fds:
+                os.close(fd)
+            _answer(control, pid)
         elif request["do"] == "reap":
             children.discard(request["pid"])
             wire.send(control, _end(request, children))
+
+
+def _answer(control: socket.socket, pid: int) -> None:
+    """The child's number here, and a descriptor that names it in every process namespace."""
+    if not hasattr(os, "pidfd_open"):
+        wire.send(control, {"pid": pid})
+        return
+    pidfd = os.pidfd_open(pid)
+    wire.send(control, {"pid": pid}, (pidfd,))
+    os.close(pidfd)
 
 
 def _warm_up() -> None:
@@ -97,29 +111,29 @@ def _map(spec: dict[str, Any]) -> TrainingData:
     def array(name: str, dtype: Any) -> Any:
         shape = spec[name]["shape"]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        # Private: what a candidate manages to write stays its own.
-        memory = mmap.mmap(spec[name]["fd"], size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        os.close(spec[name]["fd"])
+        # Private and writable, as torch wants it; nothing writes, and it would change no other.
+        memory = mmap.mmap(spec[name]["fd"], size, flags=mmap.MAP_PRIVATE)
         return np.frombuffer(memory, dtype).reshape(shape)
 
     return TrainingData(array("images", np.uint8), array("labels", np.int64))
 
 
 def _fork(
-    control: socket.socket,
-    fd: int,
-    setup: dict[str, Any],
-    data: TrainingData | None,
-    request: dict[str, Any],
+    control: socket.socket, fds: list[int], setup: dict[str, Any], request: dict[str, Any]
 ) -> int:
     pid = os.fork()
     if pid:
         return pid
     try:
         control.close()
-        sock = socket.socket(fileno=fd)
+        sock = socket.socket(fileno=fds[0])
         folder = Path(request["folder"])
-        detach(folder)
+        detach(folder, output=fds[1] if len(fds) > 1 else None)
+        if request["role"] == "feed":
+            serve_feed(sock, _map(setup["data"]))
+            return 0
+        for spec in setup["data"].values():
+            os.close(spec["fd"])
         job = wire.receive(sock)
         try:
             _confine(folder, setup)
@@ -127,7 +141,10 @@ def _fork(
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
         wire.send(sock, {"stage": "confined"})
-        serve_candidate(sock, job, data if request["train"] else None)
+        serve_candidate(sock, job)
+    except BaseException:  # noqa: BLE001 - this process must not go on as a second fork server
+        traceback.print_exc()
+        os._exit(_HARNESS_FAULT)
     finally:
         os._exit(0)
 
@@ -140,10 +157,10 @@ def _confine(folder: Path, setup: dict[str, Any]) -> None:
         setup["memory_mb"],
         setup["disk_mb"],
         setup["threads"],
-        mapped_bytes=setup["mapped_bytes"],
+        cpu_seconds=setup["cpu_seconds"],
         memory=not cuda,
     )
-    if setup["isolation"] == "confined":
+    if setup["isolation"] != "process":
         confine(folder, setup["readable"])
 
 
@@ -156,20 +173,18 @@ def _kill(pid: int) -> None:
 
 
 def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
-    """Collect a candidate, and kill its process group and whatever else it left behind.
+    """Collect a child, and kill its process group and whatever else it left behind.
 
-    A candidate whose socket closed gets a moment to end by itself, so that its status says how. It
-    is reaped after its group is killed, so its number cannot have been given to another process.
+    It is reaped after its group is killed, so its number cannot have been given to another process.
     """
     pid = request["pid"]
-    by_itself = _wait(request["grace"], lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None)
     _kill(pid)
     status = None
     if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
         _, status = os.waitpid(pid, 0)
-    _sweep(others)
+    strays = _sweep(others)
     shutil.rmtree(request["folder"], ignore_errors=True)
-    return {"by_itself": by_itself, "status": status}
+    return {"status": status, "strays": strays}
 
 
 def _wait(seconds: float, done: Callable[[], bool]) -> bool:
@@ -177,17 +192,23 @@ def _wait(seconds: float, done: Callable[[], bool]) -> bool:
     while not done():
         if time.monotonic() >= deadline:
             return False
-        time.sleep(0.001)
+        time.sleep(0.0005)
     return True
 
 
-def _sweep(others: set[int]) -> None:
-    """Kill and reap descendants of dead candidates, which the kernel has handed to this process."""
-    file = Path(f"/proc/self/task/{os.getpid()}/children")
+def _sweep(others: set[int]) -> int:
+    """Kill and reap descendants of dead candidates, which the kernel has handed to this process.
+
+    Returns:
+        How many there were.
+    """
+    file, count = Path(f"/proc/self/task/{os.getpid()}/children"), 0
     while strays := [p for p in _children(file) if p not in others]:
         for pid in strays:
             _kill(pid)
             os.waitpid(pid, 0)
+            count += 1
+    return count
 
 
 def _children(file: Path) -> list[int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import math
 import mmap
 import os
+import select
 import shutil
 import signal
 import socket
@@ -22,8 +24,9 @@ from numpy.typing import NDArray
 
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
-from archloop.sandbox import wire
+from archloop.sandbox import bwrap, wire
 from archloop.sandbox.text import one_line
+from archloop.sandbox.watch import Output
 from archloop.types import TaskData
 
 _START_SECONDS = 120.0
@@ -45,13 +48,33 @@ class ServerLostError(Exception):
 
 @dataclass
 class Child:
-    """A candidate's process."""
+    """A process of a candidate, or one that feeds it."""
 
     pid: int
+    """As the fork server counts, which may have a process namespace of its own."""
     pidfd: int
     """Names the process for good, as its number does not; -1 where the system has none."""
     sock: socket.socket
     folder: Path
+    output: Output
+
+    @property
+    def host_pid(self) -> int:
+        """Its number here."""
+        if self.pidfd < 0:
+            return self.pid
+        for line in Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+        return self.pid
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ends by itself within so many seconds."""
+        if self.pidfd < 0:
+            return False
+        poller = select.poll()
+        poller.register(self.pidfd, select.POLLIN)
+        return bool(poller.poll(1000 * seconds))
 
     def kill(self) -> None:
         """End it now; what it leaves behind is the fork server's to sweep."""
@@ -62,7 +85,9 @@ class Child:
                 return
 
     def close(self) -> None:
-        """Give back what this process holds of it."""
+        """Give back what this process holds of it; what it printed stays."""
+        self.output.read()
+        self.output.close()
         self.sock.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
@@ -77,15 +102,18 @@ class Ended:
     """``False``: it was killed here, so that its status says nothing."""
     status: int | None
     """As ``os.waitpid`` gives it."""
+    strays: int
+    """Processes it left, which were killed."""
 
 
 def shared_memory(array: NDArray[Any]) -> int:
     """A file descriptor of memory that holds an array's bytes, and that nobody can write to."""
     contiguous = np.ascontiguousarray(array)
     if not hasattr(os, "memfd_create"):
-        return _read_only_file(contiguous)
-    fd = os.memfd_create("archloop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.truncate(fd, max(contiguous.nbytes, 1))
+        fd = _unnamed_file(contiguous.nbytes)
+        os.pwrite(fd, contiguous.tobytes(), 0)
+        return fd
+    fd = empty_memory(contiguous.nbytes)
     with mmap.mmap(fd, max(contiguous.nbytes, 1)) as memory:
         memory[: contiguous.nbytes] = contiguous.tobytes()
     seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -93,11 +121,19 @@ def shared_memory(array: NDArray[Any]) -> int:
     return fd
 
 
-def _read_only_file(array: NDArray[Any]) -> int:
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(array.tobytes())
-        file.flush()
-        return os.open(file.name, os.O_RDONLY)
+def empty_memory(size: int) -> int:
+    """A file descriptor of memory that two processes may map."""
+    if not hasattr(os, "memfd_create"):
+        return _unnamed_file(size)
+    fd = os.memfd_create("archloop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.truncate(fd, max(size, 1))
+    return fd
+
+
+def _unnamed_file(size: int) -> int:
+    with tempfile.TemporaryFile() as file:
+        file.truncate(max(size, 1))
+        return os.dup(file.fileno())
 
 
 def _shared_training_data(task: TaskData | None) -> dict[str, Any]:
@@ -105,6 +141,12 @@ def _shared_training_data(task: TaskData | None) -> dict[str, Any]:
     if task is not None:
         arrays = {"images": task.train_images, "labels": task.train_labels}
     return {n: {"fd": shared_memory(a), "shape": list(a.shape)} for n, a in arrays.items()}
+
+
+def _cpu_seconds(config: SandboxConfig) -> int:
+    """Processor time that a process of a candidate can need within its deadlines."""
+    seconds = config.build_seconds + max(config.train_seconds, config.predict_seconds)
+    return math.ceil(seconds * config.threads) + 1
 
 
 class ForkServer:
@@ -125,9 +167,12 @@ class ForkServer:
         data = _shared_training_data(task)
         self._control, theirs = socket.socketpair()
         passed = [spec["fd"] for spec in data.values()]
+        command = [sys.executable, "-P", "-m", "archloop.sandbox.forkserver", str(theirs.fileno())]
+        if self._config.isolation == "bwrap":
+            command = bwrap.wrap(command, self._root)
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "archloop.sandbox.forkserver", str(theirs.fileno())],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -144,7 +189,7 @@ class ForkServer:
             "memory_mb": self._config.memory_mb,
             "disk_mb": self._config.disk_mb,
             "threads": self._config.threads,
-            "mapped_bytes": 0 if task is None else task.validation_images.nbytes,
+            "cpu_seconds": _cpu_seconds(self._config),
         }
         try:
             wire.send(self._control, setup)
@@ -182,28 +227,31 @@ class ForkServer:
         """The server's process id."""
         return self._process.pid
 
-    def fork(self, *, train: bool) -> Child:
-        """A new process that confines itself and waits for its job.
+    def fork(self, *, feed: bool = False) -> Child:
+        """A new process that confines itself and waits for its job, or one that feeds batches.
 
         Raises:
             ServerLostError: The server does not answer.
         """
         ours, theirs = socket.socketpair()
+        read, write = os.pipe()
+        output = Output(read)
         try:
             with self._lock:
                 self._count += 1
                 folder = self.candidates / f"{self._count:06d}"
                 folder.mkdir()
-                request = {"do": "fork", "train": train, "folder": str(folder)}
-                pid = self._ask(request, (theirs.fileno(),))["pid"]
-                # Nobody reaps it before it is asked for, so the number is still its own.
-                pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else -1
+                role = "feed" if feed else "candidate"
+                request = {"do": "fork", "role": role, "folder": str(folder)}
+                pid, pidfd = self._ask_for_child(request, (theirs.fileno(), write))
         except (OSError, ServerLostError) as error:
             ours.close()
+            output.close()
             raise ServerLostError(str(error)) from None
         finally:
             theirs.close()
-        return Child(pid, pidfd, ours, folder)
+            os.close(write)
+        return Child(pid, pidfd, ours, folder, output)
 
     def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
         """End a child and all it left behind.
@@ -215,9 +263,9 @@ class ForkServer:
         Raises:
             ServerLostError: The server does not answer; the child is dead all the same.
         """
-        if not grace:
-            child.kill()
-        request = {"do": "reap", "pid": child.pid, "grace": grace, "folder": str(child.folder)}
+        by_itself = grace > 0 and child.wait(grace)
+        child.kill()
+        request = {"do": "reap", "pid": child.pid, "folder": str(child.folder)}
         try:
             with self._lock:
                 answer = self._ask(request)
@@ -227,11 +275,23 @@ class ForkServer:
             child.kill()
             child.close()
         status = answer["status"]
-        return Ended(bool(answer["by_itself"]), status if isinstance(status, int) else None)
+        return Ended(by_itself, status if isinstance(status, int) else None, answer["strays"])
 
-    def _ask(self, request: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+    def _ask_for_child(self, request: dict[str, Any], fds: tuple[int, ...]) -> tuple[int, int]:
+        """Its number and the descriptor that names it."""
         try:
             wire.send(self._control, request, fds)
+            self._control.settimeout(_ANSWER_SECONDS)
+            answer, found = wire.receive_with_fds(self._control)
+        except wire.WireError as error:
+            raise ServerLostError(str(error)) from None
+        finally:
+            self._control.settimeout(None)
+        return answer["pid"], found[0] if found else -1
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            wire.send(self._control, request)
             return wire.receive(self._control, time.monotonic() + _ANSWER_SECONDS)
         except (wire.WireError, wire.DeadlineError) as error:
             raise ServerLostError(str(error)) from None

@@ -9,3 +9,8 @@ MAX_ERROR = 300
 def one_line(text: str) -> str:
     """Printable, on one line, at most :data:`MAX_ERROR` characters."""
     return "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR])[:MAX_ERROR]
+
+
+def printable(text: str) -> str:
+    """Lines kept, everything else that is no printable character left out."""
+    return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c == "\n")

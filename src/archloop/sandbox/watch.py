@@ -1,12 +1,18 @@
-"""What a running candidate uses, beyond what resource limits count: its files, all its memory."""
+"""What a running candidate uses beyond what limits count: its files, memory and output."""
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
+from archloop.sandbox.text import printable
 from archloop.sandbox.wire import LOOK_SECONDS
 from archloop.types import Outcome
+
+_HEAD, _TAIL = 8 << 10, 56 << 10
+"""Bytes of output that are kept."""
+_READ = 1 << 16
 
 
 class LimitError(Exception):
@@ -17,21 +23,71 @@ class LimitError(Exception):
         self.outcome = outcome
 
 
+class Output:
+    """The beginning and the end of what a candidate prints; the middle of a flood is dropped.
+
+    Args:
+        fd: The reading end of its pipe, which is closed here.
+    """
+
+    def __init__(self, fd: int) -> None:
+        os.set_blocking(fd, False)
+        self._fd, self._head, self._tail = fd, bytearray(), bytearray()
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The pipe, while it is open."""
+        return () if self._fd < 0 else (self._fd,)
+
+    def read(self) -> None:
+        """Take what is there now."""
+        while self._fd >= 0:
+            try:
+                part = os.read(self._fd, _READ)
+            except BlockingIOError:
+                return
+            if not part:
+                self.close()
+            room = _HEAD - len(self._head)
+            self._head += part[:room]
+            self._tail = (self._tail + part[room:])[-_TAIL:]
+            if len(part) < _READ:
+                return
+
+    def close(self) -> None:
+        """Let go of the pipe."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def text(self) -> str:
+        """What was kept, without control characters."""
+        return printable((self._head + self._tail).decode("utf-8", "replace"))
+
+
 class Watch:
-    """Looks at one candidate a few times a second.
+    """Looks at one candidate a few times a second, and at once when it prints.
 
     Args:
         pid: Its process, which nobody reaps while it is watched.
         folder: Its private folder.
+        output: What it prints.
         memory_bytes: What it may hold more than at the first look.
         disk_bytes: All its files together, deleted ones that it still holds open included.
     """
 
-    def __init__(self, pid: int, folder: Path, memory_bytes: int, disk_bytes: int) -> None:
-        self._process, self._folder = Path("/proc") / str(pid), folder
+    def __init__(
+        self, pid: int, folder: Path, output: Output, memory_bytes: int, disk_bytes: int
+    ) -> None:
+        self._process, self._folder, self._output = Path("/proc") / str(pid), folder, output
         self._memory, self._disk = memory_bytes, disk_bytes
         self._next = 0.0
         self._base: int | None = None
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """See :class:`archloop.sandbox.wire.Look`."""
+        return self._output.fds
 
     def __call__(self) -> None:
         """Look, if the last look was a while ago.
@@ -39,6 +95,7 @@ class Watch:
         Raises:
             LimitError: Too much is used.
         """
+        self._output.read()
         if time.monotonic() < self._next:
             return
         memory = self._memory_bytes()

@@ -11,13 +11,27 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 MAX_FRAME = 1 << 20
 """Bytes of the largest JSON frame."""
+MAX_FDS = 2
+"""File descriptors beside a frame."""
 LOOK_SECONDS = 0.25
 """The longest wait between two calls of ``look``."""
+
+
+class Look(Protocol):
+    """What is done while waiting for a candidate."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """File descriptors that it wants to be called for at once."""
+        ...
+
+    def __call__(self) -> None:
+        """Called now and then; what it raises ends the wait."""
+        ...
 
 
 class WireError(Exception):
@@ -34,29 +48,34 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
     Raises:
         WireError: The other side closed.
     """
-    body = json.dumps(message).encode()
-    frame = len(body).to_bytes(4) + body
+    data = frame(message)
     try:
         if fds:
             rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-            sent = sock.sendmsg([frame], [rights])
-            frame = frame[sent:]
-        sock.sendall(frame)
+            sent = sock.sendmsg([data], [rights])
+            data = data[sent:]
+        sock.sendall(data)
     except OSError as error:
         raise WireError(str(error)) from None
+
+
+def frame(message: dict[str, Any]) -> bytes:
+    """A message as it travels."""
+    body = json.dumps(message).encode()
+    return len(body).to_bytes(4) + body
 
 
 def receive(
     sock: socket.socket,
     deadline: float | None = None,
-    look: Callable[[], None] | None = None,
+    look: Look | None = None,
 ) -> dict[str, Any]:
     """One JSON frame.
 
     Args:
         sock: A connected socket.
         deadline: On the clock of ``time.monotonic``; ``None`` waits for ever.
-        look: Called now and then while waiting; what it raises ends the wait.
+        look: Called now and then while waiting.
 
     Raises:
         WireError: Closed or malformed.
@@ -82,12 +101,12 @@ def receive_bytes(
     sock: socket.socket,
     size: int,
     deadline: float | None = None,
-    look: Callable[[], None] | None = None,
+    look: Look | None = None,
 ) -> bytes:
     """Exactly ``size`` bytes; as :func:`receive`."""
     data = bytearray()
     while len(data) < size:
-        _wait(sock, deadline, look)
+        _wait(sock, select.POLLIN, deadline, look)
         try:
             part = sock.recv(min(size - len(data), 1 << 20))
         except OSError as error:
@@ -98,35 +117,60 @@ def receive_bytes(
     return bytes(data)
 
 
-def _wait(sock: socket.socket, deadline: float | None, look: Callable[[], None] | None) -> None:
-    """Until there is something to read; ``poll``, as ``select`` fails above descriptor 1023."""
+def send_bytes(sock: socket.socket, data: bytes, deadline: float, look: Look | None = None) -> None:
+    """Send all of ``data`` to a candidate that may not read it; as :func:`receive`."""
+    left = memoryview(data)
+    while left:
+        _wait(sock, select.POLLOUT, deadline, look)
+        try:
+            left = left[sock.send(left, socket.MSG_DONTWAIT) :]
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise WireError(str(error)) from None
+
+
+def _wait(sock: socket.socket, event: int, deadline: float | None, look: Look | None) -> None:
+    """Until the socket is ready; ``poll``, as ``select`` fails above descriptor 1023."""
     if deadline is None:
         return
     if sock.fileno() < 0:
         raise WireError("closed")
-    poller = select.poll()
-    poller.register(sock, select.POLLIN)
     while True:
         if look is not None:
             look()
         left = deadline - time.monotonic()
         if left <= 0:
             raise DeadlineError
-        if poller.poll(1000 * (left if look is None else min(left, LOOK_SECONDS))):
+        poller = select.poll()
+        poller.register(sock, event)
+        for fd in () if look is None else look.fds:
+            poller.register(fd, select.POLLIN)
+        ready = poller.poll(1000 * (left if look is None else min(left, LOOK_SECONDS)))
+        if sock.fileno() in {fd for fd, _ in ready}:
             return
 
 
-def receive_with_fd(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """One JSON frame and the file descriptor sent beside it, if any.
+def receive_with_fds(
+    sock: socket.socket, count: int | None = None
+) -> tuple[dict[str, Any], list[int]]:
+    """One JSON frame and the file descriptors sent beside it.
+
+    Args:
+        sock: A connected socket.
+        count: How many there must be; ``None`` takes any number up to :data:`MAX_FDS`.
 
     Raises:
-        WireError: Closed or malformed.
+        WireError: Closed, malformed, or with another number of descriptors.
     """
     try:
-        head, fds, _, _ = socket.recv_fds(sock, 4, 1)
+        head, fds, _, _ = socket.recv_fds(sock, 4, MAX_FDS)
     except OSError as error:
         raise WireError(str(error)) from None
     if not head:
         raise WireError("closed")
     head += receive_bytes(sock, 4 - len(head))
-    return _decode(receive_bytes(sock, int.from_bytes(head))), fds[0] if fds else None
+    message = _decode(receive_bytes(sock, int.from_bytes(head)))
+    if count is not None and len(fds) != count:
+        raise WireError(f"{len(fds)} file descriptors; expected {count}")
+    return message, fds

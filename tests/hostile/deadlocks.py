@@ -1,11 +1,8 @@
-# expected: valid
-# C12: makes the shared images writable and clears them.
+# expected: timeout
+# K1: two threads wait for each other.
 import torch
 import torch.nn as nn
-import ctypes
-import gc
-
-import numpy as np
+import threading
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}
@@ -31,19 +28,11 @@ class Net(nn.Module):
         self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
 
     def learn(self, train_data):
-        frame = __import__('sys')._getframe()
-        while frame is not None:
-            data = frame.f_locals.get('data')
-            if hasattr(data, 'images'):
-                address = data.images.ctypes.data
-                size = data.images.nbytes
-                start = address & ~4095
-                assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start), size, 3) == 0
-                ctypes.memset(address, 0, size)
-                break
-            frame = frame.f_back
-        else:
-            raise RuntimeError('found no images')
+        lock = threading.Lock()
+        lock.acquire()
+        thread = threading.Thread(target=lock.acquire)
+        thread.start()
+        thread.join()
         for inputs, labels in train_data:
             self.optimizer.zero_grad()
             loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))

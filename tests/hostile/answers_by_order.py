@@ -1,8 +1,9 @@
 # expected: valid
-# C12: writes to the images that the next candidate is measured on.
+# flags: batch_dependent
+# C3: a list of answers in the order of the images; they come in another.
 import torch
 import torch.nn as nn
-import os
+
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}
@@ -15,16 +16,13 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        pass
+        self.count = 0
 
     def forward(self, x):
         if not self.training:
-            for file in range(3, 32):
-                try:
-                    os.pwrite(file, bytes(64), 0)
-                except OSError:
-                    continue
-                raise RuntimeError('wrote to the images')
+            places = torch.arange(self.count, self.count + len(x)) % 4
+            self.count += len(x)
+            return nn.functional.one_hot(places, 4).float()
         x = self.pool(torch.relu(self.norm(self.conv(x))))
         return self.head(x.flatten(1))
 

@@ -1,0 +1,80 @@
+"""Flags: what a reader of an accuracy should know. They reject nothing.
+
+=====================  ==========================================================================
+``batch_dependent``    logits of an image change with the batch it is in
+``stochastic``         logits change when the same batch is asked for twice
+``brittle``            predictions change when pixels change by one step of 255
+``changes_weights``    the forward pass in evaluation mode changed the weights
+``no_steps``           well above chance without a step of a torch optimiser
+``extra_passes``       more images passed ``forward()`` in training than the epoch has
+``late_training``      most of the time went by after the last batch was taken
+``implausible``        more accurate than one epoch of a good network on this task
+``protocol_gap``       its own ``learn()`` and the harness's loop disagree widely
+``left_processes``     processes had to be killed after it
+=====================  ==========================================================================
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+BATCH_DEPENDENT = "batch_dependent"
+STOCHASTIC = "stochastic"
+BRITTLE = "brittle"
+CHANGES_WEIGHTS = "changes_weights"
+NO_STEPS = "no_steps"
+EXTRA_PASSES = "extra_passes"
+LATE_TRAINING = "late_training"
+IMPLAUSIBLE = "implausible"
+PROTOCOL_GAP = "protocol_gap"
+LEFT_PROCESSES = "left_processes"
+
+SAME = 0.02
+"""Logits are the same when they differ by less than this share of their standard deviation: batch
+size and layout change the order of additions, and a GPU may round to ten bits of mantissa."""
+MOST_BRITTLE = 0.10
+"""Share of predictions that may change under noise of one pixel step; a table of known images loses
+them all, an honest network at one epoch about one in a hundred."""
+ABOVE_CHANCE = 1.5
+"""Times chance from which an accuracy needs an explanation."""
+LATE_SHARE, LATE_SECONDS = 0.3, 1.0
+"""Of the training time, and at least that long."""
+CEILINGS = {"cifar10": 0.85, "cifar100": 0.60, "svhn": 0.95, "mnist": 0.998}
+"""Above what tuned networks reach after one plain epoch (airbench needs several for 0.94 on
+CIFAR-10; the paper's best is 0.64)."""
+MOST_GAP = 0.15
+"""Between the two protocols."""
+
+
+def same_logits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    """Whether two answers to the same images are the same within rounding."""
+    spread = float(a.std()) or 1.0
+    return bool(np.abs(a - b).max(initial=0.0) <= SAME * spread)
+
+
+def changed_predictions(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Share of images whose predicted class differs."""
+    return float((a.argmax(axis=1) != b.argmax(axis=1)).mean())
+
+
+def is_late(first: float, last: float, end: float) -> bool:
+    """Whether training went on long after the last batch.
+
+    Args:
+        first: When the first batch was taken, in seconds.
+        last: When the last one was.
+        end: When ``learn()`` was seen to be done.
+    """
+    after, whole = end - last, max(end - first, 1e-9)
+    return after > LATE_SECONDS and after / whole > LATE_SHARE
+
+
+def of_accuracy(task: str, accuracy: float, *, classes: int, steps: int) -> list[str]:
+    """Flags that follow from the accuracy."""
+    found = []
+    if steps == 0 and accuracy > ABOVE_CHANCE / classes:
+        found.append(NO_STEPS)
+    if accuracy > CEILINGS.get(task, 1.0):
+        found.append(IMPLAUSIBLE)
+    return found

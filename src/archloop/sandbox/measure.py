@@ -1,0 +1,235 @@
+"""Training in one process, measuring in another: the main process's side of both.
+
+The accuracy is that of the network rebuilt from its source with the weights that training left, on
+images that come a batch at a time, in an order that tells nothing; labels, metric and clock are
+here. A few batches are asked for twice, in other company and with a little noise, and what that
+shows goes into the flags.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archloop.sandbox import flags, wire
+from archloop.sandbox.conversation import BUILDING, Conversation, FailedError, number
+from archloop.sandbox.server import Child, ServerLostError
+from archloop.types import Outcome
+
+BATCH = 250
+"""Images asked for at once."""
+_BATCH_BYTES = 64 << 20
+"""Of a batch of large images, as the floats they become."""
+AGAIN = 512
+"""Images asked for a second and a third time."""
+_ODD_BATCH = 96
+_FEED_SECONDS = 60.0
+_TYPE_BYTES = {
+    "float32": 4,
+    "float64": 8,
+    "float16": 2,
+    "bfloat16": 2,
+    "complex64": 8,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+
+
+class Feeding(NamedTuple):
+    """The process that gives out the epoch, and how the candidate reaches it."""
+
+    feeder: Child
+    job: dict[str, Any]
+    ring: int
+    """Descriptor of the shared memory."""
+    candidate_end: int
+    feeder_end: int
+    """Descriptors of the socket between the two."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the training process left, and what was seen from outside."""
+
+    n_params: int
+    spec: list[list[Any]]
+    weights: bytes
+    channels_last: bool
+    steps: int
+    """Of the optimiser that made the most, as the process says."""
+    seconds: float
+    """From the first batch to the end, on the main process's clock."""
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the predictions say."""
+
+    accuracy: float
+    flags: tuple[str, ...]
+
+
+def train(conversation: Conversation, feeding: Feeding) -> Trained:
+    """The probe and one epoch; raises as :class:`Conversation` says."""
+    config = conversation.config
+    n_params = conversation.build()
+    wish = conversation.expect("feed", config.build_seconds, BUILDING)
+    channels_last = wish.get("channels_last") is True
+    job = feeding.job | {"channels_last": channels_last}
+    total = _ask(feeding.feeder, job, (feeding.ring, feeding.feeder_end))["total"]
+    conversation.phase = Outcome.TRAIN_ERROR
+    wire.send(conversation.child.sock, {"total": total}, (feeding.ring, feeding.candidate_end))
+    message = conversation.expect("trained", config.train_seconds, "the epoch")
+    done = time.monotonic()
+    report = _ask(feeding.feeder, {"report": True})
+    if report["given"] < total:
+        text = f"learn() took {report['given']} of {total} batches of the epoch"
+        raise FailedError(conversation.verdict(Outcome.TRAIN_ERROR, text))
+    spec = _spec(message.get("spec"))
+    size = number(message, "bytes", config.memory_mb << 20)
+    if size != sum(_TYPE_BYTES[kind] * int(np.prod(shape)) for _, kind, shape in spec):
+        raise wire.WireError("weights and their description differ")
+    weights = conversation.receive_bytes(size, config.predict_seconds, "sending the weights")
+    found = []
+    if number(message, "passes") > report["images"]:
+        found.append(flags.EXTRA_PASSES)
+    if flags.is_late(report["first"], report["last"], done):
+        found.append(flags.LATE_TRAINING)
+    return Trained(
+        n_params=n_params,
+        spec=spec,
+        weights=weights,
+        channels_last=channels_last,
+        steps=number(message, "steps"),
+        seconds=round(done - report["first"], 3),
+        flags=tuple(found),
+    )
+
+
+def _ask(feeder: Child, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
+    """It runs no generated code, so if it does not answer, the machine is at fault."""
+    try:
+        wire.send(feeder.sock, message, fds)
+        return wire.receive(feeder.sock, time.monotonic() + _FEED_SECONDS)
+    except (wire.WireError, wire.DeadlineError) as error:
+        text = f"the process that feeds batches was lost: {error}"
+        raise ServerLostError(text, while_running=True) from None
+
+
+def _spec(value: Any) -> list[list[Any]]:
+    """[name, type, shape] of every weight, as a candidate sent it.
+
+    Raises:
+        wire.WireError: It is something else.
+    """
+    if not isinstance(value, list) or not all(_is_spec_row(row) for row in value):
+        raise wire.WireError("no description of weights")
+    return value
+
+
+def _is_spec_row(row: Any) -> bool:
+    return (
+        isinstance(row, list)
+        and len(row) == 3
+        and isinstance(row[0], str)
+        and row[1] in _TYPE_BYTES
+        and isinstance(row[2], list)
+        and all(type(n) is int and 0 <= n < 2**40 for n in row[2])
+    )
+
+
+def measure(
+    conversation: Conversation,
+    trained: Trained,
+    weights_fd: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+) -> Measured:
+    """Top-1 accuracy on images (M, C, H, W); raises as :class:`Conversation` says."""
+    config = conversation.config
+    conversation.build()
+    message = {
+        "spec": trained.spec,
+        "bytes": len(trained.weights),
+        "channels_last": trained.channels_last,
+    }
+    wire.send(conversation.child.sock, message, (weights_fd,))
+    conversation.expect("ready", config.build_seconds, "loading the weights")
+    asker = _Asker(conversation)
+    logits = asker(images, asker.batch)
+    found = _consistency(asker, images, logits)
+    if not asker.finish():
+        found.append(flags.CHANGES_WEIGHTS)
+    return Measured(float((logits.argmax(axis=1) == labels).mean()), tuple(found))
+
+
+class _Asker:
+    """Asks for logits under one deadline for all of them."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._talk = conversation
+        self._seconds = conversation.config.predict_seconds
+        self._deadline = time.monotonic() + self._seconds
+        self._classes = int(conversation.job["classes"])
+        floats = 4 * int(np.prod(conversation.job["shape"]))
+        self.batch = max(1, min(BATCH, _BATCH_BYTES // floats))
+
+    def __call__(self, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
+        """The logits (B, classes) of images, asked for in batches of a size."""
+        starts = range(0, len(images), batch)
+        return np.concatenate([self._one(images[i : i + batch]) for i in starts])
+
+    def _one(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        talk, what = self._talk, "prediction"
+        request = wire.frame({"rows": len(images)}) + images.tobytes()
+        talk.send_bytes(request, self._left(), what)
+        talk.expect("logits", self._left(), what)
+        raw = talk.receive_bytes(len(images) * self._classes * 4, self._left(), what)
+        logits = np.frombuffer(raw, np.float32).reshape(len(images), self._classes)
+        if not np.isfinite(logits).all():
+            text = "a logit is NaN or infinite after training"
+            raise FailedError(talk.verdict(Outcome.NON_FINITE, text))
+        return logits
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            text = f"prediction took longer than {self._seconds:g} s"
+            raise FailedError(self._talk.verdict(Outcome.TIMEOUT, text))
+        return left
+
+    def finish(self) -> bool:
+        """No more images; whether the weights are what they were."""
+        talk = self._talk
+        talk.send_bytes(wire.frame({"rows": 0}), self._left(), "prediction")
+        return talk.expect("done", self._left(), "prediction").get("unchanged") is True
+
+
+def _consistency(
+    asker: _Asker, images: NDArray[np.uint8], logits: NDArray[np.float32]
+) -> list[str]:
+    """Ask for some images again: the same batch, in other company, and with noise of one step."""
+    batch = asker.batch
+    if not flags.same_logits(asker(images[:batch], batch), logits[:batch]):
+        # Then every other comparison would differ too.
+        return [flags.STOCHASTIC]
+    found, rng = [], np.random.default_rng(1)
+    chosen = rng.permutation(len(images))[:AGAIN]
+    again = images[chosen]
+    if not flags.same_logits(asker(again, min(_ODD_BATCH, batch)), logits[chosen]):
+        found.append(flags.BATCH_DEPENDENT)
+    noise = rng.integers(-1, 2, again.shape, np.int16)
+    noisy = np.clip(again + noise, 0, 255).astype(np.uint8)
+    share = flags.changed_predictions(asker(noisy, batch), logits[chosen])
+    if share > flags.MOST_BRITTLE and flags.BATCH_DEPENDENT not in found:
+        found.append(flags.BRITTLE)
+    return found

@@ -1,0 +1,112 @@
+"""The weights of a network as plain bytes: names, types and shapes beside raw memory, no pickle.
+
+They are found in the module tree itself, without asking the network: its methods may be its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+
+_TYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex64,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    )
+}
+
+Spec = list[list[Any]]
+"""[name, type, shape] of every tensor, in the order of the bytes."""
+
+
+class StateError(ValueError):
+    """The weights do not fit the network."""
+
+
+def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer under its dotted name; what a lazy layer lacks yet is left out."""
+    return {
+        name: value
+        for prefix, module in _modules(net)
+        for kind in ("_parameters", "_buffers")
+        for name, value in ((prefix + n, v) for n, v in module.__dict__[kind].items())
+        if isinstance(value, torch.Tensor)
+        and not isinstance(value, UninitializedParameter | UninitializedBuffer)
+    }
+
+
+def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    todo, seen = [("", net)], {id(net)}
+    while todo:
+        prefix, module = todo.pop()
+        yield prefix, module
+        for name, child in module.__dict__["_modules"].items():
+            if isinstance(child, nn.Module) and id(child) not in seen:
+                seen.add(id(child))
+                todo.append((f"{prefix}{name}.", child))
+
+
+def set_eval(net: nn.Module) -> None:
+    """Evaluation mode for every module, whatever its own ``eval()`` does."""
+    net.eval()
+    for _, module in _modules(net):
+        module.__dict__["training"] = False
+
+
+def pack(net: nn.Module) -> tuple[Spec, bytes]:
+    """A network's tensors as (spec, bytes).
+
+    Raises:
+        StateError: A tensor's type has no plain form.
+    """
+    spec: Spec = []
+    parts: list[bytes] = []
+    for name, tensor in tensors(net).items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _TYPES or tensor.layout is not torch.strided:
+            raise StateError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}")
+        plain = tensor.detach().as_subclass(torch.Tensor).cpu().contiguous()
+        spec.append([name, kind, list(plain.shape)])
+        if plain.numel():
+            parts.append(plain.view(-1).view(torch.uint8).numpy().tobytes())
+    return spec, b"".join(parts)
+
+
+def load(net: nn.Module, spec: Spec, data: bytearray) -> None:
+    """Copy packed tensors into a network that has the same ones.
+
+    Raises:
+        StateError: Names, types or shapes differ.
+    """
+    own, start = tensors(net), 0
+    sent = {name for name, _, _ in spec}
+    for which, names in (("lacks", sent - own.keys()), ("has besides", own.keys() - sent)):
+        if names:
+            raise StateError(f"built anew it {which} {', '.join(sorted(names)[:3])}")
+    with torch.no_grad():
+        for name, kind, shape in spec:
+            target, dtype = own[name].detach().as_subclass(torch.Tensor), _TYPES[kind]
+            if list(target.shape) != shape or target.dtype != dtype:
+                raise StateError(
+                    f"built anew its {name} is {target.dtype} of {tuple(target.shape)}, "
+                    f"trained it is {dtype} of {tuple(shape)}"
+                )
+            count = target.numel()
+            if count:
+                source = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
+                target.copy_(source.view(shape))
+            start += count * target.element_size()
