@@ -22,6 +22,7 @@ LAYERS = (
         "chat",
         "code_policy",
         "footprint",
+        "hints",
         "novelty",
         "progress",
         "prompts",

@@ -12,6 +12,7 @@ import click
 from archloop.cli.options import config_option, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
+    from archloop.evaluation import Evaluation
     from archloop.types import Candidate
 
 _FILES = click.argument(
@@ -46,12 +47,33 @@ def _row(candidate: Candidate, file: str) -> dict[str, object]:
 @click.option(
     "--task", help="Task name, dataset id or folder of class folders; overrides task.name."
 )
+@click.option(
+    "--protocol",
+    type=click.Choice(["contract", "harness", "both"]),
+    help="Train by the network's own learn(), by a fixed loop, or by each in turn; "
+    "overrides protocol.training.",
+)
+@click.option(
+    "--isolation",
+    type=click.Choice(["process", "confined", "bwrap"]),
+    help="How far the network is locked in, weakest first; overrides sandbox.isolation.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Train with this many seeds: the mean accuracy and its 95 % interval.",
+)
 @config_option
 @set_option
 @json_option
 def evaluate_command(
     paths: tuple[Path, ...],
     task: str | None,
+    protocol: str | None,
+    isolation: str | None,
+    seeds: int,
     source: str,
     overrides: tuple[str, ...],
     as_json: bool,
@@ -62,7 +84,8 @@ def evaluate_command(
     from archloop.evaluation import Source, evaluate_many
     from archloop.progress import Progress
 
-    extra = () if task is None else (f"task.name={task}",)
+    flags = {"task.name": task, "protocol.training": protocol, "sandbox.isolation": isolation}
+    extra = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load_config(source, (*overrides, *extra))
     sources = _read_sources(paths)
     named = [Source(file, code) for file, code in sources]
@@ -71,7 +94,7 @@ def evaluate_command(
         screen.update(
             Progress("evaluate", total=len(named), unit="networks", detail=config.task.name)
         )
-        for done, candidate in enumerate(evaluate_many(named, config), 1):
+        for done, candidate in enumerate(evaluate_many(named, config, seeds=seeds), 1):
             n_valid += candidate.outcome.is_valid
             if as_json:
                 echo_json(_row(candidate, candidate.id))
@@ -82,13 +105,19 @@ def evaluate_command(
             )
 
 
-def _line(candidate: Candidate) -> str:
-    if candidate.first_epoch_accuracy is None:
-        return f"{candidate.id}: {candidate.outcome.value}: {candidate.error}"
+def _line(row: Evaluation) -> str:
+    advice = f"\n    {row.hint}" if row.hint else ""
+    if row.first_epoch_accuracy is None:
+        return f"{row.id}: {row.outcome.value}: {row.error}{advice}"
+    spread = ""
+    if row.accuracy_interval is not None:
+        low, high = row.accuracy_interval
+        spread = f" [{low:.2%}, {high:.2%}] over {len(row.accuracies)} seeds"
+    fixed = "" if row.harness_accuracy is None else f" (fixed loop {row.harness_accuracy:.2%})"
+    flags = f", flags: {', '.join(row.flags)}" if row.flags else ""
     return (
-        f"{candidate.id}: {candidate.outcome.value}, first-epoch accuracy "
-        f"{candidate.first_epoch_accuracy:.2%}, {candidate.n_params:,} parameters, "
-        f"{candidate.train_seconds:.1f} s"
+        f"{row.id}: {row.outcome.value}, first-epoch accuracy {row.first_epoch_accuracy:.2%}"
+        f"{spread}{fixed}, {row.n_params:,} parameters, {row.train_seconds:.1f} s{flags}{advice}"
     )
 
 
