@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
+.PHONY: help demo test check bench soak format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -26,6 +26,13 @@ check: $(STAMP)  ## Lint, check the format, check the types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: $(STAMP)  ## Measure beside the usual way, in one run: Markdown on stdout (BENCH=evaluation for one)
+	$(BIN)/python -m benchmarks $(BENCH)
+
+soak: $(STAMP)  ## Thousands of candidates through one engine: growth of memory, descriptors, latency
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python -m benchmarks.soak
 
 format: $(STAMP)  ## Write the format and the fixable lint
 	$(BIN)/ruff check --fix .

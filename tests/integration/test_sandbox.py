@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.errors import IsolationError
-from archloop.sandbox import Sandbox, available_isolation, confine, self_test, why_not
+from archloop.sandbox import Sandbox, available_isolation, bwrap, confine, self_test, why_not
 from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData
 from conftest import HOSTILE, network
@@ -124,6 +125,41 @@ def test_the_level_does_not_change_the_score(blobs: TaskData, honest_accuracy: f
         assert weaker.isolation == "process"
         verdict = weaker.evaluate(network(), seed=3, max_params=MAX_PARAMS)
     assert verdict.first_epoch_accuracy == honest_accuracy
+
+
+needs_bwrap = pytest.mark.skipif(why_not("bwrap") is not None, reason="needs bubblewrap")
+
+
+@needs_bwrap
+def test_the_strictest_level_does_not_change_the_score_either(
+    blobs: TaskData, honest_accuracy: float
+) -> None:
+    with sandbox_at(blobs, "bwrap") as stricter:
+        verdict = stricter.evaluate(network(), seed=3, max_params=MAX_PARAMS)
+        assert verdict.first_epoch_accuracy == honest_accuracy
+        for name in ("reads_home", "opens_socket", "fork_bomb", "memory_bomb", "writes_outside"):
+            file = HOSTILE / f"{name}.py"
+            found = stricter.evaluate(file.read_text(), seed=3)
+            assert found.outcome.value in header(file, "expected"), found
+        pid = stricter.server_pid
+    assert not psutil.pid_exists(pid)
+
+
+@needs_bwrap
+def test_namespaces_hide_processes_and_temporary_files(tmp_path: Path) -> None:
+    look = "import os; print(len([p for p in os.listdir('/proc') if p.isdigit()]))"
+    other = Path(tempfile.gettempdir()) / "archloop-bwrap-test"
+    other.touch()
+    try:
+        command = bwrap.wrap(
+            [sys.executable, "-c", f"{look}; print(os.path.exists({str(other)!r}))"], tmp_path
+        )
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    finally:
+        other.unlink()
+    processes, seen = done.stdout.split()
+    assert int(processes) <= 3
+    assert seen == "False"
 
 
 def test_descendants_are_killed_without_seccomp_too(blobs: TaskData) -> None:

@@ -46,6 +46,8 @@ def serve_candidate(sock: socket.socket, job: dict[str, Any]) -> None:
 
 def _probe(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
     builder = Builder(job, phase)
+    if job["max_params"] is not None and not job["meta"]:
+        _refuse_far_too_large(sock, builder)
     _build(sock, builder, builder.instantiate())
     wire.send(sock, {"stage": "done"})
 
