@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.executors import build_executor
-from archloop.provenance import usable_cores
+from archloop.provenance import resolved_precision, usable_cores
 from archloop.sandbox import Sandbox
 from archloop.sandbox.batches import BatchRecipe, Epoch
 from archloop.tasks import load_task
@@ -89,32 +89,38 @@ def dry_runs() -> Iterator[Row]:
 
 def throughput() -> Iterator[Row]:
     """One epoch and its measurement: ours, cores shared by candidates, against the usual way."""
-    protocol = ProtocolConfig(train_images=TRAIN_IMAGES)
-    task = load_task(TaskConfig(name="cifar10"), protocol)
+    plain = ProtocolConfig(train_images=TRAIN_IMAGES)
+    fast = plain.model_copy(update={"precision": "auto"})
+    task = load_task(TaskConfig(name="cifar10"), plain)
     files = usual.encode(task.train_images)
     held = usual.encode(task.validation_images)
-    peak = _peak_flops()
     for size, goal in (("1 k", 4.0), ("50 k", 2.5), ("300 k", 1.5)):
         code = networks.source(size)
-        theirs, ours, wall = [], [], 0.0
+        theirs: list[usual.Result] = []
+        ours: dict[str, list[Verdict]] = {"fast": [], "plain": []}
+        wall = {"fast": 0.0, "plain": 0.0}
         for half in (range(SEEDS // 2), range(SEEDS // 2, SEEDS)):
             torch.set_num_threads(usable_cores())
             theirs += [usual.train(code, task, files, held, seed=s) for s in half]
-            seconds, verdicts = _ours(code, task, protocol, [*half])
-            wall += seconds
-            ours += [v.first_epoch_accuracy or 0.0 for v in verdicts]
-        each = wall / SEEDS
+            for way, protocol in (("fast", fast), ("plain", plain)):
+                seconds, verdicts = _ours(code, task, protocol, [*half])
+                wall[way] += seconds
+                ours[way] += verdicts
         usual_each = statistics.fmean(r.seconds for r in theirs)
-        flops = _epoch_flops(code, len(task.train_labels)) / each
-        yield Row(
-            f"epoch of {size}, {len(task.train_labels):,} images, per candidate",
-            f"{each:.1f} s, accuracy {mean_sd(ours)}, {flops / 1e9:.0f} GFLOP/s "
-            f"({flops / peak:.0%} of the fp32 matmul peak)",
-            f"usual way {usual_each:.1f} s, accuracy {mean_sd([r.accuracy for r in theirs])}",
-            usual_each / each,
-            goal,
-        )
-    yield _data_path(task, protocol, each * usable_cores())
+        for way, protocol in (("fast", fast), ("plain", plain)):
+            precision = resolved_precision(protocol.precision)
+            each = wall[way] / SEEDS
+            rate = _epoch_flops(code, len(task.train_labels)) / each
+            scores = [v.first_epoch_accuracy or 0.0 for v in ours[way]]
+            yield Row(
+                f"epoch of {size}, {len(task.train_labels):,} images, {precision}, per candidate",
+                f"{each:.1f} s, accuracy {mean_sd(scores)}, {rate / 1e9:.0f} GFLOP/s "
+                f"({rate / _peak_flops(precision):.0%} of the {precision} matmul peak)",
+                f"usual way {usual_each:.1f} s, accuracy {mean_sd([r.accuracy for r in theirs])}",
+                usual_each / each,
+                goal if way == "fast" else None,
+            )
+    yield _data_path(task, plain, wall["fast"] / SEEDS * usable_cores())
 
 
 def _ours(
@@ -148,10 +154,11 @@ def _epoch_flops(code: str, images: int) -> float:
     return 3.0 * counter.get_total_flops() * images
 
 
-def _peak_flops() -> float:
-    """fp32 matrix products on all cores: the best of ten."""
+def _peak_flops(precision: str) -> float:
+    """Matrix products on all cores: the best of ten."""
     torch.set_num_threads(usable_cores())
-    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
     best = min(_seconds(lambda: a @ b) for _ in range(10))
     return 2.0 * 2048**3 / best
 

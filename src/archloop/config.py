@@ -116,6 +116,9 @@ class ProtocolConfig(_Section):
     """Scale batches to this many pixels a side, after augmentation; ``None``: as the task is."""
     steps_per_batch: int = Field(1, ge=1)
     """Optimiser steps ``learn()`` may make for each batch; more is a ``protocol_violation``."""
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    """Of training; measuring is always fp32. ``bf16``: autocast around the loop, where the network
+    takes it; ``auto``: bf16 where the processor computes in it."""
     channels_last: bool = True
     """Convolutional networks get their images in this memory layout if their ``forward()`` takes
     it: faster, and the same accuracy within rounding."""

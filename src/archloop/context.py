@@ -13,7 +13,7 @@ from archloop.errors import ConfigError
 from archloop.llm import resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
-from archloop.provenance import session
+from archloop.provenance import resolved_precision, session
 from archloop.run_dir import PINNED, SESSIONS, RunDir
 from archloop.store import Store
 from archloop.tasks import load_task
@@ -32,6 +32,7 @@ def protocol_digest(config: RunConfig, task: TaskData) -> str:
         "protocol": config.protocol.model_dump(mode="json"),
         "task": task.info.digest,
         "threads": config.sandbox.threads,
+        "precision": resolved_precision(config.protocol.precision),
     }
     return config_digest(fixed)
 

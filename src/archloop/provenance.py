@@ -30,6 +30,10 @@ _PACKAGES = (
 """The packages that can change a figure."""
 
 _NVIDIA_SECONDS = 20
+_AMPERE = 8.0
+"""The compute capability from which GPUs have bfloat16 units."""
+_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+"""What processors with such units say in /proc/cpuinfo (x86 and Arm)."""
 
 
 def session() -> dict[str, Any]:
@@ -75,15 +79,41 @@ def usable_cores() -> int:
 
 def nvidia_gpus() -> list[tuple[str, int]]:
     """Name and memory in MiB of each NVIDIA GPU, as its driver says; none without a driver."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    rows = [line.rpartition(",") for line in _nvidia_smi("name,memory.total")]
+    return [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdecimal()]
+
+
+def _nvidia_smi(query: str) -> list[str]:
+    """A line for each GPU; none without a driver."""
+    command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_NVIDIA_SECONDS, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    rows = [line.rpartition(",") for line in done.stdout.splitlines() if line.strip()]
-    return [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdecimal()]
+    return [line for line in done.stdout.splitlines() if line.strip()]
+
+
+def computes_in_bf16() -> bool:
+    """Whether the GPU, or without one the processor, multiplies bfloat16 in hardware."""
+    if capabilities := _nvidia_smi("compute_cap"):
+        return all(float(text) >= _AMPERE for text in capabilities)
+    info = Path("/proc/cpuinfo")
+    if not info.is_file():
+        return False
+    for line in info.read_text(errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("flags", "Features"):
+            return not _BF16_FLAGS.isdisjoint(value.split())
+    return False
+
+
+def resolved_precision(precision: str) -> str:
+    """``auto`` as this machine takes it; anything else as it is."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_in_bf16() else "fp32"
 
 
 def _processor() -> str:

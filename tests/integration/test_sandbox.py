@@ -221,6 +221,34 @@ def test_the_memory_layout_does_not_change_the_score(
     assert verdict.first_epoch_accuracy == pytest.approx(honest_accuracy, abs=0.01)
 
 
+def test_bf16_learns_and_is_measured_in_fp32(blobs: TaskData) -> None:
+    protocol = PROTOCOL.model_copy(update={"precision": "bf16"})
+    show = "print(self.training, self.conv(x).dtype)"
+    with Sandbox(LIMITS, task=blobs, protocol=protocol) as fast:
+        verdict = fast.evaluate(network(forward=show), seed=3)
+        again = fast.evaluate(network(), seed=3)
+    assert verdict.first_epoch_accuracy is not None
+    # Chance is 0.25: autocast's cache of cast weights would keep it there.
+    assert verdict.first_epoch_accuracy > 0.9
+    assert again.first_epoch_accuracy == verdict.first_epoch_accuracy
+    assert verdict.output is not None
+    assert "True torch.bfloat16" in verdict.output
+
+
+@pytest.mark.parametrize(
+    "picky",
+    [
+        network(forward="assert not torch.is_autocast_enabled('cpu')"),
+        network(learn="assert not torch.is_autocast_enabled('cpu')"),
+        network(learn="assert next(iter(train_data))[0].is_contiguous()"),
+    ],
+)
+def test_speed_never_decides_validity(picky: str, blobs: TaskData) -> None:
+    protocol = PROTOCOL.model_copy(update={"precision": "bf16"})
+    with Sandbox(LIMITS, task=blobs, protocol=protocol) as fast:
+        assert fast.evaluate(picky, seed=3).outcome is Outcome.VALID
+
+
 def test_the_end_of_the_output_is_kept(sandbox: Sandbox) -> None:
     code = network(learn="print('first'); [print('x' * 99) for _ in range(20_000)]; print('last')")
     verdict = sandbox.evaluate(code, seed=3)

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
+from archloop.provenance import resolved_precision
 from archloop.sandbox import flags, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.confine import require
 from archloop.sandbox.conversation import BUILDING, Conversation, FailedError
-from archloop.sandbox.measure import Feeding, Measured, Trained, measure, train
+from archloop.sandbox.measure import FastWayError, Feeding, Measured, Trained, measure, train
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import (
     ForkServer,
@@ -158,7 +159,10 @@ class Sandbox:
             "training": training,
         }
         try:
-            trained = self._train(job)
+            try:
+                trained = self._train(job)
+            except FastWayError:
+                trained = self._train(job | {"channels_last": False, "bf16": False})
             measured = self._measure(job, trained.value, images, labels)
         except FailedError as failed:
             return failed.verdict
@@ -241,6 +245,7 @@ class Sandbox:
             "std": [] if info is None else list(info.std),
             "steps_per_batch": protocol.steps_per_batch,
             "channels_last": protocol.channels_last,
+            "bf16": resolved_precision(protocol.precision) == "bf16",
             "prm": {
                 "lr": protocol.lr,
                 "momentum": protocol.momentum,
@@ -308,12 +313,12 @@ class Sandbox:
         else:
             strays = server.reap(child).strays
             return _Ran(value, child.output.text()[-_OUTPUT:], strays)
-        verdict = replace(
+        failed.verdict = replace(
             failed.verdict,
             output=child.output.text()[-_OUTPUT:],
             flags=(flags.LEFT_PROCESSES,) if strays else (),
         )
-        raise FailedError(verdict) from None
+        raise failed from None
 
     def close(self) -> None:
         """End the fork server and everything under it; candidates still running are lost."""

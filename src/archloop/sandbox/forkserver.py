@@ -153,6 +153,8 @@ def _confine(folder: Path, setup: dict[str, Any]) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.init()  # type: ignore[no-untyped-call]
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, (setup["memory_mb"] << 20) / total))
     limit(
         setup["memory_mb"],
         setup["disk_mb"],

@@ -17,7 +17,12 @@ from torch import nn
 
 from archloop.sandbox import state, wire
 from archloop.sandbox.feed import TrainData
-from archloop.sandbox.network import Builder, seed_everything, takes_channels_last
+from archloop.sandbox.network import (
+    Builder,
+    as_channels_last,
+    has_convolutions,
+    seed_everything,
+)
 from archloop.sandbox.phase import Fault, Phase, classify, error_line
 from archloop.sandbox.prediction import predict
 from archloop.sandbox.text import one_line
@@ -57,8 +62,13 @@ def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
     _refuse_far_too_large(sock, builder)
     first = builder.instantiate()
     _build(sock, builder, first)
-    channels_last = job["channels_last"] and takes_channels_last(builder, first)
-    wire.send(sock, {"stage": "feed", "channels_last": channels_last})
+    bf16 = job["bf16"] and builder.takes(first, bf16=True)
+    channels_last = (
+        job["channels_last"]
+        and has_convolutions(first)
+        and builder.takes(as_channels_last(first), bf16=bf16, channels_last=True)
+    )
+    wire.send(sock, {"stage": "feed", "channels_last": channels_last, "bf16": bf16})
     feed, (ring, peer) = wire.receive_with_fds(sock, 2)
     shape = (job["batch_size"], *job["shape"])
     with socket.socket(fileno=peer) as source:
@@ -66,9 +76,10 @@ def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
         # A fresh instance: the dummy forward has moved the first one's running statistics.
         seed_everything(job["seed"])
         net = builder.instantiate()
-        counts = train(
-            builder, net, batches, job, phase, images=job["images"], channels_last=channels_last
-        )
+        if channels_last:
+            as_channels_last(net)
+        with builder.precision(bf16=bf16):
+            counts = train(builder, net, batches, job, phase)
     try:
         spec, data = state.pack(net)
     except state.StateError as error:

@@ -91,16 +91,29 @@ class Builder:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             check_logits(net(inputs), PROBE_BATCH, job["classes"])
 
+    def takes(self, net: nn.Module, *, bf16: bool, channels_last: bool = False) -> bool:
+        """Whether the forward pass works in a precision and layout that it was not made for."""
+        try:
+            with self.precision(bf16=bf16):
+                self.dummy_forward(net, channels_last=channels_last)
+        except Exception:  # noqa: BLE001 - any failure means that it does not
+            return False
+        return True
 
-def takes_channels_last(builder: Builder, net: nn.Module) -> bool:
-    """Whether a convolutional network's forward pass works in the channels-last layout."""
-    if not any(isinstance(m, nn.Conv2d) for m in net.modules()):
-        return False
-    try:
-        builder.dummy_forward(as_channels_last(net), channels_last=True)
-    except Exception:  # noqa: BLE001 - any failure means that it does not
-        return False
-    return True
+    def precision(self, *, bf16: bool) -> torch.autocast:
+        """The context to compute in.
+
+        Without autocast's cache of cast weights: it lives as long as the context, here the whole
+        epoch, so that the network would go on computing with the weights it had at the start.
+        """
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False
+        )
+
+
+def has_convolutions(net: nn.Module) -> bool:
+    """Whether the channels-last layout can be of use."""
+    return any(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
 def as_channels_last(net: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from archloop.sandbox.feed import TrainData
-from archloop.sandbox.network import Builder, as_channels_last
+from archloop.sandbox.network import Builder
 from archloop.sandbox.phase import Fault, Phase
 from archloop.sandbox.weights import trainable_tensors
 from archloop.types import Outcome
@@ -22,14 +22,7 @@ _CLIP_NORM = 3.0
 
 
 def train(
-    builder: Builder,
-    net: nn.Module,
-    batches: TrainData,
-    job: dict[str, Any],
-    phase: Phase,
-    *,
-    images: int,
-    channels_last: bool,
+    builder: Builder, net: nn.Module, batches: TrainData, job: dict[str, Any], phase: Phase
 ) -> dict[str, int]:
     """Train for the epoch and check what came of it.
 
@@ -37,17 +30,13 @@ def train(
         builder: Made ``net``.
         net: Fresh.
         batches: The epoch.
-        job: ``training``, ``prm``, ``steps_per_batch``.
+        job: ``training``, ``prm``, ``steps_per_batch``, ``images``.
         phase: Told how far it is.
-        images: Of the epoch.
-        channels_last: The layout of the batches.
 
     Returns:
         ``steps`` of the optimiser that made the most, and images passed ``forward`` in training.
     """
     phase.enter(Outcome.TRAIN_ERROR)
-    if channels_last:
-        as_channels_last(net)
     steps, passes = _OptimiserSteps(), _Passes(net)
     contract: Any = net
     if job["training"] == "contract":
@@ -64,10 +53,10 @@ def train(
             f"learn() made {steps.most} steps with one optimiser; one epoch has {len(batches)} "
             f"batches, {job['steps_per_batch']} step each",
         )
-    if passes.images > MOST_PASSES * images:
+    if passes.images > MOST_PASSES * job["images"]:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
-            f"learn() trained on {passes.images} images; one epoch has {images}",
+            f"learn() trained on {passes.images} images; one epoch has {job['images']}",
         )
     _check_weights(builder, net)
     return {"steps": steps.most, "passes": passes.images}
