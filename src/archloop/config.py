@@ -176,6 +176,8 @@ class SelectionConfig(_Section):
 
     min_accuracy: Fraction = 0.40
     """First-epoch accuracy a candidate must reach; 0 switches the threshold off (ablation)."""
+    weighting: Literal["none", "accuracy"] = "none"
+    """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 
 
 class FinetuneConfig(_Section):
@@ -187,6 +189,8 @@ class FinetuneConfig(_Section):
     """``base``: from the base LLM on all pairs; ``previous``: go on from the last adapter."""
     replay: int = Field(0, ge=0)
     """With ``previous``: pairs of the older corpus mixed into the new ones."""
+    replay_seeds: int | None = Field(None, ge=0)
+    """With ``previous``: at most this many of them are seeds; ``None``: as the sample falls."""
     lora_r: int = Field(32, ge=1)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: Fraction = 0.05
@@ -251,8 +255,10 @@ class RunConfig(_Section):
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
             raise ValueError("generation.replay_from: required by generation.engine = 'replay'")
-        if self.finetune.replay and self.finetune.init == "base":
-            raise ValueError("finetune.replay: only with finetune.init = 'previous'")
+        if self.finetune.init == "base":
+            for key in ("replay", "replay_seeds"):
+                if getattr(self.finetune, key):
+                    raise ValueError(f"finetune.{key}: only with finetune.init = 'previous'")
         return self
 
 

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from archloop import mix
 from archloop.assets import sha256_of
 from archloop.context import RunContext
 from archloop.corpus import accepted_pair, distinct_codes, read_pairs, seed_pairs, write_pairs
@@ -64,12 +65,12 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
     if cycle > 1 and not config.enabled:
         return _copy_adapter(run.paths.adapter(1), target)
     goes_on = config.init == "previous" and cycle > 1
-    training = _training_mix(run, cycle, corpus) if goes_on else corpus
+    training = _training_mix(run, cycle, corpus, goes_on=goes_on)
     if goes_on and not training:
         run.observer.message(f"cycle {cycle}: nothing new was accepted; the adapter stays")
         return _copy_adapter(run.paths.adapter(cycle - 1), target)
     file = run.paths.corpus(cycle)
-    if goes_on:
+    if training != corpus:
         file = file.with_name(f"cycle_{cycle:02d}.training.jsonl")
         write_pairs(file, training)
     job = FinetuneJob(
@@ -103,12 +104,22 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
     return target
 
 
-def _training_mix(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[ChatPair]:
-    """What ``previous`` trains on: the last cycle's pairs and a sample of the older ones."""
-    new = [p for p in corpus if p.meta.get("cycle") == cycle - 1]
-    older = [p for p in corpus if p.meta.get("cycle") != cycle - 1]
-    rng = random.Random(run.seed("replay", cycle))
-    return new and new + rng.sample(older, min(run.config.finetune.replay, len(older)))
+def _training_mix(
+    run: RunContext, cycle: int, corpus: list[ChatPair], *, goes_on: bool
+) -> list[ChatPair]:
+    """The pairs that a cycle's fine-tune sees."""
+    rng, config = random.Random(run.seed("replay", cycle)), run.config.finetune
+    weighting = run.config.selection.weighting
+    if not goes_on:
+        return mix.whole_corpus(corpus, weighting, rng)
+    return mix.new_and_replayed(
+        corpus,
+        cycle - 1,
+        replay=config.replay,
+        replay_seeds=config.replay_seeds,
+        weighting=weighting,
+        rng=rng,
+    )
 
 
 def _copy_adapter(source: Path, target: Path) -> Path:

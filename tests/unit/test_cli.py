@@ -39,6 +39,8 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
+        (["evaluate", ".", "--seeds", "0"], "--seeds"),
+        (["evaluate", ".", "--protocol", "mine"], "--protocol"),
         (["frobnicate"], "frobnicate"),
     ],
 )
@@ -72,7 +74,32 @@ def test_evaluate_prints_one_json_object_per_network(tmp_path: Path) -> None:
     assert good["isolation"] == "confined"
     assert len(good["code_sha256"]) == 64
     assert len(good["protocol"]) == 12
+    assert good["training"] == "contract"
+    assert good["flags"] == []
     assert rows["torn.py"]["error"].startswith("SyntaxError")
+    assert rows["large.py"]["hint"].startswith("use fewer or narrower layers")
+
+
+def test_evaluate_takes_folders_and_seeds_and_tells_what_to_change(tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "good.py").write_text(network())
+    (tmp_path / "nets" / "loose.py").write_text(network(forward="x = nn.functional.dropout(x)"))
+    task = ["--task", "digits", "--set", "protocol.train_images=300"]
+    many = ["--seeds", "3", "--protocol", "both", "--isolation", "process"]
+    done = archloop("evaluate", "nets", *task, *many, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {row["id"]: row for row in map(json.loads, done.stdout.splitlines())}
+    good = rows["good"]
+    assert (good["isolation"], good["training"]) == ("process", "both")
+    assert len(set(good["accuracies"])) > 1
+    assert good["first_epoch_accuracy"] == pytest.approx(sum(good["accuracies"]) / 3, abs=1e-6)
+    low, high = good["accuracy_interval"]
+    assert low < good["first_epoch_accuracy"] < high
+    assert good["harness_accuracy"] is not None
+    assert rows["loose"]["flags"][0] == "stochastic"
+    assert "self.training" in rows["loose"]["hint"]
+    plain = archloop("evaluate", "nets/loose.py", *task, cwd=tmp_path)
+    assert "flags: stochastic\n    it is random" in plain.stdout
 
 
 def test_novelty_compares_with_the_corpus_and_the_files_before(tmp_path: Path) -> None:

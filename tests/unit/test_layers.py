@@ -23,6 +23,7 @@ LAYERS = (
         "code_policy",
         "footprint",
         "hints",
+        "mix",
         "novelty",
         "progress",
         "prompts",
