@@ -32,6 +32,10 @@ class IsolationError(UsageError):
     """The requested isolation level is not available on this machine."""
 
 
+class DivergedError(ArchloopError):
+    """A fine-tune made the LLM worse than it was; it left no adapter."""
+
+
 class RunLockedError(UsageError):
     """Another process is working on this run directory."""
 

@@ -18,6 +18,7 @@ from archloop import mix
 from archloop.assets import sha256_of
 from archloop.context import RunContext
 from archloop.corpus import accepted_pair, distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.errors import DivergedError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.llm import resolve_adapter
 from archloop.novelty import NoveltyJudge
@@ -96,7 +97,13 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
     run.observer.update(
         _progress(run, cycle, "fine-tune", 0, None, "steps", detail="loading the LLM")
     )
-    result = finetune(job, on_progress)
+    try:
+        result = finetune(job, on_progress)
+    except DivergedError as error:
+        if cycle == 1:
+            raise
+        run.observer.message(f"cycle {cycle}: {error}; the last adapter stays")
+        return _copy_adapter(run.paths.adapter(cycle - 1), target, rejected=str(error))
     run.observer.message(
         f"cycle {cycle}: fine-tuned on {result.n_pairs} pairs, {result.steps} steps, "
         f"loss {result.loss:.3f}, {result.seconds:.0f} s"
@@ -122,13 +129,13 @@ def _training_mix(
     )
 
 
-def _copy_adapter(source: Path, target: Path) -> Path:
+def _copy_adapter(source: Path, target: Path, **notes: str) -> Path:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
     lineage = partial / "lineage.json"
     if lineage.is_file():
-        text = json.loads(lineage.read_text()) | {"taken_over_from": source.name}
+        text = json.loads(lineage.read_text()) | {"taken_over_from": source.name, **notes}
         lineage.write_text(json.dumps(text, indent=2) + "\n")
     partial.rename(target)
     return target

@@ -11,7 +11,7 @@ from archloop.assets import sha256_of
 from archloop.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
 from archloop.corpus import write_pairs
-from archloop.errors import ConfigError, UsageError
+from archloop.errors import ConfigError, DivergedError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
@@ -118,3 +118,10 @@ def test_the_same_seed_gives_the_same_adapter(
     assert sha256_of(again.adapter / "adapter_model.safetensors") == sha256_of(
         trained[0].adapter / "adapter_model.safetensors"
     )
+
+
+def test_a_diverged_fine_tune_leaves_no_adapter(corpus: Path, tmp_path: Path) -> None:
+    wild = CONFIG.model_copy(update={"lr": 5.0, "max_steps": 6, "max_grad_norm": 1e6})
+    with pytest.raises(DivergedError, match="diverged: the loss"):
+        finetune(job(corpus, tmp_path / "wild", config=wild))
+    assert list(tmp_path.iterdir()) == []

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 
+from archloop import stages
 from archloop.chat import make_pair, render_code
 from archloop.config import RunConfig, resolve
+from archloop.context import RunContext
 from archloop.corpus import read_pairs, write_pairs
-from archloop.errors import ConfigError, RunLockedError
+from archloop.errors import ConfigError, DivergedError, RunLockedError
 from archloop.loop import run
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.run_dir import Run, RunDir
@@ -150,6 +152,26 @@ def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_p
     assert [r["outcome"] for r in found] == ["accepted"] + ["near_duplicate"] * 3
     assert found[2]["nn_jaccard_train"] == 1.0
     assert found[2]["nearest"] == "c01-0000"
+
+
+def test_after_a_diverged_fine_tune_the_last_adapter_stays(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*_: object) -> None:
+        raise DivergedError("the fine-tune diverged: the loss is not finite")
+
+    monkeypatch.setattr(stages, "finetune", diverge)
+    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
+    (source / "adapter" / "lineage.json").write_text("{}")
+    changed = {
+        "finetune": {"enabled": True, "init": "previous"},
+        "loop": {"cycles": 2, "completions": 1},
+    }
+    run(config(source, **changed), tmp_path / "run").close()
+    kept = RunDir(tmp_path / "run").adapter(2)
+    lineage = json.loads((kept / "lineage.json").read_text())
+    assert lineage["taken_over_from"] == "cycle_01"
+    assert lineage["rejected"] == "the fine-tune diverged: the loss is not finite"
 
 
 def start(source: Path, root: Path) -> subprocess.Popen[bytes]:

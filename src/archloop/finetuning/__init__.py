@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from archloop.errors import DivergedError
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress, FinetuneResult
 from archloop.worker import run_worker
 
@@ -27,6 +28,7 @@ def finetune(
         on_progress: Called after every optimiser step.
 
     Raises:
+        DivergedError: The loss is not finite or well above its start; there is no adapter.
         ArchloopError: The process failed; the message is its last error line.
     """
     result: dict[str, Any] | None = None
@@ -36,4 +38,6 @@ def finetune(
         if event["event"] == "result":
             result = event["data"]
     assert result is not None  # run_worker raises when the process ends without one
+    if "diverged" in result:
+        raise DivergedError(f"the fine-tune diverged: {result['diverged']}")
     return FinetuneResult(**{**result, "adapter": Path(result["adapter"])})

@@ -27,7 +27,7 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from archloop import __version__
 from archloop.assets import sha256_of
 from archloop.config import FinetuneConfig
-from archloop.errors import ArchloopError, ConfigError, UsageError
+from archloop.errors import ConfigError, UsageError
 from archloop.finetuning.dataset import IGNORED, encode_pair, read_messages
 from archloop.finetuning.job import FinetuneJob
 from archloop.worker import Emit, serve
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 _CHECKPOINT_STEPS = 20
 _WEIGHTS = "adapter_model.safetensors"
+MOST_RISE = 0.3
+"""Nats a token that the loss may end above its start."""
 
 
 def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -63,7 +65,10 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    loss = _final_loss(trainer.state.log_history)
+    first, loss = _losses(trainer.state.log_history)
+    if reason := divergence(first, loss):
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        return {"diverged": reason}
     result = {
         "n_pairs": len(kept),
         "n_too_long": len(pairs) - len(kept),
@@ -205,13 +210,24 @@ class _Reporter(TrainerCallback):  # type: ignore[misc]
         self._emit("step", data)
 
 
-def _final_loss(history: list[dict[str, Any]]) -> float:
+def _losses(history: list[dict[str, Any]]) -> tuple[float, float]:
+    """Mean loss over the first and over the last tenth of the steps."""
     losses: list[float] = [row["loss"] for row in history if "loss" in row]
-    last = losses[-max(1, len(losses) // 10) :]
-    loss = sum(last) / len(last)
-    if not math.isfinite(loss):
-        raise ArchloopError("the fine-tune diverged: the loss is not finite")
-    return round(loss, 4)
+    tenth = max(1, len(losses) // 10)
+    return sum(losses[:tenth]) / tenth, round(sum(losses[-tenth:]) / tenth, 4)
+
+
+def divergence(first: float, last: float) -> str | None:
+    """Why a fine-tune is not to be used, if it is not.
+
+    Batches differ by some hundredths of a nat, so that the loss of a sound fine-tune of few steps
+    may end a little above its start.
+    """
+    if not math.isfinite(last):
+        return "the loss is not finite"
+    if last > first + MOST_RISE:
+        return f"the loss rose from {first:.3f} to {last:.3f}"
+    return None
 
 
 def _write(model: Any, job: FinetuneJob, result: dict[str, Any]) -> None:
