@@ -103,6 +103,7 @@ WORKER_FILES = {
     "sandbox/network.py",
     "sandbox/prediction.py",
     "sandbox/state.py",
+    "sandbox/trace.py",
     "sandbox/training.py",
     "sandbox/weights.py",
 }
