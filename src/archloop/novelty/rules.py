@@ -51,6 +51,15 @@ _FILLS_WITH |= {"fill": "value", "scalar_tensor": "s"}
 _SAMPLED_IN_PLACE = frozenset(
     {"cauchy", "exponential", "geometric", "log_normal", "normal", "random", "uniform"}
 )
+_ELEMENTWISE = frozenset(
+    {
+        *("add", "sub", "mul", "div", "pow", "neg", "abs", "sqrt", "exp", "log", "sin", "cos"),
+        *("relu", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "leaky_relu", "elu"),
+        *("gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid", "softplus"),
+    }
+)
+"""What they do with one tensor does not depend on the places of its elements."""
+
 _MOST_JOINED = 128
 """Inputs of the longest concatenation that nested ones are merged into: without a bound, doubling
 ``cat((x, x))`` twenty times would have a million inputs."""
@@ -62,12 +71,32 @@ Rule = Callable[[Canonical, Call], int | None]
 
 def apply(c: Canonical, call: Call) -> int:
     """The place of what a traced operator gives."""
+    moved = _moved(c, call)
+    if moved is not None:
+        return moved
     rule = _RULES.get(call.operator)
     if rule is None:
         return c.general(call, call.operator)
     place = rule(c, call)
     # Rules read the attributes of nodes that rules made; this one is to be none of them.
     return c.general(call, f"{call.operator}*") if place is None else place
+
+
+def _moved(c: Canonical, call: Call) -> int | None:
+    """An elementwise operator after a reshape or a permutation, put before it."""
+    place = call.input()
+    tensors = sum(isinstance(value, Input) for value in call.arguments.values())
+    if place is None or tensors != 1 or call.operator not in _ELEMENTWISE:
+        return None
+    node = c.nodes[place]
+    if node.operator not in ("reshape", "permute") or node.shape != call.shape:
+        return None
+    inner = node.inputs[0]
+    arguments = {**call.arguments, "self": Input(inner)}
+    result = apply(c, Call(call.operator, arguments, 0, c.nodes[inner].shape, call.dtype))
+    if node.operator == "reshape":
+        return c.reshape(result, node.shape)
+    return c.permute(result, json.loads(node.attributes)["dims"])
 
 
 def _nothing(c: Canonical, call: Call) -> int | None:
@@ -128,7 +157,7 @@ def _scatter(c: Canonical, call: Call) -> int | None:
     if name in _PERMUTATIONS:
         call = Call(name, call.arguments, 0, call.shape, call.dtype)
         dims = _order(call, len(c.nodes[base].shape))
-        if dims is not None:
+        if dims is not None and len(c.nodes[view].shape) == len(dims):
             return c.permute(view, [dims.index(d) for d in range(len(dims))])
     if c.nodes[view].shape == c.nodes[base].shape and name in ("slice", "expand"):
         return view

@@ -39,7 +39,7 @@ CPU_BATCH = 37
 """Images in the recorded pass. Numbers that are multiples of it are written as such (``"2N"``), so
 it is a prime with no multiple among usual widths; the smaller one is for passes that compute."""
 
-MAX_RECORDED = 10 * MAX_NODES
+MAX_RECORDED = 2 * MAX_NODES
 """Operators recorded before the unused ones are dropped; construction is among them."""
 
 _LARGEST_VALUE = 1 << 20
@@ -92,6 +92,8 @@ def trace(job: dict[str, Any], phase: Phase) -> tuple[int, dict[str, Any] | None
                 continue
             try:
                 return n_params, recorder.forward(net, job, run_on), None
+            except UntraceableError as error:
+                return n_params, None, str(error)
             except Exception as error:  # noqa: BLE001 - whatever a network raises says why
                 reason = error_line(error)
     assert n_params is not None
@@ -311,7 +313,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if tensor.requires_grad or isinstance(tensor, nn.Parameter):
             kind = "parameter" if tensor.requires_grad else "frozen"
             return self._emit(kind, [], [tensor])
-        if data.device.type == "meta" or data.numel() > _LARGEST_VALUE:
+        if is_lazy(data) or data.device.type == "meta" or data.numel() > _LARGEST_VALUE:
             return self._emit("constant", [], [tensor])
         with _disable_current_modes():
             text = repr(data.detach().cpu().tolist())
@@ -411,7 +413,9 @@ def _viewed_argument(schema: Any) -> str | None:
 
 
 def _meta(tensor: torch.Tensor, number: Callable[[float], Any]) -> list[Any]:
-    return [[number(n) for n in tensor.shape], str(tensor.dtype).removeprefix("torch.")]
+    # A lazy layer's tensors have no shape before the first pass.
+    shape = [] if is_lazy(tensor) else [number(n) for n in tensor.shape]
+    return [shape, str(tensor.dtype).removeprefix("torch.")]
 
 
 def _refs(value: Any) -> Iterator[Ref]:
