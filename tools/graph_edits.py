@@ -1,7 +1,7 @@
 """Small edits of a network's syntax tree: some keep what it computes, some do not.
 
-Each takes a tree that is its own, and a source of random choices; it gives whether it found
-something to edit. Whether an edit did what it is meant to is not decided here: ``graph_pairs.py``
+Each takes a tree that is its own, those that change something a source of random choices too, and
+gives whether it found something to edit. Whether an edit did what it is meant to is not decided here: ``graph_pairs.py``
 runs both networks.
 """
 
@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-Edit = Callable[[ast.Module, random.Random], bool]
+Keeping = Callable[[ast.Module], bool]
+Changing = Callable[[ast.Module, random.Random], bool]
 CONTRACT = {"in_shape", "out_shape", "prm", "device", "train_setup", "learn", "training"}
 TAKEN = {*dir(nn.Module), *dir(torch.Tensor), *dir(torch), *dir(nn), *dir(nn.functional), *CONTRACT}
 TENSORS = {"x", "out", "identity", "residual", "shortcut", "y", "res"}
@@ -94,7 +95,7 @@ def statements(text: str) -> list[ast.stmt]:
 # Edits that keep what a network computes.
 
 
-def rename_attributes(tree: ast.Module, rng: random.Random) -> bool:
+def rename_attributes(tree: ast.Module) -> bool:
     texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant)}
     names = (
         {
@@ -112,7 +113,7 @@ def rename_attributes(tree: ast.Module, rng: random.Random) -> bool:
     return bool(new)
 
 
-def rename_classes(tree: ast.Module, rng: random.Random) -> bool:
+def rename_classes(tree: ast.Module) -> bool:
     names = [c.name for c in classes(tree) if c.name != "Net"]
     new = {name: f"Piece{chr(65 + i)}" for i, name in enumerate(names)}
     for n in ast.walk(tree):
@@ -123,7 +124,7 @@ def rename_classes(tree: ast.Module, rng: random.Random) -> bool:
     return bool(new)
 
 
-def rename_variables(tree: ast.Module, rng: random.Random) -> bool:
+def rename_variables(tree: ast.Module) -> bool:
     found = False
     for f in [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]:
         inner = [
@@ -150,7 +151,7 @@ def rename_variables(tree: ast.Module, rng: random.Random) -> bool:
     return found
 
 
-def reorder_statements(tree: ast.Module, rng: random.Random) -> bool:
+def reorder_statements(tree: ast.Module) -> bool:
     """Layers are defined in reverse where neighbours do not need each other."""
     found = False
     for f in methods(tree, "__init__"):
@@ -181,7 +182,7 @@ def _independent(node: ast.stmt, others: list[ast.stmt]) -> bool:
     )
 
 
-def wrap_in_sequential(tree: ast.Module, rng: random.Random) -> bool:
+def wrap_in_sequential(tree: ast.Module) -> bool:
     found = False
     for c in classes(tree):
         for n in _layers(c):
@@ -191,7 +192,7 @@ def wrap_in_sequential(tree: ast.Module, rng: random.Random) -> bool:
     return found
 
 
-def sequential_to_attributes(tree: ast.Module, rng: random.Random) -> bool:
+def sequential_to_attributes(tree: ast.Module) -> bool:
     found = False
     for c in classes(tree):
         for n in _layers(c):
@@ -239,7 +240,7 @@ def _only_called(c: ast.ClassDef, n: ast.Assign) -> bool:
     return bool(called_) and len(uses) == len(called_) + 1
 
 
-def module_or_function(tree: ast.Module, rng: random.Random) -> bool:
+def module_or_function(tree: ast.Module) -> bool:
     """``self.act(x)`` becomes ``torch.relu(x)``, and a function becomes a module."""
     found = False
     for c in classes(tree):
@@ -252,20 +253,20 @@ def module_or_function(tree: ast.Module, rng: random.Random) -> bool:
                         found = True
     if not found:
         for call in calls(tree, "relu"):
-            if len(call.args) == 1 and isinstance(call.func, ast.Attribute):
-                if ast.unparse(call.func.value) in ("F", "torch", "nn.functional"):
-                    call.func, call.keywords = expression("nn.ReLU()"), []
-                    found = True
+            of_library = ("F.relu", "torch.relu", "nn.functional.relu")
+            if len(call.args) == 1 and ast.unparse(call.func) in of_library:
+                call.func, call.keywords = expression("nn.ReLU()"), []
+                found = True
     return found
 
 
-def dead_layers(tree: ast.Module, rng: random.Random) -> bool:
+def dead_layers(tree: ast.Module) -> bool:
     for f in methods(tree, "__init__")[-1:]:
         f.body += statements("self.extra = nn.Linear(7, 5)\nself.more = nn.Conv2d(3, 5, 3)")
     return bool(methods(tree, "__init__"))
 
 
-def dead_computation(tree: ast.Module, rng: random.Random) -> bool:
+def dead_computation(tree: ast.Module) -> bool:
     f = net_forward(tree)
     if f is None or len(f.args.args) < 2:
         return False
@@ -274,7 +275,7 @@ def dead_computation(tree: ast.Module, rng: random.Random) -> bool:
     return True
 
 
-def comments(tree: ast.Module, rng: random.Random) -> bool:
+def comments(tree: ast.Module) -> bool:
     """Docstrings; ``graph_pairs.py`` writes comments into the text of this one."""
     for n in ast.walk(tree):
         if isinstance(n, ast.ClassDef | ast.FunctionDef):
@@ -282,7 +283,7 @@ def comments(tree: ast.Module, rng: random.Random) -> bool:
     return True
 
 
-def flatten_form(tree: ast.Module, rng: random.Random) -> bool:
+def flatten_form(tree: ast.Module) -> bool:
     found = False
     for f in methods(tree, "forward"):
         for call in ast.walk(f):
@@ -305,7 +306,7 @@ def flatten_form(tree: ast.Module, rng: random.Random) -> bool:
     return found
 
 
-def roll_into_loops(tree: ast.Module, rng: random.Random) -> bool:
+def roll_into_loops(tree: ast.Module) -> bool:
     for f in methods(tree, "forward"):
         for block in blocks(f):
             for i in range(len(block) - 1):
@@ -325,7 +326,7 @@ def _applies(found: tuple[str, ast.Call]) -> bool:
     return one and own_attribute(call.func) is not None
 
 
-def operators_without_effect(tree: ast.Module, rng: random.Random) -> bool:
+def operators_without_effect(tree: ast.Module) -> bool:
     f = net_forward(tree)
     if f is None or not isinstance(f.body[-1], ast.Return) or len(f.args.args) < 2:
         return False
@@ -335,7 +336,7 @@ def operators_without_effect(tree: ast.Module, rng: random.Random) -> bool:
     return True
 
 
-def forward_by_helper(tree: ast.Module, rng: random.Random) -> bool:
+def forward_by_helper(tree: ast.Module) -> bool:
     for c in classes(tree):
         f = net_forward(tree)
         if c.name == "Net" and f is not None and len(f.args.args) == 2:
@@ -345,7 +346,7 @@ def forward_by_helper(tree: ast.Module, rng: random.Random) -> bool:
     return False
 
 
-def in_place(tree: ast.Module, rng: random.Random) -> bool:
+def in_place(tree: ast.Module) -> bool:
     found = calls(tree, "ReLU", "SiLU", "ReLU6", "ELU", "LeakyReLU")
     for call in found:
         was = any(k.arg == "inplace" for k in call.keywords)
@@ -355,7 +356,7 @@ def in_place(tree: ast.Module, rng: random.Random) -> bool:
     return bool(found)
 
 
-def swap_summands(tree: ast.Module, rng: random.Random) -> bool:
+def swap_summands(tree: ast.Module) -> bool:
     found = _sums(tree)
     for n in found:
         n.left, n.right = n.right, n.left
@@ -379,7 +380,7 @@ def _sums(tree: ast.Module) -> list[ast.BinOp]:
     ]
 
 
-KEEPING: dict[str, Edit] = {
+KEEPING: dict[str, Keeping] = {
     "attributes renamed": rename_attributes,
     "classes renamed": rename_classes,
     "variables renamed": rename_variables,
@@ -595,7 +596,7 @@ def groups(tree: ast.Module, rng: random.Random) -> bool:
     return True
 
 
-CHANGING: dict[str, Edit] = {
+CHANGING: dict[str, Changing] = {
     "kernel size": kernel_size,
     "width": width,
     "stride": stride,

@@ -111,7 +111,7 @@ def bases(sandbox: Sandbox) -> list[tuple[str, str]]:
 
 def edited(code: str, kind: str, rng: random.Random) -> str | None:
     tree = ast.parse(code)
-    if not (KEEPING | CHANGING)[kind](tree, rng):
+    if not (KEEPING[kind](tree) if kind in KEEPING else CHANGING[kind](tree, rng)):
         return None
     text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     if kind == "comments":

@@ -179,7 +179,8 @@ LAYERS_SAME = {
     ),
     "attention": (
         "self.b = nn.MultiheadAttention(32, 4, batch_first=True)\n"
-        "def attend(x):\n    y = x[:, 0]\n    return x * self.b(y, y, y)[0][:, None]\nself.a = attend",
+        "def attend(x):\n    y = x[:, 0]\n"
+        "    return x * self.b(y, y, y)[0][:, None]\nself.a = attend",
         "self.b = nn.MultiheadAttention(32, 4, batch_first=True)\n"
         "def attend(x):\n    y = x.select(1, 0)\n"
         "    return x * self.b(y, y, y, need_weights=True)[0].unsqueeze(1)\nself.a = attend",
