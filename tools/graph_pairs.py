@@ -195,7 +195,8 @@ def measure(path: Path) -> None:
     n_same = sum(row["same"] for row in rows)
     print(
         f"{len(rows)} pairs of {len({r['base'] for r in rows})} networks: {n_same} same, "
-        f"{len(rows) - n_same} not; {sum(h is None for h in hashes.values())} without a graph\n"
+        f"{len(rows) - n_same} not; {sum(h is None for h in hashes.values())} without a graph; "
+        f"{len({hashes[r['a']] for r in rows})} hashes of the unedited networks\n"
     )
     print("| same network, by | precision | recall | wrong |\n|---|---|---|---|")
     for name, same in decisions.items():

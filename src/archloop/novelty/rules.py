@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from archloop.novelty.canonical import UNORDERED, Call, Canonical, Input
+from archloop.novelty.canonical import UNORDERED, Call, Canonical, Input, Node
 
 _NOTHING = frozenset(
     {"detach", "alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy", "_to_copy"}
@@ -60,6 +60,9 @@ _ELEMENTWISE = frozenset(
 )
 """What they do with one tensor does not depend on the places of its elements."""
 
+_MOST_MOVES = 8
+"""Reshapes and permutations in a row that an operator is put before; each makes a node anew."""
+
 _MOST_JOINED = 128
 """Inputs of the longest concatenation that nested ones are merged into: without a bound, doubling
 ``cat((x, x))`` twenty times would have a million inputs."""
@@ -72,8 +75,10 @@ Rule = Callable[[Canonical, Call], int | None]
 def apply(c: Canonical, call: Call) -> int:
     """The place of what a traced operator gives."""
     moved = _moved(c, call)
-    if moved is not None:
-        return moved
+    return _ruled(c, call) if moved is None else moved
+
+
+def _ruled(c: Canonical, call: Call) -> int:
     rule = _RULES.get(call.operator)
     if rule is None:
         return c.general(call, call.operator)
@@ -83,20 +88,26 @@ def apply(c: Canonical, call: Call) -> int:
 
 
 def _moved(c: Canonical, call: Call) -> int | None:
-    """An elementwise operator after a reshape or a permutation, put before it."""
+    """An elementwise operator after reshapes and permutations, put before them."""
     place = call.input()
     tensors = sum(isinstance(value, Input) for value in call.arguments.values())
     if place is None or tensors != 1 or call.operator not in _ELEMENTWISE:
         return None
-    node = c.nodes[place]
-    if node.operator not in ("reshape", "permute") or node.shape != call.shape:
+    moves: list[Node] = []
+    if c.nodes[place].shape == call.shape:
+        while c.nodes[place].operator in ("reshape", "permute") and len(moves) < _MOST_MOVES:
+            moves.append(c.nodes[place])
+            place = c.nodes[place].inputs[0]
+    if not moves:
         return None
-    inner = node.inputs[0]
-    arguments = {**call.arguments, "self": Input(inner)}
-    result = apply(c, Call(call.operator, arguments, 0, c.nodes[inner].shape, call.dtype))
-    if node.operator == "reshape":
-        return c.reshape(result, node.shape)
-    return c.permute(result, json.loads(node.attributes)["dims"])
+    arguments = {**call.arguments, "self": Input(place)}
+    result = _ruled(c, Call(call.operator, arguments, 0, c.nodes[place].shape, call.dtype))
+    for node in reversed(moves):
+        if node.operator == "reshape":
+            result = c.reshape(result, node.shape)
+        else:
+            result = c.permute(result, json.loads(node.attributes)["dims"])
+    return result
 
 
 def _nothing(c: Canonical, call: Call) -> int | None:
