@@ -168,8 +168,8 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
 
 
-def measure(path: Path) -> None:
-    rows, config = read(path), NoveltyConfig()
+def measure(path: Path, every: int = 1) -> None:
+    rows, config = read(path)[::every], NoveltyConfig()
     codes = sorted({code for row in rows for code in (row["a"], row["b"])})
     hashes, seconds, hashing = {}, [], []
     with Sandbox(SandboxConfig()) as sandbox:
@@ -221,8 +221,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("do", choices=["make", "measure"])
     parser.add_argument("file", type=Path)
+    parser.add_argument("--every", type=int, default=1, help="measure every so many pairs only")
     given = parser.parse_args()
-    {"make": make, "measure": measure}[given.do](given.file)
+    if given.do == "make":
+        make(given.file)
+    else:
+        measure(given.file, given.every)
 
 
 if __name__ == "__main__":
