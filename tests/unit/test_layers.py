@@ -104,6 +104,7 @@ WORKER_FILES = {
     "sandbox/network.py",
     "sandbox/prediction.py",
     "sandbox/state.py",
+    "sandbox/trace.py",
     "sandbox/training.py",
     "sandbox/weights.py",
 }

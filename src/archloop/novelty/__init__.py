@@ -1,19 +1,34 @@
-"""Text novelty of networks: token shingles, MinHash retrieval, exact Jaccard (paper, A.1).
+"""Novelty of networks: as text (paper, A.1) and as what they compute.
 
+``graph`` compares traced computation graphs, brought into the form of ``canonical`` and ``rules``.
 ``tokens`` turns code into a set of hashed shingles, ``index`` finds the most similar known network
 and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
 """
 
+from archloop.novelty.graph import (
+    Graph,
+    GraphError,
+    graph_distance,
+    graph_hash,
+    graph_shingles,
+    operator_motifs,
+)
 from archloop.novelty.index import NoveltyIndex, deduplicate
 from archloop.novelty.judge import NoveltyJudge
 from archloop.novelty.tokens import CodeTokenError, jaccard, shingles, tokens
 
 __all__ = [
     "CodeTokenError",
+    "Graph",
+    "GraphError",
     "NoveltyIndex",
     "NoveltyJudge",
     "deduplicate",
+    "graph_distance",
+    "graph_hash",
+    "graph_shingles",
     "jaccard",
+    "operator_motifs",
     "shingles",
     "tokens",
 ]

@@ -3,7 +3,8 @@
 Kept are the token categories that the paper lists: identifiers, keywords, literals, operators and
 delimiters, each as it is spelled. Comments, blank lines and layout (``NEWLINE``, ``INDENT``,
 ``DEDENT``) are dropped, so two layouts of one network are the same network; docstrings are
-literals and stay. Names are not normalised: a renamed network is a different text.
+literals and stay. In the ``lexical`` view names are as they are, so a renamed network is a
+different text; the ``normalized`` view folds names and numbers.
 
 The tokens are those of the standard library's ``tokenize`` (Python 3.11), found with one regular
 expression: six times faster, the same under every Python version (``tokenize`` splits f-strings
@@ -14,9 +15,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import itertools
+import keyword
 import re
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -47,6 +50,12 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
+View = Literal["lexical", "normalized"]
+"""What is made of the tokens before they are compared."""
+
+_LIBRARIES = frozenset({"torch", "nn", "F", "functional"})
+"""Names before a dot that say what an operator is."""
+
 _SINGLE = frozenset("+-*/%@&|^~=<>()[]{},:.;")
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -57,8 +66,15 @@ class CodeTokenError(UsageError):
     """The text is not a sequence of Python tokens."""
 
 
-def tokens(code: str) -> list[str]:
+def tokens(code: str, view: View = "lexical") -> list[str]:
     """The code's lexer tokens in order, without comments and layout; works on all code that parses.
+
+    Args:
+        code: A network's source.
+        view: ``lexical``: as they are spelled, as in the paper. ``normalized``: numbers are
+            ``NUM``, strings ``STR``, and names ``ID`` but for keywords, class names of libraries
+            (``Conv2d``) and what is read from ``torch``, ``nn`` and ``F``; so a renamed network is
+            the same text, and one of other widths too (nn-dup, ``utils/textproc.py``).
 
     Raises:
         CodeTokenError: A character that starts no token, such as an opening quote without its end.
@@ -71,7 +87,24 @@ def tokens(code: str) -> list[str]:
     odd = sorted(char for char in single if not char.isalnum() and char != "_")
     if odd and not _parses(code):  # f-strings of Python 3.12 may nest quotes
         raise CodeTokenError(f"not Python: {odd[0]!r} starts no token")
-    return words
+    return words if view == "lexical" else _normalized(words)
+
+
+def _normalized(words: list[str]) -> list[str]:
+    own = {name for word, name in itertools.pairwise(words) if word == "class"}
+    found = []
+    for i, word in enumerate(words):
+        if word[-1] in "\"'":
+            word = "STR"
+        elif word[0].isdigit() or (word[0] == "." and word[1:2].isdigit()):
+            word = "NUM"
+        elif word.isidentifier() and not keyword.iskeyword(word):
+            of_library = i >= 2 and words[i - 1] == "." and words[i - 2] in _LIBRARIES
+            is_class = word[0].isupper() and not word.isupper() and word not in own
+            if not (of_library or is_class or word in _LIBRARIES):
+                word = "ID"
+        found.append(word)
+    return found
 
 
 def _parses(code: str) -> bool:
@@ -82,7 +115,7 @@ def _parses(code: str) -> bool:
     return True
 
 
-def shingles(code: str, size: int = 10) -> NDArray[np.uint64]:
+def shingles(code: str, size: int = 10, view: View = "lexical") -> NDArray[np.uint64]:
     """The set of the code's contiguous token ``size``-grams, each as a 64-bit hash.
 
     Code shorter than one shingle is one shingle of all its tokens; code without tokens has none.
@@ -95,7 +128,7 @@ def shingles(code: str, size: int = 10) -> NDArray[np.uint64]:
     Raises:
         CodeTokenError: The code is not a sequence of Python tokens.
     """
-    words = tokens(code)
+    words = tokens(code, view)
     if not words:
         return np.empty(0, np.uint64)
     hashes = np.fromiter(map(_token_hash, words), np.uint64, len(words))

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
+from archloop.novelty.graph import Graph
 from archloop.provenance import resolved_precision
 from archloop.sandbox import flags, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.confine import require
-from archloop.sandbox.conversation import BUILDING, Conversation, FailedError
+from archloop.sandbox.conversation import BUILDING, Conversation, FailedError, trace
 from archloop.sandbox.measure import FastWayError, Feeding, Measured, Trained, measure, train
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import (
@@ -125,6 +126,29 @@ class Sandbox:
         except FailedError as failed:
             return failed.verdict
         return replace(ran.value, output=ran.output, flags=_left(ran))
+
+    def trace(
+        self, code: str, *, shape: tuple[int, int, int], classes: int
+    ) -> tuple[Verdict, Graph | None]:
+        """The computation graph of a network; on the meta device where it runs there.
+
+        Args:
+            code: The network's source.
+            shape: (channels, height, width) of an image.
+            classes: Number of logits.
+
+        Returns:
+            The verdict on building it, as of :meth:`probe`, and the graph. Without a graph, the
+            verdict's ``error`` says why; a valid network may have none, if its forward pass is too
+            long or fails in evaluation mode.
+        """
+        job = self._job(code, 0, None, shape, classes) | {"role": "trace", "meta": True}
+        try:
+            ran = self._hold(job, trace)
+        except FailedError as failed:
+            return failed.verdict, None
+        verdict, graph = ran.value
+        return replace(verdict, output=ran.output, flags=_left(ran)), graph
 
     def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.

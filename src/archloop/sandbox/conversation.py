@@ -11,6 +11,7 @@ from typing import Any
 
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
+from archloop.novelty.graph import MAX_BYTES, Graph, GraphError, parse
 from archloop.sandbox import wire
 from archloop.sandbox.server import Child, Ended, ForkServer, ServerLostError
 from archloop.sandbox.text import one_line
@@ -147,6 +148,23 @@ class Conversation:
         """Where in its source a process crashed, from what faulthandler printed."""
         found = _CRASH_LINE.search(self.child.output.text())
         return f" (line {found[1]}, in {found[2]})" if found else ""
+
+
+def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
+    """A candidate's verdict and graph; raises as :class:`Conversation` says."""
+    seconds = conversation.config.build_seconds
+    conversation.build()
+    what = "tracing"
+    message = conversation.expect("graph", seconds, what)
+    size = number(message, "bytes", MAX_BYTES)
+    if not size:
+        reason = one_line(str(message.get("reason")))
+        return conversation.verdict(Outcome.VALID, f"no graph: {reason}"), None
+    data = conversation.receive_bytes(size, seconds, what)
+    try:
+        return conversation.verdict(Outcome.VALID, None), parse(data)
+    except GraphError as error:
+        raise wire.WireError(f"no graph: {error}") from None
 
 
 def number(message: dict[str, Any], key: str, most: int = _MOST) -> int:

@@ -1,4 +1,4 @@
-"""What runs inside a candidate's own processes: a probe, one epoch, or the logits of a trained one.
+"""What runs inside a candidate's own processes: probe, graph, one epoch, logits of a trained one.
 
 The network is hostile until proven otherwise. Labels of validation images, the metric and the clock
 never are in these processes: the main process keeps them and judges the logits. Training and
@@ -9,12 +9,14 @@ How a network failed is told by the phase it was in.
 from __future__ import annotations
 
 import faulthandler
+import json
 import socket
 import sys
 from typing import Any
 
 from torch import nn
 
+from archloop.novelty.graph import MAX_BYTES
 from archloop.sandbox import state, wire
 from archloop.sandbox.feed import TrainData
 from archloop.sandbox.network import (
@@ -26,6 +28,7 @@ from archloop.sandbox.network import (
 from archloop.sandbox.phase import Fault, Phase, classify, error_line
 from archloop.sandbox.prediction import predict
 from archloop.sandbox.text import one_line
+from archloop.sandbox.trace import trace
 from archloop.sandbox.training import train
 from archloop.types import Outcome
 
@@ -55,6 +58,16 @@ def _probe(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
         _refuse_far_too_large(sock, builder)
     _build(sock, builder, builder.instantiate())
     wire.send(sock, {"stage": "done"})
+
+
+def _trace(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+    n_params, graph, reason = trace(job, phase)
+    wire.send(sock, {"stage": "built", "n_params": n_params})
+    data = b"" if graph is None else json.dumps(graph, separators=(",", ":")).encode()
+    if len(data) > MAX_BYTES:
+        data, reason = b"", f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
+    wire.send(sock, {"stage": "graph", "bytes": len(data), "reason": one_line(reason or "")})
+    sock.sendall(data)
 
 
 def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
@@ -100,7 +113,7 @@ def _predict(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
     predict(sock, builder, net, job, phase)
 
 
-_ROLES = {"probe": _probe, "train": _train, "predict": _predict}
+_ROLES = {"probe": _probe, "trace": _trace, "train": _train, "predict": _predict}
 
 
 def _refuse_far_too_large(sock: socket.socket, builder: Builder) -> None:

@@ -80,13 +80,19 @@ class Builder:
         except Exception:  # noqa: BLE001 - it is built for real in a moment
             return None
 
-    def dummy_forward(self, net: nn.Module, *, channels_last: bool = False) -> None:
+    def dummy_forward(
+        self,
+        net: nn.Module,
+        *,
+        channels_last: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
         """A batch of zeros in training mode; the logits must have the right shape."""
         self._phase.enter(Outcome.FORWARD_ERROR)
         net.train()
-        job = self._job
-        with torch.no_grad(), _where(self.device):
-            inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=self.device)
+        job, device = self._job, device or self.device
+        with torch.no_grad(), _where(device):
+            inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=device)
             if channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             check_logits(net(inputs), PROBE_BATCH, job["classes"])

@@ -1,0 +1,477 @@
+"""Several ways of writing one computation, as one.
+
+``flatten`` and ``view``; ``Linear`` and ``x @ w + b``; a pooling over everything and a mean;
+``silu`` and ``x * sigmoid(x)``; ``split`` and slices; nested and flat concatenations. What changes
+nothing is gone, such as a copy, a product with one, or a second ``relu`` after the first.
+
+The rules hold for finite real numbers, not to the last bit of a float; ``0 * x`` is 0.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from archloop.novelty.canonical import UNORDERED, Call, Canonical, Input, Node
+
+_NOTHING = frozenset(
+    {"detach", "alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy", "_to_copy"}
+)
+_RESHAPES = frozenset(
+    {
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+    }
+)
+_PERMUTATIONS = frozenset(
+    {"t", "transpose", "permute", "numpy_T", "swapaxes", "swapdims", "movedim"}
+)
+_REDUCTIONS = frozenset(
+    {"mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "linalg_vector_norm"}
+)
+_REPEATABLE = frozenset({"clamp", "abs", "floor", "ceil", "round", "sign"})
+_FILLS = {
+    "zeros": 0,
+    "zeros_like": 0,
+    "new_zeros": 0,
+    "zero": 0,
+    "ones": 1,
+    "ones_like": 1,
+    "new_ones": 1,
+}
+_FILLS_WITH = {"full": "fill_value", "full_like": "fill_value", "new_full": "fill_value"}
+_FILLS_WITH |= {"fill": "value", "scalar_tensor": "s"}
+_SAMPLED_IN_PLACE = frozenset(
+    {"cauchy", "exponential", "geometric", "log_normal", "normal", "random", "uniform"}
+)
+_ELEMENTWISE = frozenset(
+    {
+        *("add", "sub", "mul", "div", "pow", "neg", "abs", "sqrt", "exp", "log", "sin", "cos"),
+        *("relu", "hardtanh", "clamp", "clamp_min", "clamp_max", "threshold", "leaky_relu", "elu"),
+        *("gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid", "softplus"),
+    }
+)
+"""What they do with one tensor does not depend on the places of its elements."""
+
+_MOST_MOVES = 8
+"""Reshapes and permutations in a row that an operator is put before; each makes a node anew."""
+
+_MOST_JOINED = 128
+"""Inputs of the longest concatenation that nested ones are merged into: without a bound, doubling
+``cat((x, x))`` twenty times would have a million inputs."""
+
+
+Rule = Callable[[Canonical, Call], int | None]
+"""Gives a place, or ``None`` where it does not apply."""
+
+
+def apply(c: Canonical, call: Call) -> int:
+    """The place of what a traced operator gives."""
+    moved = _moved(c, call)
+    return _ruled(c, call) if moved is None else moved
+
+
+def _ruled(c: Canonical, call: Call) -> int:
+    rule = _RULES.get(call.operator)
+    if rule is None:
+        return c.general(call, call.operator)
+    place = rule(c, call)
+    # Rules read the attributes of nodes that rules made; this one is to be none of them.
+    return c.general(call, f"{call.operator}*") if place is None else place
+
+
+def _moved(c: Canonical, call: Call) -> int | None:
+    """An elementwise operator after reshapes and permutations, put before them."""
+    place = call.input()
+    tensors = sum(isinstance(value, Input) for value in call.arguments.values())
+    if place is None or tensors != 1 or call.operator not in _ELEMENTWISE:
+        return None
+    moves: list[Node] = []
+    if c.nodes[place].shape == call.shape:
+        while c.nodes[place].operator in ("reshape", "permute") and len(moves) < _MOST_MOVES:
+            moves.append(c.nodes[place])
+            place = c.nodes[place].inputs[0]
+    if not moves:
+        return None
+    arguments = {**call.arguments, "self": Input(place)}
+    result = _ruled(c, Call(call.operator, arguments, 0, c.nodes[place].shape, call.dtype))
+    for node in reversed(moves):
+        if node.operator == "reshape":
+            result = c.reshape(result, node.shape)
+        else:
+            result = c.permute(result, json.loads(node.attributes)["dims"])
+    return result
+
+
+def _nothing(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    return None if place is None else c.cast(place, call.dtype)
+
+
+def _reshape(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None or c.nodes[place].dtype != call.dtype:
+        return None
+    return c.reshape(place, call.shape)
+
+
+def _permute(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    dims = None if place is None else _order(call, len(c.nodes[place].shape))
+    return None if place is None or dims is None else c.permute(place, dims)
+
+
+def _order(call: Call, rank: int) -> list[int] | None:
+    """What a permutation makes of the dimensions."""
+    if "dims" in call.arguments:
+        dims = _ints(call.arguments["dims"])
+    else:
+        names = [n for n in ("dim0", "dim1", "axis0", "axis1") if n in call.arguments]
+        swapped = _ints([call.arguments[n] for n in names])
+        dims = list(range(rank))
+        if not names and rank >= 2 and call.operator == "t":
+            swapped = [0, 1]
+        if swapped is None or len(swapped) != 2 or not all(-rank <= d < rank for d in swapped):
+            return list(range(rank)) if call.operator == "t" and rank < 2 else None
+        dims[swapped[0]], dims[swapped[1]] = dims[swapped[1]], dims[swapped[0]]
+    if dims is None or not all(-rank <= d < rank for d in dims):
+        return None
+    dims = [d % rank for d in dims]
+    return dims if sorted(dims) == list(range(rank)) else None
+
+
+def _expand(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    return None if place is None else c.expand(place, call.shape)
+
+
+def _copy(c: Canonical, call: Call) -> int | None:
+    place = call.input("src")
+    return None if place is None else c.cast(c.expand(place, call.shape), call.dtype)
+
+
+def _scatter(c: Canonical, call: Call) -> int | None:
+    """A write through a view that shows all of its base replaces the base."""
+    base, view = call.input("base"), call.input("view")
+    name = call.operator.removesuffix("_scatter")
+    if base is None or view is None:
+        return None
+    if name in _NOTHING or name in _RESHAPES:
+        return c.reshape(view, call.shape)
+    if name in _PERMUTATIONS:
+        call = Call(name, call.arguments, 0, call.shape, call.dtype)
+        dims = _order(call, len(c.nodes[base].shape))
+        if dims is not None and len(c.nodes[view].shape) == len(dims):
+            return c.permute(view, [dims.index(d) for d in range(len(dims))])
+    if c.nodes[view].shape == c.nodes[base].shape and name in ("slice", "expand"):
+        return view
+    return None
+
+
+def _fill(c: Canonical, call: Call) -> int | None:
+    value = _FILLS.get(call.operator)
+    if value is None:
+        value = call.arguments.get(_FILLS_WITH[call.operator])
+    if not isinstance(value, int | float | str):
+        return None
+    return c.add("full", {"value": value}, (), call.shape, call.dtype)
+
+
+def _sample(c: Canonical, call: Call) -> int:
+    attributes = {k: v for k, v in call.plain("self").items() if not isinstance(v, Input)}
+    return c.add(call.operator, attributes, (), call.shape, call.dtype, unique=True)
+
+
+def _arithmetic(c: Canonical, call: Call) -> int | None:
+    """Sums and products without what changes nothing; constants as numbers."""
+    place, operator = call.input(), call.operator
+    name = "exponent" if operator == "pow" else "other"
+    other = call.arguments.get(name)
+    if place is None or set(call.arguments) != {"self", name}:
+        return None
+    if isinstance(other, Input):
+        number = c.constant(other.place)
+        if number is None and operator in UNORDERED and c.constant(place) is not None:
+            number, place, other = c.constant(place), other.place, Input(place)
+        if number is None or c.nodes[place].shape != call.shape:
+            return _of_two(c, call, place, other.place)
+        other = number
+    same = (c.nodes[place].shape, c.nodes[place].dtype) == (call.shape, call.dtype)
+    if same and type(other) in (int, float):
+        if other == (0 if operator in ("add", "sub") else 1):
+            return place
+        if other == 0 and operator == "mul":
+            return c.add("full", {"value": 0}, (), call.shape, call.dtype)
+    return c.add(operator, {"other": other}, (place,), call.shape, call.dtype)
+
+
+def _of_two(c: Canonical, call: Call, a: int, b: int) -> int:
+    """A bias is added before a reshape that keeps the last dimension, as ``Linear`` may do."""
+    for place, bias in ((a, b), (b, a)) if call.operator == "add" else ():
+        node, size = c.nodes[place], c.nodes[bias].shape
+        if node.operator != "reshape" or len(size) != 1:
+            continue
+        inner = c.nodes[node.inputs[0]]
+        if len(inner.shape) > 1 and inner.shape[-1:] == node.shape[-1:] == size:
+            total = c.add("add", {}, (node.inputs[0], bias), inner.shape, call.dtype)
+            return c.reshape(total, call.shape)
+    return c.add(call.operator, {}, (a, b), call.shape, call.dtype)
+
+
+def _addmm(c: Canonical, call: Call) -> int | None:
+    places = [call.input(name) for name in ("self", "mat1", "mat2")]
+    bias, left, right = places
+    if set(call.arguments) != {"self", "mat1", "mat2"}:
+        return None
+    if bias is None or left is None or right is None:
+        return None
+    product = c.add("mm", {}, (left, right), call.shape, call.dtype)
+    return c.add("add", {}, (product, bias), call.shape, call.dtype)
+
+
+def _mm(c: Canonical, call: Call) -> int | None:
+    left, right = call.input(), call.input("mat2")
+    if left is None or right is None:
+        return None
+    return c.add("mm", {}, (left, right), call.shape, call.dtype)
+
+
+def _silu(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None:
+        return None
+    gate = c.add("sigmoid", {"self": "%"}, (place,), call.shape, call.dtype)
+    return c.add("mul", {}, (place, gate), call.shape, call.dtype)
+
+
+def _clamp(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None:
+        return None
+    plain, bounds = call.plain("self"), {}
+    if call.operator == "relu":
+        bounds = {"min": 0}
+    elif call.operator == "hardtanh":
+        bounds = {"min": plain.get("min_val", -1), "max": plain.get("max_val", 1)}
+    elif call.operator == "threshold":
+        if plain != {"threshold": 0, "value": 0}:
+            return None
+        bounds = {"min": 0}
+    elif any(isinstance(v, Input) for v in plain.values()):
+        return None
+    else:
+        bounds = {k: v for k, v in plain.items() if v is not None}
+    return _repeatable(
+        c, Call("clamp", {"self": Input(place), **bounds}, 0, call.shape, call.dtype)
+    )
+
+
+def _repeatable(c: Canonical, call: Call) -> int | None:
+    """What does nothing the second time."""
+    place = call.input()
+    if place is None:
+        return None
+    node, attributes = c.nodes[place], call.plain("self")
+    if node.operator == call.operator and node.attributes == json.dumps(attributes, sort_keys=True):
+        return place
+    return c.add(call.operator, attributes, (place,), call.shape, call.dtype)
+
+
+def _cat(c: Canonical, call: Call) -> int | None:
+    tensors, rank = call.arguments.get("tensors"), len(call.shape)
+    dim = _index(call.arguments.get("dim", 0), rank)
+    if dim is None or not isinstance(tensors, list) or not tensors:
+        return None
+    if not all(isinstance(t, Input) for t in tensors):
+        return None
+    places = [t.place for t in tensors]
+    if call.operator == "stack":
+        part = (*call.shape[:dim], 1, *call.shape[dim + 1 :])
+        places = [c.reshape(place, part) for place in places]
+    joined: list[int] = []
+    for place in places:
+        node = c.nodes[place]
+        nested = node.operator == "cat" and json.loads(node.attributes)["dim"] == dim
+        joined.extend(node.inputs if nested else (place,))
+    if len(joined) > _MOST_JOINED:
+        joined = places
+    if len(joined) == 1:
+        return joined[0]
+    return c.add("cat", {"dim": dim}, tuple(joined), call.shape, call.dtype)
+
+
+def _split(c: Canonical, call: Call) -> int | None:
+    """One part of a tensor that is cut along a dimension, as a slice."""
+    place = call.input()
+    if place is None:
+        return None
+    source = c.nodes[place].shape
+    dim = _index(call.arguments.get("dim", 0), len(source))
+    if dim is None or type(source[dim]) is not int:
+        return None
+    if call.operator in ("unbind", "select"):
+        index = _index(call.arguments.get("index", call.index), source[dim])
+        if index is None:
+            return None
+        return c.reshape(c.slice(place, dim, index, index + 1), call.shape)
+    size = call.arguments.get("split_size", call.arguments.get("split_sizes"))
+    if isinstance(size, list):
+        sizes = _ints(size[: call.index + 1])
+        if sizes is None or len(sizes) <= call.index:
+            return None
+        start, end = sum(sizes[:-1]), sum(sizes)
+    elif type(size) is int:
+        start, end = size * call.index, min(size * (call.index + 1), source[dim])
+    else:
+        return None
+    return c.slice(place, dim, start, end)
+
+
+def _slice(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None:
+        return None
+    if c.nodes[place].shape == call.shape:
+        return place if call.arguments.get("step", 1) == 1 else None
+    source = c.nodes[place].shape
+    dim = _index(call.arguments.get("dim", 0), len(source))
+    if dim is None or type(source[dim]) is not int or call.arguments.get("step", 1) != 1:
+        return None
+    start, end = call.arguments.get("start"), call.arguments.get("end")
+    start, end = 0 if start is None else start, source[dim] if end is None else end
+    if not isinstance(start, int | float) or not isinstance(end, int | float):
+        return None
+    first, last, _ = slice(int(start), int(end)).indices(source[dim])
+    return c.slice(place, dim, first, last)
+
+
+def _reduce(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None:
+        return None
+    rank = len(c.nodes[place].shape)
+    dims = call.arguments.get("dim")
+    listed = list(range(rank)) if dims is None or dims == [] else _ints(dims)
+    if listed is None or not all(-rank <= d < rank for d in listed):
+        return None
+    other = call.plain("self", "dim", "keepdim")
+    if any(isinstance(value, Input) for value in other.values()):
+        return None
+    reduced = c.reduce(call.operator, place, sorted({d % rank for d in listed}), other)
+    return c.reshape(c.cast(reduced, call.dtype), call.shape)
+
+
+def _pool(c: Canonical, call: Call) -> int | None:
+    """Pooling: the stride said, one that covers everything as a reduction, one of 1 as nothing."""
+    place = call.input()
+    if place is None or call.index:
+        return None
+    source = c.nodes[place].shape[-2:]
+    attributes = call.plain("self")
+    kernel = _sizes(attributes.pop("kernel_size", None), 2)
+    padding = _sizes(attributes.pop("padding", 0), 2)
+    stride = _sizes(attributes.pop("stride", None) or kernel, 2)
+    if kernel is None or padding is None or stride is None:
+        return None
+    if padding == [0, 0]:
+        attributes.pop("count_include_pad", None)
+        if tuple(kernel) == source and not attributes:
+            name = "mean" if call.operator == "avg_pool2d" else "amax"
+            rank = len(c.nodes[place].shape)
+            return c.reshape(c.reduce(name, place, [rank - 2, rank - 1], {}), call.shape)
+        if kernel == stride == [1, 1]:
+            return place
+    attributes |= {"kernel": kernel, "stride": stride, "padding": padding}
+    name = call.operator.removesuffix("_with_indices")
+    return c.add(name, attributes, (place,), call.shape, call.dtype)
+
+
+def _adaptive(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    if place is None or call.index:
+        return None
+    if c.nodes[place].shape == call.shape:
+        return place
+    name = call.operator.removeprefix("_")
+    if call.shape[-2:] == (1, 1):
+        rank, kind = len(call.shape), "mean" if "avg" in name else "amax"
+        return c.reshape(c.reduce(kind, place, [rank - 2, rank - 1], {}), call.shape)
+    return c.add(name, {}, (place,), call.shape, call.dtype)
+
+
+def _convolution(c: Canonical, call: Call) -> int | None:
+    spatial, arguments = len(call.shape) - 2, dict(call.arguments)
+    for name in ("stride", "padding", "dilation", "output_padding"):
+        sizes = _sizes(arguments.get(name), spatial)
+        if sizes is None:
+            return None
+        arguments[name] = sizes
+    call = Call("convolution", arguments, call.index, call.shape, call.dtype)
+    return c.general(call, "convolution")
+
+
+def _pad(c: Canonical, call: Call) -> int | None:
+    place = call.input()
+    return place if place is not None and c.nodes[place].shape == call.shape else None
+
+
+def _ints(value: Any) -> list[int] | None:
+    """Whole numbers of moderate size, as a list."""
+    values = value if isinstance(value, list) else [value]
+    if all(type(v) is int and abs(v) < 2**40 for v in values):
+        return list(values)
+    return None
+
+
+def _sizes(value: Any, count: int) -> list[int] | None:
+    """One number for each dimension."""
+    sizes = _ints(value)
+    if sizes is not None and len(sizes) == 1:
+        sizes = sizes * count
+    return sizes if sizes is not None and len(sizes) == count else None
+
+
+def _index(value: Any, size: int) -> int | None:
+    """A position, counted from the start."""
+    if type(value) is not int or not -size <= value < size:
+        return None
+    return value % size
+
+
+_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_NOTHING, _nothing),
+    **dict.fromkeys(_RESHAPES, _reshape),
+    **dict.fromkeys(_PERMUTATIONS, _permute),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    **dict.fromkeys(_REPEATABLE, _repeatable),
+    **dict.fromkeys((*_FILLS, *_FILLS_WITH), _fill),
+    **dict.fromkeys(_SAMPLED_IN_PLACE, _sample),
+    **dict.fromkeys(("relu", "hardtanh", "threshold", "clamp", "clamp_min", "clamp_max"), _clamp),
+    **dict.fromkeys(("add", "sub", "mul", "div", "pow"), _arithmetic),
+    **dict.fromkeys(("cat", "stack"), _cat),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
+    ),
+    **dict.fromkeys(("unbind", "select"), _split),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool2d", "avg_pool2d"), _pool),
+    **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive),
+    **dict.fromkeys(
+        (f"{n}_scatter" for n in (*_NOTHING, *_RESHAPES, *_PERMUTATIONS, "slice", "expand")),
+        _scatter,
+    ),
+    "addmm": _addmm,
+    "constant_pad_nd": _pad,
+    "convolution": _convolution,
+    "copy": _copy,
+    "expand": _expand,
+    "mm": _mm,
+    "silu": _silu,
+    "slice": _slice,
+}
