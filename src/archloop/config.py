@@ -21,6 +21,7 @@ from archloop.errors import ConfigError
 from archloop.types import Isolation, Training
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+NoveltyKind = Literal["lexical", "normalized", "graph"]
 
 
 class _Section(BaseModel):
@@ -165,10 +166,26 @@ class NoveltyConfig(_Section):
 
     enabled: bool = True
     """``False``: near-duplicates are scored but not rejected (ablation)."""
+    kind: tuple[NoveltyKind, ...] = ("lexical",)
+    """What a candidate must be novel in, one or several: ``lexical`` tokens (the paper),
+    ``normalized`` ones (names and numbers folded), the traced ``graph``. All are scored."""
     shingle_size: int = Field(10, ge=1)
     permutations: int = Field(256, ge=16)
     lsh_threshold: Fraction = 0.85
     near_duplicate_threshold: Fraction = 0.90
+
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("kind")
+    @classmethod
+    def _some_kind(cls, value: tuple[NoveltyKind, ...]) -> tuple[NoveltyKind, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError("allowed: one or more of 'lexical', 'normalized', 'graph', each once")
+        return value
 
 
 class SelectionConfig(_Section):

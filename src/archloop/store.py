@@ -32,7 +32,7 @@ from archloop.database import (
     open_engine,
 )
 from archloop.errors import ArchloopError, UsageError
-from archloop.types import Candidate, Completion, CycleStats, Outcome, Verdict
+from archloop.types import Candidate, Completion, CycleStats, GraphSketch, Outcome, Verdict
 
 _SELECTION_FIELDS = (
     "outcome",
@@ -40,8 +40,15 @@ _SELECTION_FIELDS = (
     "near_dup_text_train",
     "nn_jaccard_gen",
     "near_dup_text_gen",
+    "nn_normalized_train",
+    "nn_normalized_gen",
+    "nn_graph_train",
+    "nn_graph_gen",
+    "near_dup_graph_train",
+    "near_dup_graph_gen",
     "rejection_count",
     "nearest",
+    "nearest_graph",
 )
 """What the end of a cycle adds to a valid candidate."""
 
@@ -198,7 +205,9 @@ class Store:
             "training": training,
             "flags": list(verdict.flags),
         }
-        del row["output"]
+        del row["output"], row["graph"]
+        row["graph_hash"] = verdict.graph and verdict.graph.hash
+        row["graph_shingles"] = verdict.graph and verdict.graph.shingles
         try:
             with self._write() as db:
                 self._refuse_committed(db, cycle)
@@ -307,10 +316,14 @@ def _completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> 
 def _candidates(db: Connection, where: Sequence[sa.ColumnElement[bool]]) -> list[Candidate]:
     query = CANDIDATES.select().where(*where)
     rows = db.execute(query.order_by(CANDIDATES.c.cycle, CANDIDATES.c.index)).mappings()
-    return [
-        Candidate(
-            id=candidate_id(row["cycle"], row["index"]),
-            **{**row, "outcome": Outcome(row["outcome"]), "flags": tuple(row["flags"])},
-        )
-        for row in rows
-    ]
+    return [_candidate(dict(row)) for row in rows]
+
+
+def _candidate(row: dict[str, Any]) -> Candidate:
+    hash, shingles = row.pop("graph_hash"), row.pop("graph_shingles")
+    row["outcome"], row["flags"] = Outcome(row["outcome"]), tuple(row["flags"])
+    return Candidate(
+        id=candidate_id(row["cycle"], row["index"]),
+        graph=None if hash is None else GraphSketch(hash, shingles),
+        **row,
+    )

@@ -129,23 +129,49 @@ class Verdict:
     """What a reader of the accuracy should know; see :mod:`archloop.sandbox.flags`."""
     output: str | None = None
     """The last of what the network printed."""
+    graph: GraphSketch | None = None
+    """Of a valid network that could be traced."""
+
+
+@dataclass(frozen=True)
+class GraphSketch:
+    """What is kept of a traced computation graph: enough to compare it again without tracing."""
+
+    hash: str
+    """The same for networks that compute the same."""
+    shingles: bytes
+    """Sorted 64-bit little-endian hashes of small neighbourhoods."""
 
 
 @dataclass(frozen=True)
 class NoveltyScores:
-    """Similarity of one candidate to the corpus (train) and to its cycle (gen), paper section 3."""
+    """Similarity of one candidate to the corpus (train) and to its cycle (gen), paper section 3.
+
+    ``text`` are lexical tokens as in the paper, ``normalized`` tokens with names and numbers folded,
+    ``graph`` the traced computation; ``None``: one of the two could not be traced.
+    """
 
     nn_jaccard_train: float
     near_dup_text_train: bool
     nn_jaccard_gen: float
     near_dup_text_gen: bool
     nearest: str | None
-    """Id of the most similar known network, if any was retrieved."""
+    """Id of the most similar known network by text, if any was retrieved."""
+    nn_normalized_train: float = 0.0
+    nn_normalized_gen: float = 0.0
+    nn_graph_train: float | None = None
+    nn_graph_gen: float | None = None
+    near_dup_graph_train: bool | None = None
+    near_dup_graph_gen: bool | None = None
+    nearest_graph: str | None = None
+    """Id of the most similar known network by graph."""
+    rejected_by: tuple[str, ...] = ()
+    """The configured kinds of novelty that call it a near-duplicate."""
 
     @property
     def is_near_duplicate(self) -> bool:
-        """Whether the candidate is a near-duplicate of anything known."""
-        return self.near_dup_text_train or self.near_dup_text_gen
+        """Whether the candidate is a near-duplicate of anything known, in any configured kind."""
+        return bool(self.rejected_by)
 
 
 @dataclass(frozen=True)
@@ -167,18 +193,27 @@ class Candidate:
     near_dup_text_train: bool | None = None
     nn_jaccard_gen: float | None = None
     near_dup_text_gen: bool | None = None
+    nn_normalized_train: float | None = None
+    nn_normalized_gen: float | None = None
+    nn_graph_train: float | None = None
+    nn_graph_gen: float | None = None
+    near_dup_graph_train: bool | None = None
+    near_dup_graph_gen: bool | None = None
     rejection_count: int | None = None
     nearest: str | None = None
+    nearest_graph: str | None = None
     isolation: str | None = None
     protocol: str | None = None
     training: str | None = None
     harness_accuracy: float | None = None
     flags: tuple[str, ...] = ()
+    graph: GraphSketch | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The public JSON row (without the source text)."""
         row = asdict(self)
-        del row["code"], row["index"]
+        del row["code"], row["index"], row["graph"]
+        row["graph_hash"] = None if self.graph is None else self.graph.hash
         row["outcome"], row["flags"] = self.outcome.value, list(self.flags)
         return row
 

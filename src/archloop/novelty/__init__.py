@@ -12,6 +12,7 @@ from archloop.novelty.graph import (
     graph_hash,
     graph_shingles,
     operator_motifs,
+    sketch_graph,
 )
 from archloop.novelty.index import NoveltyIndex, deduplicate
 from archloop.novelty.judge import NoveltyJudge
@@ -30,5 +31,6 @@ __all__ = [
     "jaccard",
     "operator_motifs",
     "shingles",
+    "sketch_graph",
     "tokens",
 ]

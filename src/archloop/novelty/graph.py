@@ -32,6 +32,7 @@ from archloop.errors import UsageError
 from archloop.novelty.canonical import LEAVES, UNORDERED, Call, Canonical, Input, Node
 from archloop.novelty.rules import apply
 from archloop.novelty.tokens import jaccard
+from archloop.types import GraphSketch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -298,6 +299,11 @@ def graph_shingles(graph: Graph) -> NDArray[np.uint64]:
         ]
     counted = [_digest(label, k) for label, n in Counter(found).items() for k in range(n)]
     return np.unique(np.frombuffer(b"".join(d[:8] for d in counted), "<u8").astype(np.uint64))
+
+
+def sketch_graph(graph: Graph) -> GraphSketch:
+    """Hash and shingles of a graph, to keep and compare later."""
+    return GraphSketch(graph_hash(graph), graph_shingles(graph).astype("<u8").tobytes())
 
 
 def graph_distance(a: Graph, b: Graph) -> float:
