@@ -42,6 +42,9 @@ ESTIMATE_SIGMAS = 4.0
 """Hits whose estimated similarity is this many standard deviations, sqrt(J (1 - J) / permutations),
 below the best exact one are not compared exactly: one in 30,000 of them could be more similar."""
 
+_PERMUTATIONS_AT_ONCE = 32
+"""So many rows of hashes stay in the processor's second-level cache."""
+
 
 @dataclass(frozen=True)
 class Sketch:
@@ -84,10 +87,19 @@ class NoveltyIndex:
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)
-        # Multiply-add hashing, (a * x + b) mod 2**32, a odd; x: upper half of a shingle hash.
-        hashes = self._factor * (found >> np.uint64(32)).astype(np.uint32)
-        hashes += self._offset
-        return Sketch(found, hashes.min(axis=1))
+        return Sketch(found, self._signature((found >> np.uint64(32)).astype(np.uint32)))
+
+    def _signature(self, x: NDArray[np.uint32]) -> NDArray[np.uint32]:
+        """Least (a * x + b) mod 2**32 of each hash function, a odd; x: upper halves of shingles."""
+        signature = np.empty(self.config.permutations, np.uint32)
+        hashes = np.empty((_PERMUTATIONS_AT_ONCE, x.size), np.uint32)
+        for start in range(0, self.config.permutations, _PERMUTATIONS_AT_ONCE):
+            some = slice(start, start + _PERMUTATIONS_AT_ONCE)
+            part = hashes[: len(self._factor[some])]
+            np.multiply(self._factor[some], x, out=part)
+            np.add(part, self._offset[some], out=part)
+            part.min(axis=1, out=signature[some])
+        return signature
 
     def add(self, id: str, code: str | Sketch) -> None:
         """Make a network known; adding the same network under the same id again changes nothing.
