@@ -4,16 +4,18 @@
 and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
 """
 
-from archloop.novelty.index import NoveltyIndex, deduplicate
+from archloop.novelty.index import NoveltyIndex, deduplicate, visit
 from archloop.novelty.judge import NoveltyJudge
-from archloop.novelty.tokens import CodeTokenError, jaccard, shingles, tokens
+from archloop.novelty.tokens import CodeTokenError, View, jaccard, shingles, tokens
 
 __all__ = [
     "CodeTokenError",
     "NoveltyIndex",
     "NoveltyJudge",
+    "View",
     "deduplicate",
     "jaccard",
     "shingles",
     "tokens",
+    "visit",
 ]

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archloop.novelty.bands import Bands
-from archloop.novelty.tokens import CodeTokenError, jaccard, shingles
+from archloop.novelty.tokens import CodeTokenError, View, jaccard, shingles
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,10 +61,15 @@ class Sketch:
 
 
 class NoveltyIndex:
-    """Known networks, searchable by similarity."""
+    """Known networks, searchable by similarity.
 
-    def __init__(self, config: NoveltyConfig) -> None:
-        self.config = config
+    Args:
+        config: Shingles, permutations and thresholds.
+        view: Tokens as spelled, or folded.
+    """
+
+    def __init__(self, config: NoveltyConfig, view: View = "lexical") -> None:
+        self.config, self._view = config, view
         # The raw PCG64 stream is the same in every numpy version.
         raw = np.random.PCG64(PERMUTATION_SEED).random_raw(2 * config.permutations)
         words = (raw >> np.uint64(32)).astype(np.uint32).reshape(2, -1, 1)
@@ -86,7 +91,7 @@ class NoveltyIndex:
         Raises:
             CodeTokenError: The code is not a sequence of Python tokens.
         """
-        found = shingles(code, self.config.shingle_size)
+        found = shingles(code, self.config.shingle_size, self._view)
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)
@@ -167,6 +172,22 @@ class NoveltyIndex:
                 best, nearest = similarity, id
         return best, nearest
 
+    def neighbours(self, code: str | Sketch, above: float) -> list[str]:
+        """Ids of the retrieved networks whose exact similarity is above a value, in no order.
+
+        Raises:
+            CodeTokenError: The code is not a sequence of Python tokens.
+        """
+        sketch = self.sketch(code) if isinstance(code, str) else code
+        found = []
+        for estimate, position in self._retrieve(sketch):
+            if estimate < above - self._margin(above):
+                break
+            id = self._ids[position]
+            if jaccard(sketch.shingles, self._shingles[id]) > above:
+                found.append(id)
+        return found
+
     def _retrieve(self, sketch: Sketch) -> Iterator[tuple[float, int]]:
         """Estimated similarity and position of what shares a band, most similar first."""
         positions, shared = self._bands.find(self._bands.keys(sketch.signature))
@@ -201,7 +222,7 @@ def band_shape(permutations: int, threshold: float) -> tuple[int, int]:
 
 
 def deduplicate(
-    items: Iterable[tuple[str, str, float | None]], config: NoveltyConfig
+    items: Iterable[tuple[str, str, float | None]], config: NoveltyConfig, view: View = "lexical"
 ) -> tuple[list[str], dict[str, str]]:
     """Keep one network of each group of near-duplicates.
 
@@ -213,6 +234,7 @@ def deduplicate(
     Args:
         items: (id, code, priority); the priority is an accuracy, or ``None``. Ids are unique.
         config: Shingles, permutations and thresholds.
+        view: Tokens as spelled, or folded.
 
     Returns:
         The kept ids as visited, and each dropped id with the kept id it is most similar to.
@@ -221,23 +243,34 @@ def deduplicate(
         CodeTokenError: Naming the first network that is not Python.
         ValueError: An id occurs twice.
     """
-    index = NoveltyIndex(config)
-    kept: list[str] = []
-    dropped: dict[str, str] = {}
+    visited = dict(visit(items, config, view))
+    kept = [id for id, nearest in visited.items() if nearest is None]
+    return kept, {id: nearest for id, nearest in visited.items() if nearest is not None}
+
+
+def visit(
+    items: Iterable[tuple[str, str, float | None]], config: NoveltyConfig, view: View = "lexical"
+) -> Iterator[tuple[str, str | None]]:
+    """The decisions of :func:`deduplicate` one at a time: id, and the kept near-duplicate if any.
+
+    What is kept is known before the rest is compared.
+    """
+    index = NoveltyIndex(config, view)
+    seen: set[str] = set()
     for id, code, _ in sorted(items, key=_visiting_order):
-        if id in index or id in dropped:
+        if id in seen:
             raise ValueError(f"{id}: given twice")
+        seen.add(id)
         try:
             sketch = index.sketch(code)
         except CodeTokenError as error:
             raise CodeTokenError(f"{id}: {error}") from None
         similarity, nearest = index.query(sketch)
         if nearest is not None and index.is_near_duplicate(similarity):
-            dropped[id] = nearest
+            yield id, nearest
         else:
             index.add(id, sketch)
-            kept.append(id)
-    return kept, dropped
+            yield id, None
 
 
 def _visiting_order(item: tuple[str, str, float | None]) -> tuple[bool, float, str]:

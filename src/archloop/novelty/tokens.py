@@ -3,10 +3,10 @@
 Kept are the token categories that the paper lists: identifiers, keywords, literals, operators and
 delimiters, each as it is spelled. Comments, blank lines and layout (``NEWLINE``, ``INDENT``,
 ``DEDENT``) are dropped, so two layouts of one network are the same network; docstrings are
-literals and stay. In the ``lexical`` view names are not normalised: a renamed network is a different
-text. In the ``normalized`` view identifiers, numbers and strings are folded as LEMUR's own duplicate
-removal does (nn-dup 2.2.4, ``textproc.py``), so a renamed or rescaled network is the same text;
-unlike there, the whole module counts and not only its classes.
+literals and stay. In the ``lexical`` view names are not normalised: a renamed network is a
+different text. In the ``normalized`` view identifiers, numbers and strings are folded as LEMUR's
+own duplicate removal does (nn-dup 2.2.4, ``textproc.py``), so a renamed or rescaled network is the
+same text; unlike there, the whole module counts and not only its classes.
 
 The tokens are those of the standard library's ``tokenize`` (Python 3.11), found with one regular
 expression: six times faster, the same under every Python version (``tokenize`` splits f-strings

@@ -29,7 +29,7 @@ import torch.fx
 import torch.utils.checkpoint
 from torch import nn
 
-from archloop.sandbox import wire
+from archloop.sandbox import meta, wire
 from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.feed import TrainingData, serve_feed
 from archloop.sandbox.harness import serve_candidate
@@ -103,6 +103,7 @@ def _warm_up() -> None:
     of a forward pass on the meta device.
     """
     torch.set_num_threads(1)
+    meta.install()
     seed_everything(0)
     with torch.device("meta"), torch.no_grad():
         features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
