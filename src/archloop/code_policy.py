@@ -98,9 +98,9 @@ def check(code: str) -> Verdict | None:
     tree = _parse(code)
     if isinstance(tree, Verdict):
         return tree
-    if fault := _contract_fault(tree):
+    if fault := contract_fault(tree):
         return Verdict(Outcome.CONTRACT_VIOLATION, fault)
-    if fault := next(_policy_faults(tree), None):
+    if fault := next(policy_faults(tree), None):
         return Verdict(Outcome.FORBIDDEN_CODE, fault)
     return None
 
@@ -118,7 +118,8 @@ def _parse(code: str) -> ast.Module | Verdict:
         return Verdict(Outcome.SYNTAX_ERROR, "SyntaxError: nested too deeply to parse")
 
 
-def _contract_fault(tree: ast.Module) -> str | None:
+def contract_fault(tree: ast.Module) -> str | None:
+    """The first breach of the candidate contract, or ``None``."""
     functions = {n.name for n in tree.body if isinstance(n, ast.FunctionDef)}
     classes = {n.name: n for n in tree.body if isinstance(n, ast.ClassDef)}
     if "Net" not in classes:
@@ -163,7 +164,8 @@ def _init_fault(init: ast.FunctionDef) -> str | None:
     return None
 
 
-def _policy_faults(tree: ast.Module) -> Iterator[str]:
+def policy_faults(tree: ast.AST) -> Iterator[str]:
+    """What a network has no need of, in the statements beneath a node."""
     for node in ast.walk(tree):
         match node:
             case ast.Import() | ast.ImportFrom():

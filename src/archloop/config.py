@@ -46,9 +46,19 @@ class SeedsConfig(_Section):
 
     source: str = "lemur"
     """``lemur``, ``packaged`` (the corpus that comes with a packaged adapter), ``directory``,
-    ``jsonl`` or ``none``."""
+    ``jsonl``, ``run`` (what an earlier run accepted) or ``none``."""
     path: str | None = None
-    """The folder or file of ``directory`` and ``jsonl``, the adapter's name of ``packaged``."""
+    """The folder or file of ``directory``, ``jsonl`` and ``run``, the adapter's name of
+    ``packaged``; of ``lemur`` a folder or wheel of another release in the same layout."""
+    style: Literal["unparse", "source"] = "unparse"
+    """``unparse``: cleaned networks are formatted anew; ``source``: their statements stay as
+    written."""
+    view: Literal["lexical", "normalized"] = "lexical"
+    """Tokens that near-duplicates are found by: as spelled (the paper), or with names and numbers
+    folded (nn-dup)."""
+    split: bool = False
+    """Split the pairs 8 : 1 : 1 into train, dev and test, near-duplicates together; a run then
+    learns from train only."""
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
     narrow: int = Field(0, ge=0)
@@ -56,9 +66,10 @@ class SeedsConfig(_Section):
     and marked in their metadata."""
     max_tokens: int | None = Field(None, ge=64)
     """Drop seeds whose code is longer than this many LLM tokens; ``None``: no limit."""
-    variant: Literal["two_prompts", "one_prompt"] = "two_prompts"
+    variant: Literal["two_prompts", "one_prompt", "full_infill"] = "two_prompts"
     """``two_prompts``: each network under an MNIST and a CIFAR-10 description (the paper);
-    ``one_prompt``: under one of them, chosen by its content."""
+    ``one_prompt``: under one of them, chosen by its content; ``full_infill``: under one of them,
+    and once more with ``forward`` to be filled in (nn-dup)."""
 
 
 class PromptConfig(_Section):
@@ -268,7 +279,7 @@ class RunConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        if self.seeds.source in ("directory", "jsonl", "packaged") and not self.seeds.path:
+        if self.seeds.source in ("directory", "jsonl", "run", "packaged") and not self.seeds.path:
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
             raise ValueError("generation.replay_from: required by generation.engine = 'replay'")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -25,9 +26,10 @@ from archloop.sandbox import Sandbox
 from archloop.seeds import build_corpus, open_source
 from archloop.seeds.build import PROBE_SUBJECT
 from archloop.seeds.clean import clean_source
+from archloop.seeds.lemur import LemurSource
 from archloop.types import Candidate, ChatPair, Message, Verdict
 
-_BUILD_VERSION = 1
+_BUILD_VERSION = 2
 """Raised when the same configuration gives another seed corpus than before."""
 
 
@@ -59,7 +61,8 @@ def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
         return []
     if config.seeds.source == "packaged":
         return read_pairs(packaged_corpus(config.seeds.path or ""))
-    return read_pairs(seed_corpus(config, observer).pairs_file)
+    pairs = read_pairs(seed_corpus(config, observer).pairs_file)
+    return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
 
 
 def packaged_corpus(adapter: str) -> Path:
@@ -94,16 +97,19 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
         if corpus.report_json.is_file():
             return corpus
         observer.update(Progress("seeds", detail="reading and cleaning networks"))
-        with Sandbox(config.sandbox) as sandbox:
+        with _starting(config.sandbox) as sandbox:
             pairs, report = build_corpus(
                 source,
                 seeds=config.seeds,
                 novelty=config.novelty,
                 template=template,
                 max_params=config.task.max_params,
-                probe=lambda codes: _probe(sandbox, config.sandbox, codes, observer),
+                probe=lambda codes: _probe(sandbox.result(), config.sandbox, codes, observer),
                 count_tokens=lambda codes: _count_tokens(config, codes),
+                processes=usable_cores(),
             )
+        if isinstance(source, LemurSource):
+            report.lemur_records = source.n_records()
         corpus.folder.mkdir(parents=True, exist_ok=True)
         write_pairs(corpus.pairs_file, pairs)
         corpus.report_markdown.write_text(report.to_markdown(), "utf-8")
@@ -112,21 +118,34 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
     return corpus
 
 
+@contextmanager
+def _starting(config: SandboxConfig) -> Iterator[Future[Sandbox]]:
+    """A sandbox that gets ready while networks are read and cleaned."""
+    with ThreadPoolExecutor(1) as pool:
+        sandbox = pool.submit(Sandbox, config)
+        try:
+            yield sandbox
+        finally:
+            if not sandbox.exception():
+                sandbox.result().close()
+
+
 def _probe(
-    sandbox: Sandbox, config: SandboxConfig, codes: Sequence[str], observer: Observer
+    sandbox: Sandbox, config: SandboxConfig, codes: Iterable[str], observer: Observer
 ) -> list[Verdict]:
-    """Build every network on the meta device, in order of the argument."""
+    """Build every network on the meta device, in order; each as soon as it comes."""
     subject, verdicts = PROBE_SUBJECT, []
 
     def probe(code: str) -> Verdict:
         return sandbox.probe(code, shape=subject.shape, classes=subject.classes, meta=True)
 
     with ThreadPoolExecutor(config.workers or usable_cores()) as pool:
-        for verdict in pool.map(probe, codes):
-            verdicts.append(verdict)
+        jobs = [pool.submit(probe, code) for code in codes]
+        for job in jobs:
+            verdicts.append(job.result())
             if len(verdicts) % 20 == 0:
                 observer.update(
-                    Progress("seeds", done=len(verdicts), total=len(codes), unit="networks built")
+                    Progress("seeds", done=len(verdicts), total=len(jobs), unit="networks built")
                 )
     return verdicts
 

@@ -58,7 +58,7 @@ SIDEWAYS = {
     "generation": {"assets", "llm", "store", "run_dir"},
     "llm": {"assets"},
     "run_dir": {"store"},
-    "seeds": {"assets", "llm", "tasks"},
+    "seeds": {"assets", "llm", "run_dir", "tasks"},
     "store": {"database"},
     "tasks": {"assets"},
 }
@@ -101,6 +101,7 @@ WORKER_FILES = {
     "sandbox/feed.py",
     "sandbox/forkserver.py",
     "sandbox/harness.py",
+    "sandbox/meta.py",
     "sandbox/network.py",
     "sandbox/prediction.py",
     "sandbox/state.py",

@@ -5,6 +5,7 @@
 and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
 """
 
+<<<<<<< HEAD
 from archloop.novelty.graph import (
     Graph,
     GraphError,
@@ -15,8 +16,11 @@ from archloop.novelty.graph import (
     sketch_graph,
 )
 from archloop.novelty.index import NoveltyIndex, deduplicate
+=======
+from archloop.novelty.index import NoveltyIndex, deduplicate, visit
+>>>>>>> lemur-fast
 from archloop.novelty.judge import NoveltyJudge
-from archloop.novelty.tokens import CodeTokenError, jaccard, shingles, tokens
+from archloop.novelty.tokens import CodeTokenError, View, jaccard, shingles, tokens
 
 __all__ = [
     "CodeTokenError",
@@ -24,6 +28,7 @@ __all__ = [
     "GraphError",
     "NoveltyIndex",
     "NoveltyJudge",
+    "View",
     "deduplicate",
     "graph_distance",
     "graph_hash",
@@ -33,4 +38,5 @@ __all__ = [
     "shingles",
     "sketch_graph",
     "tokens",
+    "visit",
 ]

@@ -29,10 +29,11 @@ import torch.fx
 import torch.utils.checkpoint
 from torch import nn
 
-from archloop.sandbox import wire
+from archloop.sandbox import meta, wire
 from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.feed import TrainingData, serve_feed
 from archloop.sandbox.harness import serve_candidate
+from archloop.sandbox.network import seed_everything
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
@@ -96,8 +97,18 @@ def _answer(control: socket.socket, pid: int) -> None:
 
 
 def _warm_up() -> None:
-    """Import what the first optimiser imports; no backward pass, which would touch CUDA."""
+    """Do once what each network would do first; no backward pass, which would touch CUDA.
+
+    That is: import what the first optimiser and the first random number import, and fill the caches
+    of a forward pass on the meta device.
+    """
     torch.set_num_threads(1)
+    meta.install()
+    seed_everything(0)
+    with torch.device("meta"), torch.no_grad():
+        features = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2))
+        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(), nn.Linear(8, 2))
+        head(features(torch.zeros(2, 3, 8, 8)))
     layer = nn.Linear(2, 2)
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
     nn.CrossEntropyLoss()(layer(torch.zeros(2, 2)), torch.zeros(2, dtype=torch.long))

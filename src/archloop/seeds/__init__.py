@@ -10,14 +10,16 @@ from pathlib import Path
 
 from archloop.config import SeedsConfig
 from archloop.errors import ConfigError
-from archloop.seeds.build import SeedReport, build_corpus
+from archloop.seeds.build import build_corpus
 from archloop.seeds.files import DirectorySource, JsonlSource
 from archloop.seeds.lemur import LemurSource
+from archloop.seeds.report import SeedReport
+from archloop.seeds.runs import RunSource
 from archloop.seeds.source import SeedNetwork, SeedSource
 
 __all__ = ["SOURCES", "SeedNetwork", "SeedReport", "SeedSource", "build_corpus", "open_source"]
 
-SOURCES = ("lemur", "directory", "jsonl")
+SOURCES = ("lemur", "directory", "jsonl", "run")
 
 
 def open_source(config: SeedsConfig) -> SeedSource:
@@ -30,11 +32,13 @@ def open_source(config: SeedsConfig) -> SeedSource:
     path = Path(config.path or "")
     match config.source:
         case "lemur":
-            return LemurSource()
+            return LemurSource(Path(config.path) if config.path else None)
         case "directory":
             return DirectorySource(path)
         case "jsonl":
             return JsonlSource(path)
+        case "run":
+            return RunSource(path)
         case other:
             raise ConfigError(
                 f"seeds.source: {other!r} unknown; allowed: {', '.join(SOURCES)}, packaged, none"

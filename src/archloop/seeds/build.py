@@ -1,27 +1,29 @@
 """From a seed source to the first corpus: every step counted, every dropped network explained.
 
-read -> clean -> exact duplicates -> static checks -> near-duplicates -> builds in the sandbox (meta
-device) -> budget -> length -> pairs; networks above the budget can be narrowed to it, and are
-counted apart and marked in the pair's metadata. The same input gives byte-identical output.
+read -> exact duplicates -> parse -> contract -> quarantine -> near-duplicates -> builds in the
+sandbox (meta device) -> length -> budget -> pairs; networks above the budget can be narrowed to it,
+and are counted apart and marked in the pair's metadata. Near-duplicates are found among the cleaned
+sources, as a run compares candidates with these. The same input gives byte-identical output.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archloop.chat import code_sha256, make_pair
-from archloop.code_policy import check
 from archloop.config import NoveltyConfig, SeedsConfig
 from archloop.errors import UsageError
-from archloop.novelty import NoveltyIndex, deduplicate
+from archloop.novelty import NoveltyIndex, visit
 from archloop.prompts import CIFAR10, MNIST, PromptSubject, PromptTemplate, parameter_cap
-from archloop.seeds.clean import clean_source
+from archloop.seeds.infill import infill_prompt
 from archloop.seeds.narrow import FACTORS, narrow
-from archloop.seeds.source import SeedSource
+from archloop.seeds.prepare import prepare_all
+from archloop.seeds.report import Dropped, SeedReport
+from archloop.seeds.source import SeedNetwork, SeedSource
+from archloop.seeds.split import SHARES, split
 from archloop.types import ChatPair, Verdict
 
 PROBE_SUBJECT = CIFAR10
@@ -32,7 +34,7 @@ just below it wrote 11 of 24 just above it (520,000 to 805,000 parameters for 50
 _NARROW_ROUND = 128
 """Networks narrowed at a time, so that no more are probed than wanted."""
 
-Probe = Callable[[Sequence[str]], Sequence[Verdict]]
+Probe = Callable[[Iterable[str]], Sequence[Verdict]]
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 
@@ -49,39 +51,6 @@ class Seed:
     """(channels, dense) of the width edit, if it was narrowed."""
 
 
-@dataclass
-class SeedReport:
-    """What happened to every network."""
-
-    steps: list[tuple[str, int]] = field(default_factory=list)
-    """(step, networks left after it), in order."""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Networks dropped, by reason."""
-    families: Counter[str] = field(default_factory=Counter)
-    """Networks in the corpus, by family; narrowed ones as ``family (narrowed)``."""
-    pairs: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        steps = [{"step": step, "networks": count} for step, count in self.steps]
-        return {
-            "steps": steps,
-            "dropped": dict(self.dropped.most_common()),
-            "families": dict(self.families.most_common()),
-            "pairs": self.pairs,
-        }
-
-    def to_markdown(self) -> str:
-        """The report for reading."""
-        lines = ["# Seed corpus", "", "| step | networks left |", "|---|---|"]
-        lines += [f"| {step} | {count:,} |" for step, count in self.steps]
-        lines += ["", f"Prompt-code pairs: {self.pairs:,}", "", "| dropped because | networks |"]
-        lines += ["|---|---|", *(f"| {k} | {n:,} |" for k, n in self.dropped.most_common())]
-        lines += ["", "| family | networks in the corpus |", "|---|---|"]
-        lines += [f"| {k} | {n:,} |" for k, n in self.families.most_common()]
-        return "\n".join(lines) + "\n"
-
-
 def build_corpus(
     source: SeedSource,
     *,
@@ -91,6 +60,7 @@ def build_corpus(
     max_params: int,
     probe: Probe,
     count_tokens: CountTokens,
+    processes: int = 1,
 ) -> tuple[list[ChatPair], SeedReport]:
     """Build the pairs of the first corpus.
 
@@ -100,83 +70,127 @@ def build_corpus(
         novelty: Parameters of near-duplicate removal.
         template: The run's prompt template.
         max_params: The task's parameter budget.
-        probe: Builds sources in the sandbox and returns their verdicts, in order.
+        probe: Builds sources in the sandbox and returns their verdicts, in order; it may take the
+            sources as they come, which overlaps with near-duplicate removal.
         count_tokens: Lengths of sources in tokens of the LLM.
+        processes: Networks cleaned at the same time.
 
     Raises:
         UsageError: Nothing is left.
     """
-    report = SeedReport()
-    found = _read(source, report)
-    found = _drop(found, [_static_fault(s.code) for s in found], "static checks", report)
-    found = _distinct(found, novelty, report)
-    verdicts = probe([s.code for s in found])
-    found = [replace(s, n_params=v.n_params or 0) for s, v in zip(found, verdicts, strict=True)]
-    faults = [None if v.outcome.is_valid else v.outcome.value for v in verdicts]
-    found = _drop(found, faults, "builds at (N, 3, 32, 32)", report)
+    report = SeedReport(variant=seeds.variant)
+    found = _cleaned(_read(source, report), seeds, processes, report)
+    found = _distinct_that_build(found, seeds, novelty, probe, report)
     found = _short(found, seeds, count_tokens, report)
     if seeds.within_budget:
-        large = [s for s in found if s.n_params > max_params]
-        over = [f"over {max_params:,} parameters" if s in set(large) else None for s in found]
+        large = {s.name: s for s in found if s.n_params > max_params}
+        over = [f"over {max_params:,} parameters" if s.name in large else None for s in found]
         found = _drop(found, over, f"at most {max_params:,} parameters", report)
         if seeds.narrow:
-            found += _narrowed(large, found, seeds, novelty, max_params, probe, report)
+            found += _narrowed(
+                list(large.values()), found, seeds, novelty, max_params, probe, report
+            )
     if not found:
         raise UsageError("seeds: no network is left; see the reasons: " + str(dict(report.dropped)))
     report.families.update(s.family + " (narrowed)" * (s.factors is not None) for s in found)
-    pairs = [p for s in sorted(found, key=lambda s: s.name) for p in _pairs(s, seeds, template)]
+    splits = split({s.name: s.code for s in found}, novelty) if seeds.split else {}
+    report.splits.update({name: list(splits.values()).count(name) for name in SHARES if splits})
+    pairs: list[ChatPair] = []
+    for seed in sorted(found, key=lambda s: s.name):
+        extra = {"split": splits[seed.name]} if splits else {}
+        pairs += _pairs(seed, seeds, template, extra)
     report.pairs = len(pairs)
     return pairs, report
 
 
-def _read(source: SeedSource, report: SeedReport) -> list[Seed]:
-    networks = list(source.networks())
-    report.steps.append(("read", len(networks)))
-    seeds: list[Seed] = []
-    seen: set[str] = set()
-    ranked = sorted(networks, key=lambda n: (-(n.accuracy or 0.0), n.name))
-    for network in ranked:
-        try:
-            code = clean_source(network.code)
-        except (SyntaxError, ValueError, RecursionError):
-            report.dropped["does not parse"] += 1
-            continue
-        if code in seen:
-            report.dropped["exact duplicate"] += 1
-            continue
-        seen.add(code)
-        seeds.append(Seed(network.name, network.family, code, network.accuracy))
-    report.steps.append(("parses, not an exact duplicate", len(seeds)))
-    return seeds
+def _read(source: SeedSource, report: SeedReport) -> list[SeedNetwork]:
+    """All networks, the best of a group first, without copies of an earlier one."""
+    ranked = sorted(source.networks(), key=lambda n: (-(n.accuracy or 0.0), n.name))
+    report.steps.append(("read", len(ranked)))
+    return _first_of_each(ranked, [n.code for n in ranked], "not an exact duplicate", report)
 
 
-def _static_fault(code: str) -> str | None:
-    verdict = check(code)
-    if verdict is None:
-        return None
-    reason = (verdict.error or "").partition(" (line")[0].partition(";")[0]
-    return f"{verdict.outcome.value}: {reason}"
+def _first_of_each(
+    networks: Sequence[SeedNetwork], codes: Sequence[str], step: str, report: SeedReport
+) -> list[SeedNetwork]:
+    first: dict[str, SeedNetwork] = {}
+    for network, code in zip(networks, codes, strict=True):
+        known = first.setdefault(code, network)
+        if known is not network:
+            dropped = Dropped(network.name, network.family, step, "exact duplicate", known.name)
+            report.records.append(dropped)
+    report.steps.append((step, len(first)))
+    return list(first.values())
+
+
+def _cleaned(
+    networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
+) -> list[Seed]:
+    """Parse, contract and policy, quarantine; then copies that only the cleaning shows."""
+    # Neighbours by name share methods, which are cleaned once.
+    by_name = sorted(networks, key=lambda n: n.name)
+    prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
+    results = dict(zip((n.name for n in by_name), prepared, strict=True))
+    left = networks
+    for step, label in (
+        ("parse", "parses"),
+        ("contract", "keeps the contract"),
+        ("quarantine", "not quarantined"),
+    ):
+        for network in left:
+            result = results[network.name]
+            if result.step == step and result.reason is not None:
+                record = Dropped(network.name, network.family, label, result.reason)
+                report.records.append(record)
+        left = [n for n in left if results[n.name].step != step]
+        report.steps.append((label, len(left)))
+    codes = [results[n.name].code or "" for n in left]
+    left = _first_of_each(left, codes, "not the same once cleaned", report)
+    return [Seed(n.name, n.family, results[n.name].code or "", n.accuracy) for n in left]
 
 
 def _drop(
     seeds: list[Seed], faults: Iterable[str | None], step: str, report: SeedReport
 ) -> list[Seed]:
-    """Keep the seeds without a fault; count the others."""
+    """Keep the seeds without a fault; record the others."""
     kept = []
     for seed, fault in zip(seeds, faults, strict=True):
         if fault is None:
             kept.append(seed)
         else:
-            report.dropped[fault] += 1
+            report.records.append(Dropped(seed.name, seed.family, step, fault))
     report.steps.append((step, len(kept)))
     return kept
 
 
-def _distinct(seeds: list[Seed], novelty: NoveltyConfig, report: SeedReport) -> list[Seed]:
-    kept, _ = deduplicate([(s.name, s.code, s.accuracy) for s in seeds], novelty)
-    names = set(kept)
-    faults = [None if s.name in names else "near-duplicate" for s in seeds]
-    return _drop(seeds, faults, "not a near-duplicate", report)
+def _distinct_that_build(
+    seeds: list[Seed],
+    config: SeedsConfig,
+    novelty: NoveltyConfig,
+    probe: Probe,
+    report: SeedReport,
+) -> list[Seed]:
+    """Near-duplicates out, then what does not build; what is kept is built at once."""
+    by_name = {s.name: s for s in seeds}
+    kept: list[Seed] = []
+    step = "not a near-duplicate"
+
+    def codes() -> Iterator[str]:
+        items = [(s.name, s.code, s.accuracy) for s in seeds]
+        for name, nearest in visit(items, novelty, config.view):
+            seed = by_name[name]
+            if nearest is None:
+                kept.append(seed)
+                yield seed.code
+            else:
+                record = Dropped(name, seed.family, step, "near-duplicate", nearest)
+                report.records.append(record)
+
+    verdicts = probe(codes())
+    report.steps.append((step, len(kept)))
+    found = [replace(s, n_params=v.n_params or 0) for s, v in zip(kept, verdicts, strict=True)]
+    faults = [None if v.outcome.is_valid else v.outcome.value for v in verdicts]
+    return _drop(found, faults, "builds at (N, 3, 32, 32)", report)
 
 
 def _short(
@@ -212,8 +226,11 @@ def _narrowed(
         batch, waiting = waiting[:_NARROW_ROUND], waiting[_NARROW_ROUND:]
         for seed in _fit(batch, int(NARROW_SHARE * max_params), probe):
             sketch = index.sketch(seed.code)
-            if index.is_near_duplicate(index.query(sketch)[0]):
-                report.dropped["narrowed: near-duplicate"] += 1
+            similarity, nearest = index.query(sketch)
+            if index.is_near_duplicate(similarity):
+                reason = "narrowed: near-duplicate"
+                record = Dropped(seed.name, seed.family, "narrowed", reason, nearest)
+                report.records.append(record)
             elif len(found) < seeds.narrow:
                 index.add(seed.name, sketch)
                 found.append(seed)
@@ -248,9 +265,11 @@ def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
     return [fitted[s.name] for s in seeds if s.name in fitted]
 
 
-def _pairs(seed: Seed, config: SeedsConfig, template: PromptTemplate) -> list[ChatPair]:
+def _pairs(
+    seed: Seed, config: SeedsConfig, template: PromptTemplate, extra: dict[str, Any]
+) -> list[ChatPair]:
     subjects: Sequence[PromptSubject] = (CIFAR10, MNIST)
-    if config.variant == "one_prompt":
+    if config.variant != "two_prompts":
         subjects = (subjects[int(code_sha256(seed.code)[:8], 16) % 2],)
     meta: dict[str, Any] = {
         "source": seed.name,
@@ -259,9 +278,16 @@ def _pairs(seed: Seed, config: SeedsConfig, template: PromptTemplate) -> list[Ch
         "lemur_first_epoch_accuracy": seed.accuracy,
         "narrowed": list(seed.factors) if seed.factors else None,
         "code_sha256": code_sha256(seed.code),
+        **extra,
     }
     cap = parameter_cap(seed.n_params)
-    return [
+    pairs = [
         make_pair(template.render(subject, cap), seed.code, meta | {"dataset": subject.dataset})
         for subject in subjects
     ]
+    if config.variant == "full_infill":
+        prompt = infill_prompt(template.render(subjects[0], cap)[0], seed.code)
+        if prompt is not None:
+            pairs.append(make_pair(prompt, seed.code, meta | {"type": "infill"}))
+        pairs[0] = replace(pairs[0], meta=pairs[0].meta | {"type": "full"})
+    return pairs

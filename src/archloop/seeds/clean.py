@@ -4,33 +4,197 @@ Imports come first (unused ones go), then ``supported_hyperparameters``, then th
 lists ``__init__``, its own methods, ``forward``, ``train_setup``, ``learn``. Comments, docstrings,
 argument annotations, script blocks and LEMUR's ``addon_accuracy`` lines (the score, 125 files) are
 dropped. What the network computes is unchanged.
+
+In the style ``unparse`` the text is that of ``ast.unparse``; networks of a corpus share most of
+their methods, so the text of each function is remembered by its source. In the style ``source`` the
+statements, their order and their annotations stay as written.
 """
 
 from __future__ import annotations
 
 import ast
+import io
+import tokenize
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from archloop.code_policy import policy_faults
+
+Style = Literal["unparse", "source"]
+"""Formatted anew, or as written."""
 
 _METHOD_ORDER = {"__init__": 0, "forward": 2, "train_setup": 3, "learn": 4}
+_REMEMBERED = 1 << 16
+_BLOCKS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def clean_source(code: str) -> str:
+@dataclass(frozen=True)
+class _Piece:
+    """One statement, cleaned."""
+
+    text: str
+    used: frozenset[str]
+    """Names it reads or writes."""
+    fault: str | None
+    """The first thing in it that networks have no need of."""
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A cleaned source."""
+
+    code: str
+    fault: str | None
+    """The first thing in it that :mod:`archloop.code_policy` forbids."""
+
+
+def clean_source(code: str, style: Style = "unparse") -> str:
     """The cleaned source.
 
     Raises:
         SyntaxError: The source does not parse.
     """
-    tree = ast.parse(code)
-    _Stripper().visit(tree)
+    return clean_tree(ast.parse(code), code, style).code
+
+
+def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned:
+    """The same for a source that is parsed already; the tree is used up.
+
+    What cannot be cleaned as written (two statements on a line, text that ``tokenize`` refuses) is
+    formatted anew in both styles.
+    """
+    if style == "source" and (kept := _as_written(tree, code)) is not None:
+        return kept
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     body = [n for n in tree.body if not isinstance(n, ast.Import | ast.ImportFrom)]
     body = [n for n in body if not _is_noise(n)]
     body.sort(key=lambda n: not _is_function(n, "supported_hyperparameters"))
-    for node in body:
-        if isinstance(node, ast.ClassDef) and node.name == "Net":
-            _order_methods(node)
-    used = {n.id for statement in body for n in ast.walk(statement) if isinstance(n, ast.Name)}
-    module = ast.Module(body=[*_ordered_imports(imports, used), *body], type_ignores=[])
-    return ast.unparse(ast.fix_missing_locations(module))
+    lines = code.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    alone = _alone(tree.body)
+    pieces = [_statement(node, lines, alone=node in alone) for node in body]
+    used = frozenset[str]().union(*(piece.used for piece in pieces))
+    heading = _ordered_imports(imports, used)
+    faults = [f for line in heading for f in policy_faults(ast.parse(line))]
+    faults += [piece.fault for piece in pieces if piece.fault]
+    blocks = [isinstance(node, _BLOCKS) for node in body]
+    text = _joined([*heading, *(p.text for p in pieces)], [False] * len(heading) + blocks)
+    return Cleaned(text, faults[0] if faults else None)
+
+
+def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
+    """Imports on top, docstrings, comments and noise out, all else untouched; ``None``: cannot."""
+    code = code.replace("\r\n", "\n").replace("\r", "\n")
+    written = code.split("\n")
+    lines: list[str | None] = [*written]
+    imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
+    gone: list[ast.stmt] = [*imports, *(n for n in tree.body if _is_noise(n))]
+    bodies = [n.body for n in ast.walk(tree) if isinstance(n, _BLOCKS)]
+    if any(_is_text(n) and n not in _alone(body) for body in [*bodies, tree.body] for n in body):
+        return None
+    if any(n not in _alone(tree.body) for n in gone):
+        return None
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(code).readline):
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = written[row - 1][:column].rstrip() or None
+    except (tokenize.TokenError, SyntaxError):
+        return None
+    for body in bodies:
+        texts = [n for n in body if _is_text(n)]
+        for node in texts:
+            _cut(lines, node)
+        if len(texts) == len(body):
+            lines[body[0].lineno - 1] = " " * body[0].col_offset + "pass"
+    for node in gone:
+        _cut(lines, node)
+    rest = [n for n in tree.body if n not in gone]
+    used = frozenset(n.id for top in rest for n in ast.walk(top) if isinstance(n, ast.Name))
+    heading = "\n".join(_ordered_imports(imports, used))
+    body_text = "\n".join(line for line in lines if line is not None).strip("\n")
+    text = f"{heading}\n\n\n{body_text}".strip("\n")
+    return Cleaned(text, next(policy_faults(ast.parse(text)), None))
+
+
+def _cut(lines: list[str | None], node: ast.stmt) -> None:
+    for row in range(_first_line(node) - 1, node.end_lineno or 0):
+        lines[row] = None
+
+
+def _joined(texts: Sequence[str], blocks: Sequence[bool]) -> str:
+    """Statements in a row; a blank line before functions and classes, as ``ast.unparse`` does."""
+    parts = ["\n\n" + t if block else "\n" + t for t, block in zip(texts, blocks, strict=True)]
+    return "".join(parts).lstrip("\n")
+
+
+def _alone(body: Sequence[ast.stmt]) -> set[ast.stmt]:
+    """Statements that share no line with another: their lines say all about them."""
+    ends = [0, *(n.end_lineno or 0 for n in body)]
+    starts = [*(_first_line(n) for n in body), 1 << 60]
+    return {
+        node for i, node in enumerate(body) if ends[i] < starts[i] and ends[i + 1] < starts[i + 1]
+    }
+
+
+def _first_line(node: ast.stmt) -> int:
+    decorators = node.decorator_list if isinstance(node, _BLOCKS) else []
+    return min([node.lineno, *(d.lineno for d in decorators)])
+
+
+def _statement(node: ast.stmt, lines: list[str], *, alone: bool) -> _Piece:
+    if isinstance(node, ast.ClassDef) and alone:
+        return _class(node, lines)
+    return _remembered(node, lines) if alone else _cleaned(node)
+
+
+_pieces: dict[str, _Piece] = {}
+
+
+def _remembered(node: ast.stmt, lines: list[str]) -> _Piece:
+    source = "\n".join(lines[_first_line(node) - 1 : node.end_lineno])
+    piece = _pieces.get(source)
+    if piece is None:
+        if len(_pieces) >= _REMEMBERED:
+            _pieces.clear()
+        piece = _pieces[source] = _cleaned(node)
+    return piece
+
+
+def _cleaned(node: ast.stmt) -> _Piece:
+    node = _Stripper().visit(node)
+    if isinstance(node, ast.ClassDef) and node.name == "Net":
+        _order_methods(node)
+    used = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
+    fault = next(policy_faults(node), None)
+    return _Piece(ast.unparse(ast.fix_missing_locations(node)), used, fault)
+
+
+def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:
+    """A class from its statements, where they stand on lines of their own."""
+    alone = _alone(node.body)
+    body = [n for n in node.body if not _is_text(n)]
+    on_heading = _first_line(node.body[0]) <= node.lineno
+    if on_heading or not body or any(n not in alone for n in body):
+        return _cleaned(node)
+    if node.name == "Net":
+        body = _ordered_methods(body)
+    pieces = [_remembered(n, lines) for n in body]
+    if any('"""' in piece.text or "'''" in piece.text for piece in pieces):
+        return _cleaned(node)  # text over several lines, which cannot be indented
+    shell = ast.copy_location(
+        ast.ClassDef(node.name, node.bases, node.keywords, [ast.Pass()], node.decorator_list),
+        node,
+    )
+    heading = _cleaned(shell)
+    blocks = [isinstance(n, _BLOCKS) for n in body]
+    inner = _joined(["    " + p.text.replace("\n", "\n    ") for p in pieces], blocks)
+    first = "\n\n" if blocks[0] else "\n"
+    return _Piece(
+        heading.text.removesuffix("\n    pass") + first + inner.replace("\n    \n", "\n\n"),
+        heading.used.union(*(piece.used for piece in pieces)),
+        heading.fault or next((piece.fault for piece in pieces if piece.fault), None),
+    )
 
 
 class _Stripper(ast.NodeTransformer):
@@ -83,13 +247,17 @@ def _is_function(node: ast.stmt, name: str) -> bool:
 
 def _order_methods(net: ast.ClassDef) -> None:
     """Stable order of the contract's methods; a decorated body may depend on its own."""
-    functions = [n for n in net.body if isinstance(n, ast.FunctionDef)]
-    if len(functions) == len(net.body) and not any(f.decorator_list for f in functions):
-        functions.sort(key=lambda f: _METHOD_ORDER.get(f.name, 1))
-        net.body = [*functions]
+    net.body = _ordered_methods(net.body)
 
 
-def _ordered_imports(nodes: list[ast.Import | ast.ImportFrom], used: set[str]) -> list[ast.stmt]:
+def _ordered_methods(body: list[ast.stmt]) -> list[ast.stmt]:
+    functions = [n for n in body if isinstance(n, ast.FunctionDef)]
+    if len(functions) != len(body) or any(f.decorator_list for f in functions):
+        return body
+    return [*sorted(functions, key=lambda f: _METHOD_ORDER.get(f.name, 1))]
+
+
+def _ordered_imports(nodes: list[ast.Import | ast.ImportFrom], used: frozenset[str]) -> list[str]:
     """One import a line, ``torch`` and ``torch.nn`` first, unused and repeated ones dropped."""
     lines: dict[str, int] = {}
     for node in nodes:
@@ -99,8 +267,7 @@ def _ordered_imports(nodes: list[ast.Import | ast.ImportFrom], used: set[str]) -
                 continue
             text = _import_line(node, alias)
             lines.setdefault(text, _rank(text))
-    ordered = sorted(lines, key=lambda text: (lines[text], text))
-    return [ast.parse(line).body[0] for line in ordered]
+    return sorted(lines, key=lambda text: (lines[text], text))
 
 
 def _import_line(node: ast.Import | ast.ImportFrom, alias: ast.alias) -> str:

@@ -1,61 +1,104 @@
-"""The LEMUR Neural Network Dataset, read from its pinned wheel as text; never imported."""
+"""The LEMUR Neural Network Dataset as text, from its wheel or a folder; never imported.
+
+The layout is that of nn-dataset 2.1.0: ``nn/{name}.py`` and
+``stat/train/{task}_{dataset}_{metric}_{name}/{epoch}.json``, below ``ab/nn/`` in the wheel; what
+``archloop corpus export`` writes (``train/`` without ``stat/``, as nn-gpt does) is read too.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import logging
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from archloop.assets import LEMUR_WHEEL, fetch_wheel
+from archloop.assets import LEMUR_WHEEL, fetch_wheel, sha256_of
+from archloop.errors import UsageError
 from archloop.seeds.source import SeedNetwork
 
-logger = logging.getLogger(__name__)
-
-_CODE = "ab/nn/nn/"
-_STATS = "ab/nn/stat/train/img-classification_cifar-10_acc_"
+_TRIALS = "train/img-classification_cifar-10_acc_"
+_FIRST_EPOCH = "1"
 
 
 class LemurSource:
-    """All networks of the archive with their best recorded first-epoch CIFAR-10 accuracy."""
+    """All networks of a release with their best recorded first-epoch CIFAR-10 accuracy.
 
-    def __init__(self, wheel: Path | None = None) -> None:
-        """Read ``wheel``, or the pinned one, downloaded on first use."""
-        self._wheel = wheel or fetch_wheel(LEMUR_WHEEL)
+    Args:
+        path: A wheel, or a folder in the same layout; ``None``: the pinned wheel, downloaded on
+            first use.
+
+    Raises:
+        UsageError: There are no networks.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._pinned = path is None
+        self._path = path or fetch_wheel(LEMUR_WHEEL)
+        if not self._path.exists():
+            raise UsageError(f"seeds.path: {self._path} is no folder or wheel of LEMUR")
+        self._members = self._list()
+        self._networks = _networks(self._members)
+        if not self._networks:
+            raise UsageError(f"seeds.path: {self._path} has no nn/NAME.py as LEMUR has")
 
     @property
     def digest(self) -> str:
-        """What identifies the content: the pinned SHA-256."""
-        return LEMUR_WHEEL.sha256
+        """What identifies the content: the pinned SHA-256, or one over the files."""
+        if self._pinned:
+            return LEMUR_WHEEL.sha256
+        if self._path.is_file():
+            return sha256_of(self._path)
+        sha = hashlib.sha256()
+        for name, text in self._texts(self._members):
+            sha.update(f"{name}\0{text}\0".encode("utf-8", "replace"))
+        return sha.hexdigest()
 
     def networks(self) -> Iterator[SeedNetwork]:
         """Every network file, in name order."""
-        with zipfile.ZipFile(self._wheel) as archive:
-            names = archive.namelist()
-            accuracies = dict(_first_epoch_accuracies(archive, names))
-            for member in sorted(names):
-                if not (member.startswith(_CODE) and member.endswith(".py")):
-                    continue
-                name = Path(member).stem
-                if name == "__init__":
-                    continue
-                code = archive.read(member).decode("utf-8", "replace")
-                yield SeedNetwork(name, name.partition("-")[0], code, accuracies.get(name))
+        accuracies = dict(self._first_epoch_accuracies())
+        for member, code in self._texts(self._networks):
+            name = Path(member).stem
+            yield SeedNetwork(name, name.partition("-")[0], code, accuracies.get(name))
 
     def n_records(self) -> int:
-        """CIFAR-10 training records in the archive, of all epochs."""
-        with zipfile.ZipFile(self._wheel) as archive:
-            members = [n for n in archive.namelist() if n.startswith(_STATS)]
-            return sum(len(json.loads(archive.read(n))) for n in members if n.endswith(".json"))
+        """CIFAR-10 training records, of all epochs."""
+        return sum(len(json.loads(text)) for _, text in self._texts(self._trials()))
 
+    def _list(self) -> list[str]:
+        if self._path.is_file():
+            with zipfile.ZipFile(self._path) as archive:
+                return sorted(archive.namelist())
+        return sorted(
+            file.relative_to(self._path).as_posix()
+            for kind in ("*.py", "*.json")
+            for file in self._path.rglob(kind)
+        )
 
-def _first_epoch_accuracies(
-    archive: zipfile.ZipFile, names: list[str]
-) -> Iterator[tuple[str, float]]:
-    for member in names:
-        if member.startswith(_STATS) and member.endswith("/1.json"):
-            trials = json.loads(archive.read(member))
+    def _texts(self, members: list[str]) -> Iterator[tuple[str, str]]:
+        if self._path.is_file():
+            with zipfile.ZipFile(self._path) as archive:
+                for name in members:
+                    yield name, archive.read(name).decode("utf-8", "replace")
+        else:
+            for name in members:
+                yield name, (self._path / name).read_text("utf-8", "replace")
+
+    def _trials(self) -> list[str]:
+        return [n for n in self._members if f"/{n}".find(f"/{_TRIALS}") >= 0 and n[-5:] == ".json"]
+
+    def _first_epoch_accuracies(self) -> Iterator[tuple[str, float]]:
+        first = [n for n in self._trials() if Path(n).stem == _FIRST_EPOCH]
+        for member, text in self._texts(first):
+            trials = json.loads(text)
             values = [t["accuracy"] for t in trials if isinstance(t.get("accuracy"), int | float)]
             if values:
-                yield member[len(_STATS) :].partition("/")[0], max(values)
+                yield Path(member).parent.name.split("_", 3)[3], max(values)
+
+
+def _networks(members: list[str]) -> list[str]:
+    """Those of the folder ``nn`` in the package ``nn``, else of any folder ``nn``."""
+    paths = [Path(m) for m in members if m.endswith(".py") and not m.endswith("/__init__.py")]
+    found = [p for p in paths if p.parent.name == "nn"]
+    packaged = [p for p in found if p.parent.parent.name == "nn"]
+    return [p.as_posix() for p in packaged or found]

@@ -1,0 +1,120 @@
+"""The costly steps without the sandbox: parse, contract, cleaning, policy, quarantine.
+
+They are done in processes of their own, one a core, each run as ``python -m
+archloop.seeds.prepare``: a few networks come on a line of JSON, what became of them goes back on a
+line. Nothing of a network is executed.
+"""
+
+from __future__ import annotations
+
+import ast
+import gc
+import json
+import subprocess
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from archloop.code_policy import MAX_SOURCE_BYTES, contract_fault
+from archloop.errors import ArchloopError
+from archloop.seeds.clean import Style, clean_tree
+from archloop.seeds.quarantine import quarantine_reason
+from archloop.types import Outcome
+
+UNPARSABLE = "does not parse"
+_ROUND = 64
+"""Networks on one line: neighbours, which share methods."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network after the steps above: its cleaned code, or why it is dropped."""
+
+    code: str | None
+    step: str | None = None
+    """The step that dropped it: ``parse``, ``contract`` or ``quarantine``."""
+    reason: str | None = None
+
+
+def prepare(code: str, style: Style = "unparse") -> Prepared:
+    """All steps for one network."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)
+            tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return Prepared(None, "parse", UNPARSABLE)
+    if fault := contract_fault(tree):
+        reason = fault.partition(";")[0]
+        return Prepared(None, "contract", f"{Outcome.CONTRACT_VIOLATION.value}: {reason}")
+    cleaned = clean_tree(tree, code, style)
+    if cleaned.fault is not None:
+        reason = cleaned.fault.partition(" (line")[0]
+        return Prepared(None, "contract", f"{Outcome.FORBIDDEN_CODE.value}: {reason}")
+    if len(cleaned.code.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
+        return Prepared(None, "contract", f"source is longer than {MAX_SOURCE_BYTES} bytes")
+    if found := quarantine_reason(cleaned.code):
+        return Prepared(None, "quarantine", f"quarantined: {found}")
+    return Prepared(cleaned.code)
+
+
+def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prepared]:
+    """Every network, in order; in this process where starting others would take longer.
+
+    Raises:
+        ArchloopError: A process was lost.
+    """
+    processes = min(processes, len(codes) // (2 * _ROUND))
+    if processes < 2:
+        return [prepare(code, style) for code in codes]
+    found: list[Prepared | None] = [None] * len(codes)
+    starts: Iterator[int] = iter(range(0, len(codes), _ROUND))
+    lock = threading.Lock()
+    faults: list[Exception] = []
+
+    def serve() -> None:
+        command = [sys.executable, "-P", "-m", "archloop.seeds.prepare", style]
+        try:
+            with subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
+            ) as process:
+                assert process.stdin is not None
+                assert process.stdout is not None
+                while True:
+                    with lock:
+                        start = next(starts, None)
+                    if start is None:
+                        process.stdin.close()
+                        return
+                    process.stdin.write(json.dumps(codes[start : start + _ROUND]) + "\n")
+                    process.stdin.flush()
+                    rows = json.loads(process.stdout.readline())
+                    found[start : start + _ROUND] = [Prepared(*row) for row in rows]
+        except (OSError, ValueError) as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=serve) for _ in range(processes)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if faults:
+        raise ArchloopError(f"seeds: a process that cleans networks was lost: {faults[0]}")
+    return [one for one in found if one is not None]
+
+
+def main() -> None:
+    """Serve lines until there are no more."""
+    style: Style = "source" if sys.argv[1] == "source" else "unparse"
+    # Trees have no cycles: collecting would only walk them again and again.
+    gc.disable()
+    for line in sys.stdin:
+        rows = [prepare(code, style) for code in json.loads(line)]
+        sys.stdout.write(json.dumps([[r.code, r.step, r.reason] for r in rows]) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
