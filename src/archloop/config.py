@@ -185,7 +185,6 @@ class NoveltyConfig(_Section):
     lsh_threshold: Fraction = 0.85
     near_duplicate_threshold: Fraction = 0.90
 
-
     @field_validator("kind", mode="before")
     @classmethod
     def _kinds(cls, value: Any) -> Any:

@@ -147,8 +147,8 @@ class GraphSketch:
 class NoveltyScores:
     """Similarity of one candidate to the corpus (train) and to its cycle (gen), paper section 3.
 
-    ``text`` are lexical tokens as in the paper, ``normalized`` tokens with names and numbers folded,
-    ``graph`` the traced computation; ``None``: one of the two could not be traced.
+    ``text`` are lexical tokens as in the paper, ``normalized`` tokens with names and numbers
+    folded, ``graph`` the traced computation; ``None``: the candidate could not be traced.
     """
 
     nn_jaccard_train: float

@@ -5,7 +5,6 @@
 and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
 """
 
-<<<<<<< HEAD
 from archloop.novelty.graph import (
     Graph,
     GraphError,
@@ -15,10 +14,7 @@ from archloop.novelty.graph import (
     operator_motifs,
     sketch_graph,
 )
-from archloop.novelty.index import NoveltyIndex, deduplicate
-=======
 from archloop.novelty.index import NoveltyIndex, deduplicate, visit
->>>>>>> lemur-fast
 from archloop.novelty.judge import NoveltyJudge
 from archloop.novelty.tokens import CodeTokenError, View, jaccard, shingles, tokens
 
