@@ -144,5 +144,6 @@ def _row(
         accuracy_interval=t_interval(scores) if len(scores) > 1 else None,
         hint=hint(verdict.outcome, verdict.error, found),
         output=verdict.output,
+        graph=verdict.graph,
         **shared,
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from archloop.config import SelectionConfig
-    from archloop.types import NoveltyScores
+    from archloop.types import GraphSketch, NoveltyScores
 
 
 class ValidCandidate(NamedTuple):
@@ -24,6 +24,7 @@ class ValidCandidate(NamedTuple):
     id: str
     code: str
     first_epoch_accuracy: float
+    graph: GraphSketch | None = None
 
 
 class Decision(NamedTuple):
@@ -40,17 +41,17 @@ class Decision(NamedTuple):
 class Judge(Protocol):
     """Scores candidates and remembers the accepted (:class:`archloop.novelty.NoveltyJudge`)."""
 
-    def judge(self, id: str, code: str) -> NoveltyScores:
+    def judge(self, id: str, code: str, graph: GraphSketch | None = None) -> NoveltyScores:
         """Score a candidate against the corpus and against what this cycle accepted."""
         ...
 
-    def accept(self, id: str, code: str) -> None:
+    def accept(self, id: str, code: str, graph: GraphSketch | None = None) -> None:
         """Record that a candidate was accepted."""
         ...
 
 
 def select(
-    candidates: Iterable[tuple[str, str, float]],
+    candidates: Iterable[ValidCandidate],
     judge: Judge,
     config: SelectionConfig,
     *,
@@ -60,8 +61,7 @@ def select(
     """Decide over the valid candidates of one cycle.
 
     Args:
-        candidates: (id, code, first-epoch accuracy in 0..1) in index order; see
-            :class:`ValidCandidate`.
+        candidates: In index order.
         judge: After ``start_cycle``; the accepted candidates are recorded in it.
         config: The accuracy threshold, which an accuracy must reach (``>=``).
         reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
@@ -71,15 +71,15 @@ def select(
         One decision a candidate, in the order given.
     """
     decisions: list[Decision] = []
-    for id, code, accuracy in candidates:
-        scores = judge.judge(id, code)
+    for id, code, accuracy, graph in candidates:
+        scores = judge.judge(id, code, graph)
         if reject_near_duplicates and scores.is_near_duplicate:
             outcome = Outcome.NEAR_DUPLICATE
         elif accuracy < config.min_accuracy:
             outcome = Outcome.BELOW_THRESHOLD
         else:
             outcome = Outcome.ACCEPTED
-            judge.accept(id, code)
+            judge.accept(id, code, graph)
         decisions.append(Decision(id, outcome, scores, rejection_count))
         rejection_count = _next_count(rejection_count, outcome)
     return decisions

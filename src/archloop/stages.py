@@ -20,6 +20,7 @@ from archloop.context import RunContext
 from archloop.corpus import accepted_pair, distinct_codes, read_pairs, seed_pairs, write_pairs
 from archloop.errors import DivergedError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
+from archloop.graphs import graphs_of
 from archloop.llm import resolve_adapter
 from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
@@ -153,15 +154,18 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
     run.observer.update(_progress(run, cycle, "select", 0, None, ""))
     judge = NoveltyJudge(run.config.novelty)
     # Of what earlier cycles accepted the source as written counts, not its cleaned form.
-    for id_, code in distinct_codes(p for p in corpus if not p.meta.get("generated")):
-        judge.add_known(id_, code)
+    seeds = dict(distinct_codes(p for p in corpus if not p.meta.get("generated")))
+    graphs = graphs_of(list(seeds.values()), run.task.info, run.config.sandbox, run.observer)
+    for (id_, code), graph in zip(seeds.items(), graphs, strict=True):
+        judge.add_known(id_, code, graph)
     for known in run.store.accepted():
         assert known.code is not None
-        judge.add_known(known.id, known.code)
+        judge.add_known(known.id, known.code, known.graph)
     judge.start_cycle()
     valid = {c.id: c for c in run.store.candidates(cycle) if c.outcome.is_valid}
     rows = [
-        ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0) for c in valid.values()
+        ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
+        for c in valid.values()
     ]
     decisions = select(
         rows,
@@ -178,7 +182,14 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
             near_dup_text_train=d.scores.near_dup_text_train,
             nn_jaccard_gen=d.scores.nn_jaccard_gen,
             near_dup_text_gen=d.scores.near_dup_text_gen,
+            nn_normalized_train=d.scores.nn_normalized_train,
+            nn_normalized_gen=d.scores.nn_normalized_gen,
+            nn_graph_train=d.scores.nn_graph_train,
+            nn_graph_gen=d.scores.nn_graph_gen,
+            near_dup_graph_train=d.scores.near_dup_graph_train,
+            near_dup_graph_gen=d.scores.near_dup_graph_gen,
             nearest=d.scores.nearest,
+            nearest_graph=d.scores.nearest_graph,
             rejection_count=d.rejection_count,
         )
         for d in decisions

@@ -209,3 +209,12 @@ def test_every_field_is_read_somewhere() -> None:
         assert name in read
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             assert set(field.annotation.model_fields) <= read, name
+
+
+def test_kinds_of_novelty_are_one_or_a_list() -> None:
+    assert load_config("smoke", ["novelty.kind=graph"]).novelty.kind == ("graph",)
+    both = load_config("smoke", ['novelty.kind=["lexical", "graph"]'])
+    assert both.novelty.kind == ("lexical", "graph")
+    for wrong in ("novelty.kind=[]", "novelty.kind=text", 'novelty.kind=["graph", "graph"]'):
+        with pytest.raises(ConfigError, match=r"novelty\.kind.*'?lexical'?"):
+            load_config("smoke", [wrong])

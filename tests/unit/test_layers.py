@@ -45,7 +45,7 @@ LAYERS = (
         "store",
         "tasks",
     },
-    {"context", "corpus", "evaluation", "pipeline", "stages"},
+    {"context", "corpus", "evaluation", "graphs", "pipeline", "stages"},
     {"loop"},
     {"doctor", "report"},
     {"cli", "__main__"},

@@ -24,6 +24,7 @@ from archloop.novelty import (
     tokens,
 )
 from archloop.novelty.index import RECALL_AT_THRESHOLD, band_shape
+from archloop.types import GraphSketch
 
 CONFIG = NoveltyConfig()
 
@@ -334,3 +335,49 @@ def test_the_first_id_wins_among_equals(ids: str) -> None:
     for id in ids:
         index.add(id, network([8, 16]))
     assert index.query(network([8, 16])) == (1.0, "a")
+
+
+def sketch(hash: str, *labels: int) -> GraphSketch:
+    return GraphSketch(hash, np.array(sorted(labels), "<u8").tobytes())
+
+
+def test_every_view_is_scored_and_the_configured_kinds_reject() -> None:
+    labels = [n << 40 for n in range(1, 40)]
+    code = "a = 1\n" * 40
+    renamed = "b = 2\n" * 40
+    other = "for x in y: z(x, 3)\n" * 40
+    for kinds, rejected in (
+        (("lexical",), ()),
+        (("normalized",), ("normalized",)),
+        (("graph",), ("graph",)),
+        (("graph", "lexical", "normalized"), ("graph", "normalized")),
+    ):
+        judge = NoveltyJudge(CONFIG.model_copy(update={"kind": kinds}))
+        judge.add_known("seed", code, sketch("same", *labels))
+        judge.start_cycle()
+        scores = judge.judge("1", renamed, sketch("same", *labels))
+        assert scores.rejected_by == rejected
+        assert scores.is_near_duplicate == bool(rejected)
+        assert scores.nn_jaccard_train < 0.5
+        assert scores.nn_normalized_train == 1.0
+        assert (scores.nn_graph_train, scores.near_dup_graph_train) == (1.0, True)
+        assert (scores.nn_graph_gen, scores.near_dup_graph_gen) == (0.0, False)
+        near = judge.judge("2", other, sketch("else", *labels[:-1]))
+        assert near.nn_graph_train == pytest.approx(38 / 39)
+        assert near.near_dup_graph_train is False
+        assert near.nearest_graph == "seed"
+        assert near.rejected_by == ()
+        untraced = judge.judge("3", other)
+        assert (untraced.nn_graph_train, untraced.near_dup_graph_train) == (None, None)
+
+
+def test_what_a_cycle_accepted_counts_by_graph_too() -> None:
+    judge = NoveltyJudge(CONFIG.model_copy(update={"kind": ("graph",)}))
+    judge.start_cycle()
+    judge.accept("c01-0000", "a = 1", sketch("h", 1 << 40))
+    twin = judge.judge("c01-0001", "for x in y: z()", sketch("h", 1 << 40))
+    assert (twin.near_dup_graph_gen, twin.near_dup_graph_train) == (True, False)
+    judge.start_cycle()
+    later = judge.judge("c02-0000", "for x in y: z()", sketch("h", 1 << 40))
+    assert (later.near_dup_graph_gen, later.near_dup_graph_train) == (False, True)
+    assert judge.judge("c01-0000", "a = 1", sketch("h", 1 << 40)).near_dup_graph_train is False

@@ -33,13 +33,13 @@ def brief(decisions: list[Decision]) -> list[tuple[str, Outcome, int]]:
 
 def test_ladder_and_rejection_count() -> None:
     candidates = [
-        ("0", text("seed"), 0.9),  # a copy of a seed, however accurate
-        ("1", text("a"), 0.39),
-        ("2", text("a"), 0.41),  # what was not accepted does not count
-        ("3", text("a"), 0.41),
-        ("4", text("a"), 0.10),  # near-duplicate comes before the threshold
-        ("5", text("b"), 0.40),  # reaching the threshold is enough
-        ("6", text("c"), 0.50),
+        ValidCandidate("0", text("seed"), 0.9),  # a copy of a seed, however accurate
+        ValidCandidate("1", text("a"), 0.39),
+        ValidCandidate("2", text("a"), 0.41),  # what was not accepted does not count
+        ValidCandidate("3", text("a"), 0.41),
+        ValidCandidate("4", text("a"), 0.10),  # near-duplicate comes before the threshold
+        ValidCandidate("5", text("b"), 0.40),  # reaching the threshold is enough
+        ValidCandidate("6", text("c"), 0.50),
     ]
     decisions = select(candidates, started("seed"), SelectionConfig())
     assert brief(decisions) == [
@@ -65,7 +65,11 @@ def test_rejections_are_carried_over_from_the_last_cycle() -> None:
 
 
 def test_without_the_novelty_filter_scores_are_kept() -> None:
-    candidates = [("0", text("a"), 0.5), ("1", text("a"), 0.5), ("2", text("a"), 0.1)]
+    candidates = [
+        ValidCandidate("0", text("a"), 0.5),
+        ValidCandidate("1", text("a"), 0.5),
+        ValidCandidate("2", text("a"), 0.1),
+    ]
     decisions = select(candidates, started(), SelectionConfig(), reject_near_duplicates=False)
     assert brief(decisions) == [("0", ACCEPTED, 0), ("1", ACCEPTED, 0), ("2", BELOW, 0)]
     assert [d.scores.nn_jaccard_gen for d in decisions] == [0.0, 1.0, 1.0]
@@ -73,16 +77,16 @@ def test_without_the_novelty_filter_scores_are_kept() -> None:
 
 
 def test_without_the_threshold_every_novel_one_is_accepted() -> None:
-    candidates = [("0", text("a"), 0.0), ("1", text("a"), 0.9)]
+    candidates = [ValidCandidate("0", text("a"), 0.0), ValidCandidate("1", text("a"), 0.9)]
     decisions = select(candidates, started(), SelectionConfig(min_accuracy=0.0))
     assert [d.outcome for d in decisions] == [ACCEPTED, DUPLICATE]
 
 
 def test_next_cycle_compares_with_the_corpus() -> None:
     judge = started()
-    select([("c01-0000", text("a"), 0.5)], judge, SelectionConfig())
+    select([ValidCandidate("c01-0000", text("a"), 0.5)], judge, SelectionConfig())
     judge.start_cycle()
-    (decision,) = select([("c02-0000", text("a"), 0.5)], judge, SelectionConfig())
+    (decision,) = select([ValidCandidate("c02-0000", text("a"), 0.5)], judge, SelectionConfig())
     assert decision.outcome is DUPLICATE
     assert decision.scores.near_dup_text_train
     assert not decision.scores.near_dup_text_gen
@@ -90,4 +94,7 @@ def test_next_cycle_compares_with_the_corpus() -> None:
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_few_candidates(size: int) -> None:
-    assert len(select([("0", text("a"), 0.5)][:size], started(), SelectionConfig())) == size
+    assert (
+        len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), SelectionConfig()))
+        == size
+    )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
-from archloop.novelty.graph import Graph
+from archloop.novelty.graph import Graph, sketch_graph
 from archloop.provenance import resolved_precision
 from archloop.sandbox import flags, wire
 from archloop.sandbox.augmentation import augment
@@ -196,6 +196,7 @@ class Sandbox:
             info.name, accuracy, classes=info.classes, steps=trained.value.steps
         )
         found += {*_left(trained), *_left(measured)}
+        _, graph = self.trace(code, shape=shape, classes=info.classes)
         return Verdict(
             Outcome.VALID,
             n_params=trained.value.n_params,
@@ -203,6 +204,7 @@ class Sandbox:
             train_seconds=trained.value.seconds,
             flags=tuple(found),
             output=trained.output,
+            graph=None if graph is None else sketch_graph(graph),
         )
 
     def _train(self, job: dict[str, Any]) -> _Ran[Trained]:

@@ -1,0 +1,85 @@
+"""Computation graphs of known networks, traced once in the sandbox and kept in the cache."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from archloop.assets import cache_dir, lock
+from archloop.chat import code_sha256
+from archloop.config import SandboxConfig
+from archloop.novelty import sketch_graph
+from archloop.progress import Observer, Progress
+from archloop.provenance import usable_cores
+from archloop.sandbox import Sandbox
+from archloop.types import GraphSketch, TaskInfo
+
+_VERSION = 1
+"""Raised when tracing or the canonical form changes."""
+
+
+def graphs_of(
+    codes: Sequence[str], info: TaskInfo, config: SandboxConfig, observer: Observer
+) -> list[GraphSketch | None]:
+    """A sketch of each network's graph, in order; ``None`` for those that cannot be traced.
+
+    Args:
+        codes: Sources that keep the candidate contract.
+        info: Image shape and number of classes.
+        config: Limits and isolation level.
+        observer: Told how far it is.
+    """
+    size = "x".join(map(str, (*info.shape, info.classes)))
+    file = cache_dir() / "graphs" / f"v{_VERSION}-{size}.jsonl"
+    with lock(f"graphs-{file.stem}"):
+        known = dict(_read(file)) if file.is_file() else {}
+        missing = {code_sha256(c): c for c in codes if code_sha256(c) not in known}
+        if missing:
+            found = _trace(list(missing.values()), info, config, observer)
+            known |= dict(zip(missing, found, strict=True))
+            _write(file, known)
+    return [known[code_sha256(code)] for code in codes]
+
+
+def _trace(
+    codes: Sequence[str], info: TaskInfo, config: SandboxConfig, observer: Observer
+) -> list[GraphSketch | None]:
+    found: list[GraphSketch | None] = []
+    with Sandbox(config) as sandbox:
+
+        def trace(code: str) -> GraphSketch | None:
+            _, graph = sandbox.trace(code, shape=info.shape, classes=info.classes)
+            return None if graph is None else sketch_graph(graph)
+
+        with ThreadPoolExecutor(config.workers or usable_cores()) as pool:
+            for sketch in pool.map(trace, codes):
+                found.append(sketch)
+                if len(found) % 20 == 0:
+                    done, total = len(found), len(codes)
+                    observer.update(Progress("graphs", done=done, total=total, unit="networks"))
+    return found
+
+
+def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
+    for line in file.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        shingles = base64.b64decode(row["shingles"])
+        yield row["code"], GraphSketch(row["hash"], shingles) if row["hash"] else None
+
+
+def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(file.name + ".part")
+    with partial.open("w", encoding="utf-8") as sink:
+        for code, graph in known.items():
+            shingles = b"" if graph is None else graph.shingles
+            row = {
+                "code": code,
+                "hash": None if graph is None else graph.hash,
+                "shingles": base64.b64encode(shingles).decode(),
+            }
+            sink.write(json.dumps(row) + "\n")
+    partial.replace(file)
