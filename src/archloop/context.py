@@ -14,7 +14,7 @@ from archloop.llm import resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
 from archloop.provenance import resolved_precision, session
-from archloop.run_dir import PINNED, SESSIONS, RunDir
+from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, RunDir
 from archloop.store import Store
 from archloop.tasks import load_task
 from archloop.types import Message, TaskData
@@ -104,6 +104,8 @@ class RunContext:
         elif before != pinned:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
             raise ConfigError(f"{self.paths.root}: changed since the run began: {names}")
+        info = self.task.info
+        self.store.set_meta(TASK_SIZE, {"shape": list(info.shape), "classes": info.classes})
         self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])
 
 

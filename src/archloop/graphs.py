@@ -4,62 +4,72 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from archloop.assets import cache_dir, lock
 from archloop.chat import code_sha256
 from archloop.config import SandboxConfig
-from archloop.novelty import sketch_graph
+from archloop.novelty import Graph, sketch_graph
 from archloop.progress import Observer, Progress
 from archloop.provenance import usable_cores
 from archloop.sandbox import Sandbox
-from archloop.types import GraphSketch, TaskInfo
+from archloop.types import GraphSketch
 
 _VERSION = 1
 """Raised when tracing or the canonical form changes."""
 
 
 def graphs_of(
-    codes: Sequence[str], info: TaskInfo, config: SandboxConfig, observer: Observer
+    codes: Sequence[str],
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    config: SandboxConfig,
+    observer: Observer,
 ) -> list[GraphSketch | None]:
     """A sketch of each network's graph, in order; ``None`` for those that cannot be traced.
 
     Args:
         codes: Sources that keep the candidate contract.
-        info: Image shape and number of classes.
+        shape: (channels, height, width) of an image.
+        classes: Number of logits.
         config: Limits and isolation level.
         observer: Told how far it is.
     """
-    size = "x".join(map(str, (*info.shape, info.classes)))
+    size = "x".join(map(str, (*shape, classes)))
     file = cache_dir() / "graphs" / f"v{_VERSION}-{size}.jsonl"
     with lock(f"graphs-{file.stem}"):
         known = dict(_read(file)) if file.is_file() else {}
         missing = {code_sha256(c): c for c in codes if code_sha256(c) not in known}
         if missing:
-            found = _trace(list(missing.values()), info, config, observer)
+            with Sandbox(config) as sandbox:
+                found = _trace(
+                    list(missing.values()),
+                    lambda code: sandbox.trace(code, shape=shape, classes=classes)[1],
+                    config.workers or usable_cores(),
+                    observer,
+                )
             known |= dict(zip(missing, found, strict=True))
             _write(file, known)
     return [known[code_sha256(code)] for code in codes]
 
 
 def _trace(
-    codes: Sequence[str], info: TaskInfo, config: SandboxConfig, observer: Observer
+    codes: Sequence[str], trace: Callable[[str], Graph | None], workers: int, observer: Observer
 ) -> list[GraphSketch | None]:
+    def sketch(code: str) -> GraphSketch | None:
+        graph = trace(code)
+        return None if graph is None else sketch_graph(graph)
+
     found: list[GraphSketch | None] = []
-    with Sandbox(config) as sandbox:
-
-        def trace(code: str) -> GraphSketch | None:
-            _, graph = sandbox.trace(code, shape=info.shape, classes=info.classes)
-            return None if graph is None else sketch_graph(graph)
-
-        with ThreadPoolExecutor(config.workers or usable_cores()) as pool:
-            for sketch in pool.map(trace, codes):
-                found.append(sketch)
-                if len(found) % 20 == 0:
-                    done, total = len(found), len(codes)
-                    observer.update(Progress("graphs", done=done, total=total, unit="networks"))
+    with ThreadPoolExecutor(workers) as pool:
+        for one in pool.map(sketch, codes):
+            found.append(one)
+            if len(found) % 20 == 0:
+                done, total = len(found), len(codes)
+                observer.update(Progress("graphs", done=done, total=total, unit="networks"))
     return found
 
 

@@ -26,6 +26,9 @@ SESSIONS = "sessions"
 PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
 
+TASK_SIZE = "task_size"
+"""Meta key in the store: ``shape`` of an image and number of ``classes``."""
+
 State = Literal["running", "finished", "interrupted"]
 
 _LOCK_SECONDS = 2.0

@@ -81,11 +81,12 @@ def select(
             outcome = Outcome.ACCEPTED
             judge.accept(id, code, graph)
         decisions.append(Decision(id, outcome, scores, rejection_count))
-        rejection_count = _next_count(rejection_count, outcome)
+        rejection_count = next_count(rejection_count, outcome)
     return decisions
 
 
-def _next_count(count: int, outcome: Outcome) -> int:
+def next_count(count: int, outcome: Outcome) -> int:
+    """``rejection_count`` after one more decision."""
     if outcome is Outcome.ACCEPTED:
         return 0
     return count + (outcome is Outcome.NEAR_DUPLICATE)

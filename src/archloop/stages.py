@@ -155,7 +155,13 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
     judge = NoveltyJudge(run.config.novelty)
     # Of what earlier cycles accepted the source as written counts, not its cleaned form.
     seeds = dict(distinct_codes(p for p in corpus if not p.meta.get("generated")))
-    graphs = graphs_of(list(seeds.values()), run.task.info, run.config.sandbox, run.observer)
+    graphs = graphs_of(
+        list(seeds.values()),
+        shape=run.task.info.shape,
+        classes=run.task.info.classes,
+        config=run.config.sandbox,
+        observer=run.observer,
+    )
     for (id_, code), graph in zip(seeds.items(), graphs, strict=True):
         judge.add_known(id_, code, graph)
     for known in run.store.accepted():
@@ -178,18 +184,7 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
         replace(
             valid[d.id],
             outcome=d.outcome,
-            nn_jaccard_train=d.scores.nn_jaccard_train,
-            near_dup_text_train=d.scores.near_dup_text_train,
-            nn_jaccard_gen=d.scores.nn_jaccard_gen,
-            near_dup_text_gen=d.scores.near_dup_text_gen,
-            nn_normalized_train=d.scores.nn_normalized_train,
-            nn_normalized_gen=d.scores.nn_normalized_gen,
-            nn_graph_train=d.scores.nn_graph_train,
-            nn_graph_gen=d.scores.nn_graph_gen,
-            near_dup_graph_train=d.scores.near_dup_graph_train,
-            near_dup_graph_gen=d.scores.near_dup_graph_gen,
-            nearest=d.scores.nearest,
-            nearest_graph=d.scores.nearest_graph,
+            **d.scores.for_row(),
             rejection_count=d.rejection_count,
         )
         for d in decisions

@@ -173,6 +173,12 @@ class NoveltyScores:
         """Whether the candidate is a near-duplicate of anything known, in any configured kind."""
         return bool(self.rejected_by)
 
+    def for_row(self) -> dict[str, Any]:
+        """The fields of a :class:`Candidate` that these are."""
+        row = asdict(self)
+        del row["rejected_by"]
+        return row
+
 
 @dataclass(frozen=True)
 class Candidate:

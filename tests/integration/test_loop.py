@@ -25,6 +25,7 @@ from archloop.corpus import read_pairs, write_pairs
 from archloop.errors import ConfigError, DivergedError, RunLockedError
 from archloop.loop import run
 from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.rejudge import rejudge
 from archloop.run_dir import Run, RunDir
 from archloop.store import Store
 from archloop.types import Completion
@@ -152,6 +153,23 @@ def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_p
     assert [r["outcome"] for r in found] == ["accepted"] + ["near_duplicate"] * 3
     assert found[2]["nn_jaccard_train"] == 1.0
     assert found[2]["nearest"] == "c01-0000"
+
+
+def test_every_view_of_novelty_is_kept_and_a_run_can_be_judged_again(unbroken: Path) -> None:
+    first = rows(unbroken)[0]
+    assert isinstance(first["graph_hash"], str)
+    assert (first["nn_graph_train"], first["near_dup_graph_gen"]) == (0.0, False)
+    lexical = list(rejudge(unbroken, resolve({})))
+    kept = config(unbroken)
+    same = list(rejudge(unbroken, kept))
+    assert [a.outcome for a, _ in same] == [b.outcome for _, b in same]
+    assert [a.rejection_count for a, _ in same] == [b.rejection_count for _, b in same]
+    # The two good networks of a cycle differ by a kernel; the weak one computes what the good does.
+    by_graph = resolve({**kept.model_dump(mode="json"), "novelty": {"kind": "graph"}})
+    after = {b.id: b.outcome.value for _, b in rejudge(unbroken, by_graph)}
+    assert after["c01-0000"] == after["c01-0007"] == "accepted"
+    assert after["c01-0003"] == after["c02-0000"] == "near_duplicate"
+    assert len(lexical) == len(same) == len(after) == 10
 
 
 def test_after_a_diverged_fine_tune_the_last_adapter_stays(

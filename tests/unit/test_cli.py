@@ -36,6 +36,8 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["report", "nowhere", "--out", "out"], "nowhere"),
         (["evaluate", "nowhere.py"], "nowhere.py"),
         (["novelty", ".", "--against", "no.jsonl"], "no.jsonl"),
+        (["novelty", "."], "--against"),
+        (["novelty", "--rejudge", "nowhere"], "nowhere"),
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
@@ -119,6 +121,27 @@ def test_novelty_compares_with_the_corpus_and_the_files_before(tmp_path: Path) -
     assert (twin["nn_jaccard_gen"], twin["nearest"]) == (1.0, "fresh.py")
     assert (copy["rejection_count"], fresh_row["rejection_count"]) == (0, 1)
     assert torn["outcome"] == "syntax_error"
+    shown = archloop("novelty", "copy.py", "--against", "corpus.jsonl", cwd=tmp_path)
+    assert "(the same once cleaned)" in shown.stdout
+
+
+def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: Path) -> None:
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    write_pairs(tmp_path / "corpus.jsonl", [make_pair(prompt, network(), {"source": "seed-1"})])
+    renamed = network().replace("self.conv", "self.first").replace("self.head", "self.last")
+    (tmp_path / "renamed.py").write_text(renamed)
+    (tmp_path / "other.py").write_text(network().replace("kernel_size=3", "kernel_size=5"))
+    files = ["renamed.py", "other.py", "--against", "corpus.jsonl"]
+    done = archloop("novelty", *files, "--graph", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first, second = map(json.loads, done.stdout.splitlines())
+    assert (first["near_dup_graph_train"], first["nearest_graph"]) == (True, "seed-1")
+    assert (second["near_dup_graph_train"], second["near_dup_graph_gen"]) == (False, False)
+    assert second["nn_graph_train"] < 1.0
+    strict = archloop("novelty", *files, "--set", "novelty.kind=graph", cwd=tmp_path)
+    assert "renamed.py" in strict.stdout
+    assert "(near-duplicate)" in strict.stdout.splitlines()[0]
+    assert "+        self.first = nn.Conv2d" in strict.stdout
 
 
 def test_help_names_every_command() -> None:

@@ -45,7 +45,7 @@ LAYERS = (
         "store",
         "tasks",
     },
-    {"context", "corpus", "evaluation", "graphs", "pipeline", "stages"},
+    {"comparison", "context", "corpus", "evaluation", "graphs", "pipeline", "rejudge", "stages"},
     {"loop"},
     {"doctor", "report"},
     {"cli", "__main__"},

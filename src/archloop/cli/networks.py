@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 from archloop.cli.options import config_option, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
+    from archloop.config import RunConfig
     from archloop.evaluation import Evaluation
     from archloop.types import Candidate
 
@@ -122,62 +122,109 @@ def _line(row: Evaluation) -> str:
 
 
 @click.command("novelty")
-@_FILES
+@click.argument(
+    "paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[FILE.py...]"
+)
 @click.option(
     "--against",
-    required=True,
     type=click.Path(path_type=Path),
     metavar="CORPUS.jsonl",
     help="Chat corpus the networks are compared with.",
 )
+@click.option(
+    "--rejudge",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Judge the candidates of a run again, with this configuration's novelty and selection.",
+)
+@click.option("--graph", is_flag=True, help="Compare traced graphs too; tracing takes a moment.")
+@click.option("--diff/--no-diff", default=True, help="Show the difference to the nearest network.")
 @config_option
 @set_option
 @json_option
 def novelty_command(
-    paths: tuple[Path, ...], against: Path, source: str, overrides: tuple[str, ...], as_json: bool
+    paths: tuple[Path, ...],
+    against: Path | None,
+    rejudge: Path | None,
+    graph: bool,
+    diff: bool,
+    source: str,
+    overrides: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Compare networks with a corpus, and each with those named before it.
 
-    Networks that are no near-duplicate count as accepted for the ones after them.
+    Networks that are no near-duplicate count as accepted for the ones after them. With --rejudge
+    nothing is trained again: the run's stored scores, sources and graphs are enough.
     """
-    from archloop.code_policy import check
     from archloop.config import load_config
-    from archloop.corpus import distinct_codes, read_pairs
-    from archloop.novelty import NoveltyJudge
-    from archloop.types import Candidate, Outcome
+    from archloop.errors import UsageError
 
-    judge = NoveltyJudge(load_config(source, overrides).novelty)
-    for id_, code in distinct_codes(read_pairs(against)):
-        judge.add_known(id_, code)
-    judge.start_cycle()
-    rejected = 0
-    for index, (file, code) in enumerate(_read_sources(paths)):
-        candidate = Candidate(id=file, cycle=0, index=index, outcome=Outcome.VALID)
-        fault = check(code)
-        if fault is not None and fault.outcome is Outcome.SYNTAX_ERROR:
-            candidate = replace(candidate, outcome=fault.outcome, error=fault.error)
-        else:
-            scores = judge.judge(file, code)
-            candidate = replace(
-                candidate,
-                outcome=Outcome.NEAR_DUPLICATE if scores.is_near_duplicate else Outcome.VALID,
-                nn_jaccard_train=scores.nn_jaccard_train,
-                near_dup_text_train=scores.near_dup_text_train,
-                nn_jaccard_gen=scores.nn_jaccard_gen,
-                near_dup_text_gen=scores.near_dup_text_gen,
-                nearest=scores.nearest,
-                rejection_count=rejected,
-            )
-            rejected = rejected + 1 if scores.is_near_duplicate else 0
-            if not scores.is_near_duplicate:
-                judge.accept(file, code)
+    if bool(rejudge) == bool(paths) or bool(paths) != bool(against):
+        raise UsageError("expected FILE.py... with --against CORPUS.jsonl, or --rejudge RUN alone")
+    config = load_config(source, overrides)
+    if rejudge is not None:
+        _rejudge(rejudge, config, as_json=as_json)
+        return
+    assert against is not None
+    from archloop.comparison import compare_files
+    from archloop.corpus import distinct_codes, read_pairs
+
+    known = dict(distinct_codes(read_pairs(against)))
+    for row, nearest in compare_files(_read_sources(paths), known, config, graphs=graph):
         if as_json:
-            echo_json(_row(candidate, file))
-        elif candidate.error:
-            click.echo(f"{file}: {candidate.outcome.value}: {candidate.error}")
-        else:
-            click.echo(
-                f"{file}: J_train {candidate.nn_jaccard_train:.4f}, J_gen "
-                f"{candidate.nn_jaccard_gen:.4f}, nearest {candidate.nearest or '-'}"
-                + (" (near-duplicate)" if candidate.outcome is Outcome.NEAR_DUPLICATE else "")
-            )
+            echo_json(_row(row, row.id))
+            continue
+        click.echo(_novelty_line(row))
+        if diff and nearest is not None:
+            click.echo(_diff(row, nearest))
+
+
+def _novelty_line(row: Candidate) -> str:
+    if row.error:
+        return f"{row.id}: {row.outcome.value}: {row.error}"
+    text = (
+        f"{row.id}: J_train {row.nn_jaccard_train:.4f}, J_gen {row.nn_jaccard_gen:.4f}, "
+        f"nearest {row.nearest or '-'}"
+    )
+    if row.nn_graph_train is not None:
+        text += f"; graph {max(row.nn_graph_train, row.nn_graph_gen or 0.0):.4f}"
+        text += f", nearest {row.nearest_graph or '-'}"
+    return text + (" (near-duplicate)" if row.outcome.value == "near_duplicate" else "")
+
+
+def _diff(row: Candidate, nearest: str) -> str:
+    """Between the cleaned sources, so that layout and comments do not show."""
+    import difflib
+
+    from archloop.seeds.clean import clean_source
+
+    def lines(code: str) -> list[str]:
+        try:
+            return clean_source(code).splitlines()
+        except SyntaxError:
+            return code.splitlines()
+
+    found = difflib.unified_diff(
+        lines(nearest), lines(row.code or ""), row.nearest or "", row.id, lineterm="", n=1
+    )
+    return "\n".join(f"    {line}" for line in found) or "    (the same once cleaned)"
+
+
+def _rejudge(run: Path, config: RunConfig, *, as_json: bool) -> None:
+    from archloop.rejudge import rejudge
+
+    changed = 0
+    accepted = {"before": 0, "after": 0}
+    for before, after in rejudge(run, config):
+        accepted["before"] += before.outcome.value == "accepted"
+        accepted["after"] += after.outcome.value == "accepted"
+        changed += before.outcome is not after.outcome
+        if as_json:
+            echo_json(after.to_json() | {"outcome_before": before.outcome.value})
+        elif before.outcome is not after.outcome:
+            click.echo(f"{after.id}: {before.outcome.value} -> {after.outcome.value}")
+    if not as_json:
+        click.echo(
+            f"{changed} outcomes differ; accepted {accepted['before']} -> {accepted['after']}"
+        )

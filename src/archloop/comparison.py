@@ -1,0 +1,72 @@
+"""Networks in files compared with a corpus and with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from archloop.code_policy import check
+from archloop.config import RunConfig
+from archloop.graphs import graphs_of
+from archloop.novelty import NoveltyJudge
+from archloop.progress import Silent
+from archloop.seeds.build import PROBE_SUBJECT
+from archloop.types import Candidate, GraphSketch, Outcome
+
+
+def compare_files(
+    sources: Sequence[tuple[str, str]], known: dict[str, str], config: RunConfig, *, graphs: bool
+) -> Iterator[tuple[Candidate, str | None]]:
+    """Each network's row, and the source of the most similar known one.
+
+    Args:
+        sources: (name, code) of the networks, in the order in which they count.
+        known: Code of the networks they are compared with, by id.
+        config: Kinds of novelty; also image shape and limits of the sandbox for graphs.
+        graphs: Trace and compare graphs, also if they are no configured kind.
+    """
+    faults = {name: check(code) for name, code in sources}
+    sound = {
+        name: code
+        for name, code in sources
+        if (fault := faults[name]) is None or fault.outcome is not Outcome.SYNTAX_ERROR
+    }
+    sketches: dict[str, GraphSketch | None] = {}
+    if graphs or "graph" in config.novelty.kind:
+        everything = known | sound
+        found = graphs_of(
+            list(everything.values()),
+            shape=PROBE_SUBJECT.shape,
+            classes=PROBE_SUBJECT.classes,
+            config=config.sandbox,
+            observer=Silent(),
+        )
+        sketches = dict(zip(everything, found, strict=True))
+    judge = NoveltyJudge(config.novelty)
+    for id, code in known.items():
+        judge.add_known(id, code, sketches.get(id))
+    judge.start_cycle()
+    rejected = 0
+    for index, (name, code) in enumerate(sources):
+        row = Candidate(id=name, cycle=0, index=index, outcome=Outcome.VALID, code=code)
+        if name not in sound:
+            fault = faults[name]
+            assert fault is not None
+            yield replace(row, outcome=fault.outcome, error=fault.error), None
+            continue
+        graph = sketches.get(name)
+        scores = judge.judge(name, code, graph)
+        near = scores.is_near_duplicate
+        yield (
+            replace(
+                row,
+                outcome=Outcome.NEAR_DUPLICATE if near else Outcome.VALID,
+                rejection_count=rejected,
+                graph=graph,
+                **scores.for_row(),
+            ),
+            None if scores.nearest is None else (known | sound)[scores.nearest],
+        )
+        rejected = rejected + 1 if near else 0
+        if not near:
+            judge.accept(name, code, graph)
