@@ -38,8 +38,7 @@ def graphs_of(
         config: Limits and isolation level.
         observer: Told how far it is.
     """
-    size = "x".join(map(str, (*shape, classes)))
-    file = cache_dir() / "graphs" / f"v{_VERSION}-{size}.jsonl"
+    file = _file(shape, classes)
     with lock(f"graphs-{file.stem}"):
         known = dict(_read(file)) if file.is_file() else {}
         missing = {code_sha256(c): c for c in codes if code_sha256(c) not in known}
@@ -54,6 +53,20 @@ def graphs_of(
             known |= dict(zip(missing, found, strict=True))
             _write(file, known)
     return [known[code_sha256(code)] for code in codes]
+
+
+def traced_before(
+    codes: Sequence[str], *, shape: tuple[int, int, int], classes: int
+) -> list[GraphSketch | None]:
+    """What :func:`graphs_of` has in the cache; ``None`` for the others, which stay untraced."""
+    file = _file(shape, classes)
+    known = dict(_read(file)) if file.is_file() else {}
+    return [known.get(code_sha256(code)) for code in codes]
+
+
+def _file(shape: tuple[int, int, int], classes: int) -> Path:
+    size = "x".join(map(str, (*shape, classes)))
+    return cache_dir() / "graphs" / f"v{_VERSION}-{size}.jsonl"
 
 
 def _trace(

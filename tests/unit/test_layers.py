@@ -21,6 +21,7 @@ LAYERS = (
     {
         "chat",
         "code_policy",
+        "diversity",
         "footprint",
         "hints",
         "mix",

@@ -142,12 +142,14 @@ def test_a_part_not_measured_makes_the_total_unknown(run: Path) -> None:
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     files = write_report([run], out)
-    names = ["report.md", "cycles.csv", "totals.csv", "outcomes.csv", "candidates.csv"]
+    names = ["cycles", "totals", "outcomes", "diversity", "candidates"]
+    names = ["report.md", *(f"{name}.csv" for name in names)]
     assert [path.name for path in files] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names), "nothing half-written"
     text = files[0].read_text("utf-8")
     assert "| 1 | 44.0 [31.2, 57.7] (22/50) | 47.78 |" in text
     assert "4.5 [0.8, 21.8] (1/22)" in text
+    assert "| cycle | accepted | distance | memorised | distinct graphs | new motifs |" in text
     assert config_digest(CONFIG) in text
     assert "abc123abc123" in text
     assert "deepseek-ai/deepseek-coder-7b-instruct-v1.5" in text

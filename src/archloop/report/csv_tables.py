@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from archloop.config import config_digest
@@ -19,6 +20,7 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
         "cycles.csv": _csv(_cycle_rows(runs)),
         "totals.csv": _csv(_total_rows(runs)),
         "outcomes.csv": _csv(_outcome_rows(runs)),
+        "diversity.csv": _csv(_diversity_rows(runs)),
         "candidates.csv": _csv(_candidate_rows(runs)),
     }
 
@@ -74,6 +76,13 @@ def _outcome_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
         for cycle in run.summary.cycles:
             counts = {o.value: cycle.stats.outcomes.get(o.value, 0) for o in Outcome}
             yield {"run": run.label, "cycle": cycle.stats.cycle, **counts}
+
+
+def _diversity_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        cycles = [*(c.stats.cycle for c in run.summary.cycles), "all"]
+        for cycle, found in zip(cycles, run.diversity, strict=False):
+            yield {"run": run.label, "cycle": cycle, **asdict(found)}
 
 
 def _candidate_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:

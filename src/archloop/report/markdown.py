@@ -29,6 +29,7 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         blocks += ["### Cycles", _cycle_table(run)]
         blocks += ["### Whole run", _total_table(run)]
         blocks += ["### Outcomes", _outcome_table(run)]
+        blocks += ["### Memorisation or creativity", DIVERSITY, _diversity_table(run)]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -157,6 +158,31 @@ def _outcome_table(run: ReportedRun) -> str:
     rows = [
         [outcome.value, *(c.stats.outcomes.get(outcome.value, 0) for c in cycles), total]
         for outcome, total in run.summary.outcomes.items()
+    ]
+    return _table(head, rows)
+
+
+DIVERSITY = (
+    "Of the accepted networks. Distance: mean of 1 - J over their pairs (lexical shingles). "
+    "Memorised: within 0.8 of a seed. Distinct graphs: different computations among those traced. "
+    "New motifs: share of the neighbourhoods of their graphs that no seed and no network accepted "
+    "in an earlier cycle has."
+)
+
+
+def _diversity_table(run: ReportedRun) -> str:
+    names = [*(str(c.stats.cycle) for c in run.summary.cycles), "all"]
+    head = ("cycle", "accepted", "distance", "memorised", "distinct graphs", "new motifs")
+    rows = [
+        (
+            name,
+            d.n,
+            NOTHING if d.distance is None else f"{d.distance:.3f}",
+            f"{d.memorised}/{d.n}",
+            f"{d.distinct_graphs}/{d.traced}",
+            percent(d.new_motifs, 1),
+        )
+        for name, d in zip(names, run.diversity, strict=True)
     ]
     return _table(head, rows)
 

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from archloop.config import RunConfig
+from archloop.corpus import distinct_codes, read_pairs
+from archloop.diversity import Diversity, Network, Seeds, of_cycles
+from archloop.graphs import traced_before
 from archloop.report.summary import RunSummary
-from archloop.run_dir import SESSIONS, Run, State
-from archloop.types import Candidate
+from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
+from archloop.types import Candidate, Outcome
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,8 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
+    diversity: tuple[Diversity, ...]
+    """Of what each committed cycle accepted, and of all of it."""
 
 
 def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
@@ -43,6 +48,7 @@ def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
 
 def _read(label: str, path: Path) -> ReportedRun:
     with Run.open(path) as run:
+        candidates = run.store.candidates()
         return ReportedRun(
             label=label,
             state=run.state(),
@@ -51,8 +57,27 @@ def _read(label: str, path: Path) -> ReportedRun:
             pinned=run.pinned(),
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(run.cycles()),
-            candidates=tuple(run.store.candidates()),
+            candidates=tuple(candidates),
+            diversity=tuple(_diversity(run, path, candidates)),
         )
+
+
+def _diversity(run: Run, path: Path, candidates: Sequence[Candidate]) -> list[Diversity]:
+    cycles = [stats.cycle for stats in run.cycles()]
+    if not cycles:
+        return []
+    corpus, size = RunDir(path).corpus(1), run.store.get_meta(TASK_SIZE)
+    codes = [code for _, code in distinct_codes(read_pairs(corpus))] if corpus.is_file() else []
+    graphs = (
+        traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"])
+        if size
+        else [None] * len(codes)
+    )
+    seeds = Seeds(map(Network, codes, graphs), run.config.novelty)
+    accepted = [c for c in candidates if c.outcome is Outcome.ACCEPTED]
+    return of_cycles(
+        [[Network(c.code or "", c.graph) for c in accepted if c.cycle == n] for n in cycles], seeds
+    )
 
 
 def _labels(runs: Sequence[Path]) -> list[str]:
