@@ -69,6 +69,6 @@ def _is_value(words: list[str]) -> bool:
 
 
 def _plain(word: str) -> str:
-    """Lower-case words with single spaces: ``ignorePrevious_rules`` -> ``ignore previous rules``."""
+    """Lower-case words with single spaces: ``ignoreAll_rules`` -> ``ignore all rules``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", word)
     return re.sub(r"(?:\s|_|\\n)+", " ", spaced).lower()
