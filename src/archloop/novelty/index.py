@@ -91,7 +91,10 @@ class NoveltyIndex:
         Raises:
             CodeTokenError: The code is not a sequence of Python tokens.
         """
-        found = shingles(code, self.config.shingle_size, self._view)
+        return self.sketch_of(shingles(code, self.config.shingle_size, self._view))
+
+    def sketch_of(self, found: NDArray[np.uint64]) -> Sketch:
+        """The sketch of a set of shingles: (S,), sorted and unique."""
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)

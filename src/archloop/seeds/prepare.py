@@ -1,14 +1,12 @@
 """The costly steps without the sandbox: parse, contract, cleaning, policy, quarantine.
 
-They are done in processes of their own, one a core, each run as ``python -m
-archloop.seeds.prepare``: a few networks come on a line of JSON, what became of them goes back on a
-line. Nothing of a network is executed.
+They are done in processes of their own (:mod:`archloop.seeds.job`), one a core. Nothing of a network
+is executed.
 """
 
 from __future__ import annotations
 
 import ast
-import gc
 import json
 import subprocess
 import sys
@@ -75,7 +73,7 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     faults: list[Exception] = []
 
     def serve() -> None:
-        command = [sys.executable, "-P", "-m", "archloop.seeds.prepare", style]
+        command = [sys.executable, "-P", "-m", "archloop.seeds.job", style]
         try:
             with subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
@@ -103,18 +101,3 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     if faults:
         raise ArchloopError(f"seeds: a process that cleans networks was lost: {faults[0]}")
     return [one for one in found if one is not None]
-
-
-def main() -> None:
-    """Serve lines until there are no more."""
-    style: Style = "source" if sys.argv[1] == "source" else "unparse"
-    # Trees have no cycles: collecting would only walk them again and again.
-    gc.disable()
-    for line in sys.stdin:
-        rows = [prepare(code, style) for code in json.loads(line)]
-        sys.stdout.write(json.dumps([[r.code, r.step, r.reason] for r in rows]) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
