@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archloop.code_policy import MAX_SOURCE_BYTES, contract_fault
@@ -68,11 +68,20 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     if processes < 2:
         return [prepare(code, style) for code in codes]
     found: list[Prepared | None] = [None] * len(codes)
-    starts: Iterator[int] = iter(range(0, len(codes), _ROUND))
+    rounds = list(range(0, len(codes), _ROUND))
+    # Each has a stretch of its own, as neighbours share methods; who is done first takes from the
+    # end of the longest that is left.
+    share = -(-len(rounds) // processes)
+    stretches = [rounds[i * share : (i + 1) * share] for i in range(processes)]
     lock = threading.Lock()
     faults: list[Exception] = []
 
-    def serve() -> None:
+    def next_round(own: list[int]) -> int | None:
+        with lock:
+            longest = max(stretches, key=len)
+            return own.pop(0) if own else longest.pop() if longest else None
+
+    def serve(own: list[int]) -> None:
         command = [sys.executable, "-P", "-m", "archloop.seeds.job", style]
         try:
             with subprocess.Popen(
@@ -80,20 +89,16 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
             ) as process:
                 assert process.stdin is not None
                 assert process.stdout is not None
-                while True:
-                    with lock:
-                        start = next(starts, None)
-                    if start is None:
-                        process.stdin.close()
-                        return
+                while (start := next_round(own)) is not None:
                     process.stdin.write(json.dumps(codes[start : start + _ROUND]) + "\n")
                     process.stdin.flush()
                     rows = json.loads(process.stdout.readline())
                     found[start : start + _ROUND] = [Prepared(*row) for row in rows]
+                process.stdin.close()
         except (OSError, ValueError) as error:
             faults.append(error)
 
-    threads = [threading.Thread(target=serve) for _ in range(processes)]
+    threads = [threading.Thread(target=serve, args=(own,)) for own in stretches]
     for thread in threads:
         thread.start()
     for thread in threads:
