@@ -1,7 +1,7 @@
 """The costly steps without the sandbox: parse, contract, cleaning, policy, quarantine.
 
-They are done in processes of their own (:mod:`archloop.seeds.job`), one a core. Nothing of a network
-is executed.
+They are done in processes of their own (:mod:`archloop.seeds.job`), one a core. Nothing of a
+network is executed.
 """
 
 from __future__ import annotations
