@@ -103,7 +103,7 @@ def usual(items: Sequence[Item], sketch: Callable[[set[str]], object], lsh: obje
 
 
 def with_datasketch(items: Sequence[Item]) -> Done:
-    """datasketch as its documentation shows it."""
+    """Datasketch as its documentation shows it."""
     from datasketch import MinHash, MinHashLSH
 
     def sketch(found: set[str]) -> object:
@@ -117,7 +117,7 @@ def with_datasketch(items: Sequence[Item]) -> Done:
 
 
 def with_rensa(items: Sequence[Item]) -> Done:
-    """rensa (Rust) in the place of datasketch."""
+    """Rensa (Rust) in the place of datasketch."""
     from rensa import RMinHash, RMinHashLSH
 
     numbers: dict[int, str] = {}
@@ -181,7 +181,7 @@ def with_nn_dup(items: Sequence[Item]) -> Done:
 
 
 def normalized(items: Sequence[Item]) -> Done:
-    """archloop with names and numbers folded."""
+    """Archloop with names and numbers folded."""
     started = time.perf_counter()
     kept, _ = deduplicate(items, CONFIG, "normalized")
     return Done(set(kept), {"all": time.perf_counter() - started})

@@ -222,8 +222,8 @@ def test_cleaning_by_parts_is_cleaning_the_whole() -> None:
         "class A:\n    x = 1; y = 2\n    def f(self): pass\nclass B: pass\na = 1; b = 2\n",
         'class A:\n    """Only text."""\n',
         'class A:\n    def f(self, x):\n        return f"""{x}\n  two lines"""\n    z = 3\n',
-        "class A:\n    class B:\n        def f(self):\n            return 1\n\n    async def g(self): ...\n",
-        "@d\nclass A(B, metaclass=C):\n    if x:\n        y = 1\n    else:\n        def f(self): pass\n",
+        "class A:\n  class B:\n    def f(self):\n      return 1\n\n  async def g(self): ...\n",
+        "@d\nclass A(B, metaclass=C):\n  if x:\n    y = 1\n  else:\n    def f(self): pass\n",
         "def f():\n    s = 'a\\nb'\n    return s\n\n\nx: int = 3\n",
     ]
     for code in codes:

@@ -130,12 +130,15 @@ class NoveltyIndex:
         used = shingle_bytes + self._signatures.nbytes + self._bands.nbytes
         return used / max(len(self._ids), 1)
 
-    def query(self, code: str | Sketch, exclude: str | None = None) -> tuple[float, str | None]:
+    def query(
+        self, code: str | Sketch, exclude: str | None = None, above: float = 0.0
+    ) -> tuple[float, str | None]:
         """The most similar known network.
 
         Args:
             code: The network's code, or its sketch.
             exclude: Id of a known network to leave out (the queried one itself).
+            above: Similarities that matter; those estimated far below it are not looked at.
 
         Returns:
             Exact Jaccard similarity and id of the most similar network retrieved, the first by id
@@ -146,10 +149,11 @@ class NoveltyIndex:
         """
         sketch = self.sketch(code) if isinstance(code, str) else code
         best, nearest, last, floor = 0.0, None, 2.0, 0.0
+        least = above - self._margin(above) if above else 0.0
         for estimate, position in self._retrieve(sketch):
             if estimate < last:
                 # Only between different estimates, so that the order among equals is nothing.
-                last, floor = estimate, best - self._margin(best)
+                last, floor = estimate, max(least, best - self._margin(best))
             if estimate < floor:
                 break
             id = self._ids[position]
@@ -190,9 +194,15 @@ class NoveltyIndex:
             least = int(np.argmax(np.cumsum(counts[::-1])[::-1] <= MOST_ESTIMATED))
             # All that share the most bands, where these alone are too many.
             positions = positions[shared >= min(least or shared.max(), shared.max())]
-        equal = np.count_nonzero(self._signatures[positions] == sketch.signature, axis=1)
+        equal = self._equal(positions, sketch)
         for i in np.argsort(-equal, kind="stable"):
             yield float(equal[i]) / self.config.permutations, int(positions[i])
+
+    def _equal(self, positions: NDArray[np.uint32], sketch: Sketch) -> NDArray[np.int32]:
+        """How many values of each signature are the sketch's."""
+        same = self._signatures.take(positions, axis=0) == sketch.signature
+        equal: NDArray[np.int32] = same.sum(axis=1, dtype=np.int32)
+        return equal
 
     def _margin(self, best: float) -> float:
         variance = best * (1.0 - best) if best > 0.5 else 0.25
@@ -259,7 +269,7 @@ def visit(
             sketch = index.sketch(code)
         except CodeTokenError as error:
             raise CodeTokenError(f"{id}: {error}") from None
-        similarity, nearest = index.query(sketch)
+        similarity, nearest = index.query(sketch, above=config.near_duplicate_threshold)
         if nearest is not None and index.is_near_duplicate(similarity):
             yield id, nearest
         else:
