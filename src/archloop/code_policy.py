@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from archloop.types import Outcome, Verdict
 
@@ -100,7 +100,7 @@ def check(code: str) -> Verdict | None:
         return tree
     if fault := contract_fault(tree):
         return Verdict(Outcome.CONTRACT_VIOLATION, fault)
-    if fault := next(policy_faults(tree), None):
+    if fault := next(policy_faults(ast.walk(tree)), None):
         return Verdict(Outcome.FORBIDDEN_CODE, fault)
     return None
 
@@ -164,9 +164,9 @@ def _init_fault(init: ast.FunctionDef) -> str | None:
     return None
 
 
-def policy_faults(tree: ast.AST) -> Iterator[str]:
-    """What a network has no need of, in the statements beneath a node."""
-    for node in ast.walk(tree):
+def policy_faults(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """What a network has no need of, among these nodes."""
+    for node in nodes:
         match node:
             case ast.Import() | ast.ImportFrom():
                 yield from _import_faults(node)

@@ -22,7 +22,11 @@ from archloop.novelty import (
     jaccard,
     shingles,
     tokens,
+    visit,
 )
+from archloop.novelty import bands as bands_module
+from archloop.novelty import index as index_module
+from archloop.novelty.bands import Bands
 from archloop.novelty.index import RECALL_AT_THRESHOLD, band_shape
 from archloop.types import GraphSketch
 
@@ -381,3 +385,95 @@ def test_what_a_cycle_accepted_counts_by_graph_too() -> None:
     later = judge.judge("c02-0000", "for x in y: z()", sketch("h", 1 << 40))
     assert (later.near_dup_graph_gen, later.near_dup_graph_train) == (False, True)
     assert judge.judge("c01-0000", "a = 1", sketch("h", 1 << 40)).near_dup_graph_train is False
+
+
+def test_the_normalized_view_folds_names_numbers_and_strings() -> None:
+    code = "class Block(nn.Module):\n  def mix(self, x):\n    return self.conv1(x, 'same') * 0x1F"
+    assert " ".join(tokens(code, "normalized")) == (
+        "class Block ( ID . Module ) : def mix ( ID , ID ) : return ID . ID ( ID , STR ) * NUM"
+    )
+    words = tokens("x = .5 + nn.Conv2d(MyLayer, lambda: None)", "normalized")
+    assert " ".join(words) == "ID = NUM + ID . Conv2d ( MyLayer , lambda : None )"
+
+
+def test_renaming_and_resizing_show_in_the_lexical_view_only() -> None:
+    one = network([16, 32, 64])
+    other = re.sub(r"\bx\b", "out", network([24, 48, 96]).replace("conv", "c").replace("norm", "n"))
+    assert jaccard(shingles(one), shingles(other)) < 0.3
+    folded = [shingles(code, view="normalized") for code in (one, other)]
+    assert jaccard(*folded) == 1.0
+    index = NoveltyIndex(CONFIG, "normalized")
+    index.add("one", one)
+    assert index.query(other) == (1.0, "one")
+    assert deduplicate([("a", one, None), ("b", other, None)], CONFIG, "normalized")[0] == ["a"]
+    assert deduplicate([("a", one, None), ("b", other, None)], CONFIG)[0] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = 1\n" * 3 + "s = '''a\n# no comment\n'''\nx = 1\n",
+        "x = 1\ns = 'one\\\ntwo'\nx = 1\n",
+        "x = 1  # it's a comment with \"quotes\n" * 2,
+        "\tx = 1\n\n\x0c\ny = 'a b'",
+    ],
+)
+def test_remembered_lines_give_the_tokens_of_the_whole(code: str) -> None:
+    whole = sys.modules[tokens.__module__]._words(code)
+    for _ in range(2):
+        assert tokens(code) == whole
+        assert np.array_equal(shingles(code, 3), shingles("\n".join(whole), 3))
+
+
+def test_a_line_that_is_not_python_is_refused_every_time() -> None:
+    for _ in range(2):
+        with pytest.raises(CodeTokenError, match="not Python: '\\$'"):
+            shingles("x = 1\ny = $ + 1\n")
+
+
+def test_bands_find_what_a_plain_comparison_finds() -> None:
+    rng = np.random.default_rng(0)
+    bands = Bands(25, 10)
+    # Few values, so that many bands are shared; enough to settle and to merge.
+    known = rng.integers(0, 2, (3 * bands_module._WAITING + 50, 256), np.uint32)
+    for signature in known:
+        bands.add(bands.keys(signature))
+    assert len(bands._blocks) > 0
+    assert bands.nbytes > 0
+    table = known[:, :250].reshape(len(known), 25, 10)
+    for query in rng.integers(0, 2, (20, 256), np.uint32):
+        expected = (table == query[:250].reshape(25, 10)).all(axis=2).sum(axis=1)
+        positions, shared = bands.find(bands.keys(query))
+        assert positions.tolist() == np.flatnonzero(expected).tolist()
+        assert shared.tolist() == expected[expected > 0].tolist()
+    assert Bands(25, 10).find(bands.keys(known[0]))[0].size == 0
+
+
+def test_too_many_hits_keep_the_most_similar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "MOST_ESTIMATED", 5)
+    rng = random.Random(5)
+    index = NoveltyIndex(CONFIG)
+    for i in range(60):
+        index.add(f"n{i:02d}", network([16] * 12 + [rng.choice([16, 32, 64]) for _ in range(2)]))
+    wanted = network([16] * 12 + [32, 64])
+    index.add("same", wanted)
+    assert index.query(wanted)[0] == 1.0
+    assert index.query(wanted)[1] in {"same", *(f"n{i:02d}" for i in range(60))}
+
+
+def test_neighbours_are_all_above_a_similarity() -> None:
+    rng = random.Random(6)
+    codes = {f"n{i}": network([rng.choice([16, 32]) for _ in range(12)]) for i in range(60)}
+    index = NoveltyIndex(CONFIG)
+    for id, code in codes.items():
+        index.add(id, code)
+    for code in list(codes.values())[:10]:
+        expected = {id for id, other in codes.items() if plain_jaccard(code, other) > 0.90}
+        assert set(index.neighbours(code, 0.90)) == expected
+
+
+def test_a_visit_says_what_is_kept_before_the_rest_is_compared() -> None:
+    one, other = network([16, 32, 64]), network([8] * 6)
+    items = [("a", one, 0.5), ("b", one + "# more\n", 0.4), ("c", other, None)]
+    assert list(visit(items, CONFIG)) == [("a", None), ("b", "a"), ("c", None)]
+    assert next(visit([("a", one, 0.5), ("b", "x = $", 0.4)], CONFIG)) == ("a", None)

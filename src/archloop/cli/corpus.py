@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,8 +17,15 @@ def corpus_group() -> None:
 
 
 @corpus_group.command("build")
-@click.option("--source", "seed_source", help="lemur, directory or jsonl; overrides seeds.source.")
+@click.option(
+    "--source",
+    "seed_source",
+    metavar="NAME[:PATH]",
+    help="lemur, directory, jsonl or run, with its folder or file: run:runs/demo; overrides "
+    "seeds.source and seeds.path.",
+)
 @click.option("--path", "seed_path", help="Folder or file of the source; overrides seeds.path.")
+@click.option("--split", is_flag=True, help="Write train, dev and test apart (seeds.split).")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
 )
@@ -26,6 +34,7 @@ def corpus_group() -> None:
 def build_command(
     seed_source: str | None,
     seed_path: str | None,
+    split: bool,
     out: Path,
     source: str,
     overrides: tuple[str, ...],
@@ -33,12 +42,18 @@ def build_command(
     """Turn a seed source into chat pairs, with a report of every step and dropped network."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.corpus import seed_corpus
+    from archloop.corpus import read_pairs, seed_corpus, write_pairs
     from archloop.errors import UsageError
     from archloop.seeds import SOURCES
+    from archloop.seeds.split import SHARES
 
-    extra = [f"seeds.source={seed_source}"] if seed_source else []
-    extra += [f"seeds.path={seed_path}"] if seed_path else []
+    name, colon, below = (seed_source or "").partition(":")
+    extra = [f"seeds.source={json.dumps(name)}"] if name else []
+    # A source named here does not read the path that the preset gives to another one.
+    path = seed_path or below or ("" if colon else None)
+    if path or (name and path is None):
+        extra.append(f"seeds.path={json.dumps(path) if path else 'none'}")
+    extra += ["seeds.split=true"] if split else []
     config = load_config(source, (*overrides, *extra))
     if config.seeds.source not in SOURCES:
         raise UsageError(
@@ -50,5 +65,25 @@ def build_command(
     out.mkdir(parents=True, exist_ok=True)
     for file in (corpus.pairs_file, corpus.report_json, corpus.report_markdown):
         shutil.copyfile(file, out / file.name)
+    if config.seeds.split:
+        pairs = read_pairs(corpus.pairs_file)
+        for part in SHARES:
+            write_pairs(out / f"{part}.jsonl", (p for p in pairs if p.meta["split"] == part))
     click.echo(corpus.report_markdown.read_text("utf-8"))
     click.echo(str(out / corpus.pairs_file.name))
+
+
+@corpus_group.command("export")
+@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
+)
+@click.option("--prefix", default="archloop", show_default=True, help="First part of each name.")
+def export_command(run: Path, out: Path, prefix: str) -> None:
+    """Write the accepted networks of a run as LEMUR keeps its own: nn/NAME.py and statistics."""
+    from archloop.run_dir import Run
+    from archloop.seeds.export import export_run
+
+    with Run.open(run) as opened:
+        names = export_run(opened, out, prefix)
+    click.echo(f"{len(names)} networks in {out}")

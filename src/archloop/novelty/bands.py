@@ -18,6 +18,7 @@ _WAITING = 1024
 """Networks in the dictionary before they become a sorted block."""
 _GROWTH = 4
 """A block at least this many times the next one is left alone."""
+_SEED = 42
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -31,6 +32,9 @@ class Bands:
 
     def __init__(self, bands: int, rows: int) -> None:
         self._bands, self._rows = bands, rows
+        # The raw PCG64 stream is the same in every numpy version.
+        raw = np.random.PCG64(_SEED).random_raw(rows + bands)
+        self._factors, self._numbers = raw[:rows] | np.uint64(1), raw[rows:]
         self._blocks: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
         self._recent: dict[int, list[int]] = {}
         self._keys: list[NDArray[np.uint64]] = []
@@ -44,12 +48,11 @@ class Bands:
     def keys(self, signature: NDArray[np.uint32]) -> NDArray[np.uint64]:
         """(bands,) a hash of each band and its number."""
         table = signature[: self._bands * self._rows].reshape(self._bands, self._rows)
-        keys = np.arange(1, self._bands + 1, dtype=np.uint64)
-        for row in range(self._rows):
-            keys *= _MULTIPLIER
-            keys ^= keys >> np.uint64(29)
-            keys += table[:, row]
-        return keys * _MULTIPLIER
+        keys: NDArray[np.uint64] = (table * self._factors).sum(axis=1)
+        keys += self._numbers
+        keys ^= keys >> np.uint64(32)
+        keys *= _MULTIPLIER
+        return keys
 
     def add(self, keys: NDArray[np.uint64]) -> None:
         """Append the next position."""
@@ -62,14 +65,22 @@ class Bands:
 
     def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
         """Positions that share a band, ascending, and how many bands they share."""
-        parts = [np.array(self._recent.get(k, ()), np.uint32) for k in keys.tolist()]
+        waiting: list[int] = []
+        for key in keys.tolist():
+            waiting += self._recent.get(key, ())
+        parts = [np.array(waiting, np.uint32)]
         for sorted_keys, positions in self._blocks:
             starts = np.searchsorted(sorted_keys, keys, "left").tolist()
             ends = np.searchsorted(sorted_keys, keys, "right").tolist()
             parts += [positions[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
         found = np.sort(np.concatenate(parts))
-        first = np.flatnonzero(np.concatenate(([True], found[1:] != found[:-1])))[: found.size]
-        return found[first], np.diff(first, append=found.size)
+        if not found.size:
+            return found, np.empty(0, np.intp)
+        ends = np.flatnonzero(np.concatenate((found[1:] != found[:-1], [True])))
+        shared = ends.copy()
+        shared[1:] -= ends[:-1]
+        shared[0] += 1
+        return found[ends], shared
 
     def _settle(self) -> None:
         positions = np.arange(self._count - len(self._keys), self._count, dtype=np.uint32)

@@ -22,7 +22,7 @@ import keyword
 import re
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -191,9 +191,11 @@ def shingles(code: str, size: int = 10, view: View = "lexical") -> NDArray[np.ui
 def _hashes_by_line(code: str) -> NDArray[np.uint64] | None:
     if _crosses_lines(code):
         return None
-    parts = [_line_hashes(line) for line in code.split("\n")]
-    found = [part for part in parts if part is not None]
-    return np.concatenate(found) if len(found) == len(parts) else None
+    parts: list[Any] = list(map(_line_hashes, code.split("\n")))
+    try:
+        return np.concatenate(parts)
+    except ValueError:  # a line that is not tokens has none
+        return None
 
 
 @lru_cache(maxsize=_LINES_REMEMBERED)

@@ -184,7 +184,7 @@ def _packages() -> Iterator[Path]:
         yield Path(sysconfig.get_path("platlib")) / name
 
 
-def confine(folder: Path, readable: Mapping[str, Access]) -> None:
+def confine(folder: Path, readable: Mapping[int, Access]) -> None:
     """No capabilities, Landlock (write only ``folder``), seccomp; irreversible.
 
     Raises:
@@ -194,7 +194,8 @@ def confine(folder: Path, readable: Mapping[str, Access]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
-    landlock.restrict({**readable, str(folder): WRITE})
+    own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
+    landlock.restrict({**readable, own: WRITE})
     seccomp.install()
 
 

@@ -29,7 +29,7 @@ import torch.fx
 import torch.utils.checkpoint
 from torch import nn
 
-from archloop.sandbox import meta, wire
+from archloop.sandbox import huge_pages, landlock, meta, wire
 from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.feed import TrainingData, serve_feed
 from archloop.sandbox.harness import serve_candidate
@@ -50,9 +50,10 @@ def main() -> None:
     try:
         _warm_up()
         if setup["isolation"] != "process":
-            setup["readable"] = readable_paths()
+            setup["readable"] = landlock.opened(readable_paths())
         gc.collect()
         gc.freeze()
+        huge_pages.collapse()
         wire.send(control, {"ready": True})
         _serve(control, setup, children)
     except wire.WireError:

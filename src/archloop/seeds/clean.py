@@ -75,7 +75,7 @@ def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned
     pieces = [_statement(node, lines, alone=node in alone) for node in body]
     used = frozenset[str]().union(*(piece.used for piece in pieces))
     heading = _ordered_imports(imports, used)
-    faults = [f for line in heading for f in policy_faults(ast.parse(line))]
+    faults = [f for line in heading for f in policy_faults(ast.parse(line).body)]
     faults += [piece.fault for piece in pieces if piece.fault]
     blocks = [isinstance(node, _BLOCKS) for node in body]
     text = _joined([*heading, *(p.text for p in pieces)], [False] * len(heading) + blocks)
@@ -114,7 +114,7 @@ def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
     heading = "\n".join(_ordered_imports(imports, used))
     body_text = "\n".join(line for line in lines if line is not None).strip("\n")
     text = f"{heading}\n\n\n{body_text}".strip("\n")
-    return Cleaned(text, next(policy_faults(ast.parse(text)), None))
+    return Cleaned(text, next(policy_faults(ast.walk(ast.parse(text))), None))
 
 
 def _cut(lines: list[str | None], node: ast.stmt) -> None:
@@ -165,9 +165,9 @@ def _cleaned(node: ast.stmt) -> _Piece:
     node = _Stripper().visit(node)
     if isinstance(node, ast.ClassDef) and node.name == "Net":
         _order_methods(node)
-    used = frozenset(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-    fault = next(policy_faults(node), None)
-    return _Piece(ast.unparse(ast.fix_missing_locations(node)), used, fault)
+    nodes = list(ast.walk(node))
+    used = frozenset(n.id for n in nodes if isinstance(n, ast.Name))
+    return _Piece(ast.unparse(node), used, next(policy_faults(nodes), None))
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:

@@ -1,20 +1,18 @@
 """The costly steps without the sandbox: parse, contract, cleaning, policy, quarantine.
 
-They are done in processes of their own, one a core, each run as ``python -m
-archloop.seeds.prepare``: a few networks come on a line of JSON, what became of them goes back on a
-line. Nothing of a network is executed.
+They are done in processes of their own (:mod:`archloop.seeds.job`), one a core. Nothing of a
+network is executed.
 """
 
 from __future__ import annotations
 
 import ast
-import gc
 import json
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archloop.code_policy import MAX_SOURCE_BYTES, contract_fault
@@ -70,32 +68,37 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     if processes < 2:
         return [prepare(code, style) for code in codes]
     found: list[Prepared | None] = [None] * len(codes)
-    starts: Iterator[int] = iter(range(0, len(codes), _ROUND))
+    rounds = list(range(0, len(codes), _ROUND))
+    # Each has a stretch of its own, as neighbours share methods; who is done first takes from the
+    # end of the longest that is left.
+    share = -(-len(rounds) // processes)
+    stretches = [rounds[i * share : (i + 1) * share] for i in range(processes)]
     lock = threading.Lock()
     faults: list[Exception] = []
 
-    def serve() -> None:
-        command = [sys.executable, "-P", "-m", "archloop.seeds.prepare", style]
+    def next_round(own: list[int]) -> int | None:
+        with lock:
+            longest = max(stretches, key=len)
+            return own.pop(0) if own else longest.pop() if longest else None
+
+    def serve(own: list[int]) -> None:
+        command = [sys.executable, "-P", "-m", "archloop.seeds.job", style]
         try:
             with subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
             ) as process:
                 assert process.stdin is not None
                 assert process.stdout is not None
-                while True:
-                    with lock:
-                        start = next(starts, None)
-                    if start is None:
-                        process.stdin.close()
-                        return
+                while (start := next_round(own)) is not None:
                     process.stdin.write(json.dumps(codes[start : start + _ROUND]) + "\n")
                     process.stdin.flush()
                     rows = json.loads(process.stdout.readline())
                     found[start : start + _ROUND] = [Prepared(*row) for row in rows]
+                process.stdin.close()
         except (OSError, ValueError) as error:
             faults.append(error)
 
-    threads = [threading.Thread(target=serve) for _ in range(processes)]
+    threads = [threading.Thread(target=serve, args=(own,)) for own in stretches]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -103,18 +106,3 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     if faults:
         raise ArchloopError(f"seeds: a process that cleans networks was lost: {faults[0]}")
     return [one for one in found if one is not None]
-
-
-def main() -> None:
-    """Serve lines until there are no more."""
-    style: Style = "source" if sys.argv[1] == "source" else "unparse"
-    # Trees have no cycles: collecting would only walk them again and again.
-    gc.disable()
-    for line in sys.stdin:
-        rows = [prepare(code, style) for code in json.loads(line)]
-        sys.stdout.write(json.dumps([[r.code, r.step, r.reason] for r in rows]) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

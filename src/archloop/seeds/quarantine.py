@@ -36,17 +36,19 @@ _PROMPT = re.compile(
     """,
     re.VERBOSE,
 )
-_SUSPECT = re.compile(
-    r"sk-|gh[pousr]_|github_pat|hf_|AKIA|AIza|xox|glpat|BEGIN|eyJ|://"
-    r"|(?i:api_?key|secret|passw|access_?token|auth_?token|instruction|prompt|message|context|rule"
-    r"|assistant|language|llm|chatbot|an_?ai|an ai|\binst|im_|endoftext|<\W?system|<\W?user)"
+_SUSPECT = (
+    *("sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat", "hf_", "akia", "aiza", "xox"),
+    *("glpat", "private key", "eyj", "://", "apikey", "api_key", "secret", "passw", "token"),
+    *("ignore", "disregard", "forget", "system", "developer", "you", "as an", "as_an", "asan"),
+    *("<", "inst]", "###"),
 )
-"""Holds in every text that any rule finds; few networks have it, so most are done at once."""
+"""Whatever a rule finds holds one of these, in lower case; most networks hold none."""
 
 
 def quarantine_reason(code: str) -> str | None:
     """What was found, as one short line, or ``None``."""
-    if not _SUSPECT.search(code):
+    lower = code.lower()
+    if not any(part in lower for part in _SUSPECT):
         return None
     try:
         words = tokens(code)
@@ -69,6 +71,6 @@ def _is_value(words: list[str]) -> bool:
 
 
 def _plain(word: str) -> str:
-    """Lower-case words with single spaces: ``ignorePrevious_rules`` -> ``ignore previous rules``."""
+    """Lower-case words with single spaces: ``ignoreAll_rules`` -> ``ignore all rules``."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", word)
     return re.sub(r"(?:\s|_|\\n)+", " ", spaced).lower()

@@ -1,0 +1,76 @@
+"""Accepted networks of a run in LEMUR's own layout, which its reader and nn-gpt take.
+
+``nn/{name}.py`` and ``train/{task}_{dataset}_{metric}_{name}/{epoch}.json``: a list of trials with
+sorted keys, as nn-gpt writes ``new_lemur`` (nn-dataset 2.1.0 has the same below ``stat/``). A name
+is ``{prefix}-{md5 of the code without blanks}`` and holds no underscore, which separates the parts
+of the statistics folder's name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from archloop.config import ProtocolConfig
+from archloop.errors import UsageError
+from archloop.run_dir import Run
+from archloop.types import Candidate
+
+_TASK, _METRIC = "img-classification", "acc"
+_DATASETS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}
+"""Where LEMUR's name is another."""
+
+
+def lemur_name(prefix: str, code: str) -> str:
+    """The name LEMUR gives to a network; names of equal code are equal."""
+    return f"{prefix}-{hashlib.md5(''.join(code.split()).encode()).hexdigest()}"
+
+
+def export_run(run: Run, out: Path, prefix: str = "archloop") -> list[str]:
+    """Write what a run accepted, and return the names.
+
+    Raises:
+        UsageError: The prefix has an underscore, or nothing was accepted.
+    """
+    if "_" in prefix or not prefix:
+        raise UsageError(f"--prefix {prefix!r}: LEMUR's names have no underscore")
+    accepted = [c for c in run.store.accepted() if c.code]
+    if not accepted:
+        raise UsageError(f"{run.paths.root}: nothing was accepted, so there is nothing to export")
+    dataset = _dataset(run.config.task.name)
+    names = []
+    for candidate in accepted:
+        assert candidate.code is not None
+        name = lemur_name(prefix, candidate.code)
+        _write(out / "nn" / f"{name}.py", candidate.code.rstrip("\n") + "\n")
+        trials = [_trial(candidate, run.config.protocol)]
+        text = json.dumps(trials, indent=4, sort_keys=True) + "\n"
+        _write(out / "train" / f"{_TASK}_{dataset}_{_METRIC}_{name}" / "1.json", text)
+        names.append(name)
+    return names
+
+
+def _dataset(task: str) -> str:
+    return _DATASETS.get(task, Path(task).name.replace("_", "-"))
+
+
+def _trial(candidate: Candidate, protocol: ProtocolConfig) -> dict[str, Any]:
+    trial: dict[str, Any] = {
+        "accuracy": candidate.first_epoch_accuracy,
+        "batch": protocol.batch_size,
+        "dropout": protocol.dropout,
+        "lr": protocol.lr,
+        "momentum": protocol.momentum,
+        "transform": protocol.augmentation,
+        "uid": hashlib.md5(f"{candidate.code_sha256} {candidate.protocol}".encode()).hexdigest(),
+    }
+    if candidate.train_seconds is not None:
+        trial["duration"] = round(candidate.train_seconds * 1e9)
+    return trial
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, "utf-8")
