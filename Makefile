@@ -27,11 +27,15 @@ check: $(STAMP)  ## Lint, check the format, check the types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Measure beside the usual way, in one run: Markdown on stdout (BENCH=evaluation for one)
+BENCH_STAMP := $(VENV)/.bench-installed
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	touch $(BENCH_STAMP)
+
+bench: $(BENCH_STAMP)  ## Measure beside the usual way, in one run: Markdown on stdout (BENCH=evaluation for one)
 	$(BIN)/python -m benchmarks $(BENCH)
 
-soak: $(STAMP)  ## Thousands of candidates through one engine: growth of memory, descriptors, latency
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+soak: $(BENCH_STAMP)  ## Thousands of candidates through one engine: growth of memory, descriptors, latency
 	$(BIN)/python -m benchmarks.soak
 
 format: $(STAMP)  ## Write the format and the fixable lint
