@@ -97,7 +97,9 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
         if corpus.report_json.is_file():
             return corpus
         observer.update(Progress("seeds", detail="reading and cleaning networks"))
-        with _starting(config.sandbox) as sandbox:
+        with ThreadPoolExecutor(1) as pool, _starting(config.sandbox) as sandbox:
+            lemur = source if isinstance(source, LemurSource) else None
+            records = pool.submit(lemur.n_records) if lemur else None
             pairs, report = build_corpus(
                 source,
                 seeds=config.seeds,
@@ -108,8 +110,7 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
                 count_tokens=lambda codes: _count_tokens(config, codes),
                 processes=usable_cores(),
             )
-        if isinstance(source, LemurSource):
-            report.lemur_records = source.n_records()
+            report.lemur_records = records.result() if records else None
         corpus.folder.mkdir(parents=True, exist_ok=True)
         write_pairs(corpus.pairs_file, pairs)
         corpus.report_markdown.write_text(report.to_markdown(), "utf-8")
