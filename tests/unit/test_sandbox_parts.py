@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -95,6 +97,9 @@ def test_a_slow_frame_arrives_whole_and_looks_are_taken_meanwhile() -> None:
 
         def __call__(self) -> None:
             looks.append(1)
+
+        def waited(self) -> float:
+            return 0.0
 
     data = frame(json.dumps({"stage": "done"}).encode())
 
@@ -271,6 +276,28 @@ def test_a_weight_with_no_plain_form_is_named() -> None:
     net.register_buffer("odd", torch.eye(3).to_sparse())
     with pytest.raises(state.StateError, match="odd is a torch.sparse_coo tensor"):
         state.pack(net)
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").is_file(), reason="needs schedstat")
+def test_time_without_a_core_does_not_count(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    spin = [sys.executable, "-c", "while True: pass"]
+    core = str(min(os.sched_getaffinity(0)))
+    with (
+        subprocess.Popen(["taskset", "-c", core, *spin]) as one,
+        subprocess.Popen(["taskset", "-c", core, *spin]) as other,
+    ):
+        watch = Watch(one.pid, tmp_path, Output(read), 1 << 40, 1 << 40)
+        watch.begin()
+        time.sleep(1.0)
+        waited = watch.waited()
+        watch.begin()
+        again = watch.waited()
+        one.kill()
+        other.kill()
+    os.close(write)
+    assert 0.1 < waited < 1.1
+    assert again < waited
 
 
 def output_of(text: bytes) -> str:

@@ -87,7 +87,7 @@ class Conversation:
 
     def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:
         """The next message, which has to be of this stage and come within so many seconds."""
-        deadline = time.monotonic() + seconds
+        deadline = self._deadline(seconds)
         while True:
             with self._limits(seconds, what):
                 message = wire.receive(self.child.sock, deadline, self._watch)
@@ -104,14 +104,17 @@ class Conversation:
     def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
         """Raw bytes that follow a message."""
         with self._limits(seconds, what):
-            return wire.receive_bytes(
-                self.child.sock, size, time.monotonic() + seconds, self._watch
-            )
+            return wire.receive_bytes(self.child.sock, size, self._deadline(seconds), self._watch)
 
     def send_bytes(self, data: bytes, seconds: float, what: str) -> None:
         """Raw bytes to a process that may not read them."""
         with self._limits(seconds, what):
-            wire.send_bytes(self.child.sock, data, time.monotonic() + seconds, self._watch)
+            wire.send_bytes(self.child.sock, data, self._deadline(seconds), self._watch)
+
+    def _deadline(self, seconds: float) -> float:
+        if self._watch is not None:
+            self._watch.begin()
+        return time.monotonic() + seconds
 
     @contextmanager
     def _limits(self, seconds: float, what: str) -> Iterator[None]:

@@ -83,6 +83,7 @@ class Watch:
         self._memory, self._disk = memory_bytes, disk_bytes
         self._next = 0.0
         self._base: int | None = None
+        self._waited_before = 0.0
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -106,6 +107,24 @@ class Watch:
         if self._disk_bytes() > self._disk:
             raise LimitError(Outcome.SANDBOX_VIOLATION, f"wrote more than {self._disk >> 20} MB")
         self._next = time.monotonic() + LOOK_SECONDS
+
+    def begin(self) -> None:
+        """A deadline begins."""
+        self._waited_before = self._waited()
+
+    def waited(self) -> float:
+        """Seconds since a deadline began that the process was ready to run and had no core.
+
+        On a busy machine a candidate would else fail for what others do. 0 where nobody counts.
+        """
+        return max(0.0, self._waited() - self._waited_before)
+
+    def _waited(self) -> float:
+        try:
+            _, nanoseconds, _ = (self._process / "schedstat").read_text().split()
+        except (OSError, ValueError):
+            return 0.0
+        return int(nanoseconds) / 1e9
 
     def _memory_bytes(self) -> int:
         """Anonymous and shared memory; 0 where there is no /proc."""

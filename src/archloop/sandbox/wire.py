@@ -24,6 +24,10 @@ LOOK_SECONDS = 0.25
 class Look(Protocol):
     """What is done while waiting for a candidate."""
 
+    def waited(self) -> float:
+        """Seconds that it has waited for a core, which do not count against a deadline."""
+        ...
+
     @property
     def fds(self) -> tuple[int, ...]:
         """File descriptors that it wants to be called for at once."""
@@ -140,6 +144,8 @@ def _wait(sock: socket.socket, event: int, deadline: float | None, look: Look | 
         if look is not None:
             look()
         left = deadline - time.monotonic()
+        if left <= 0 and look is not None:
+            left += look.waited()
         if left <= 0:
             raise DeadlineError
         poller = select.poll()
