@@ -16,6 +16,7 @@ import os
 import sys
 import time
 import tokenize
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,8 +151,13 @@ def with_nn_dup(items: Sequence[Item]) -> Done:
     Its choice among a cluster (five of a family stay, and more are rescued) is left out: here the
     first stays, as everywhere else.
     """
-    sys.path.insert(0, os.environ["NN_DUP"])
-    from ab.dup.utils import lsh, textproc
+    for name in ("ab", "ab.dup"):
+        # Without running its __init__, which wants the whole of nn-dataset installed.
+        package = types.ModuleType(name)
+        package.__path__ = [str(Path(os.environ["NN_DUP"], *name.split(".")))]
+        sys.modules[name] = package
+    lsh = importlib.import_module("ab.dup.utils.lsh")
+    textproc = importlib.import_module("ab.dup.utils.textproc")
 
     t0 = time.perf_counter()
     sets: dict[str, set[str]] = {}
@@ -187,19 +193,21 @@ def normalized(items: Sequence[Item]) -> Done:
     return Done(set(kept), {"all": time.perf_counter() - started})
 
 
-def disagreements(items: Sequence[Item], a: Done, b: Done) -> list[str]:
-    """Each network that only one way kept, with its exact similarity to what either kept before."""
-    lines = []
+def disagreements(items: Sequence[Item], a: Done, b: Done) -> dict[str, int]:
+    """Why networks were kept by one way only, by exact similarity to what each kept before.
+
+    A network that a way kept although it had kept a near-duplicate of it before is that way's miss;
+    the rest follows from a miss, as what is kept decides what comes after.
+    """
     sets = {id: shingles(code, CONFIG.shingle_size) for id, code, _ in items}
     order = {id: i for i, (id, _, _) in enumerate(items)}
-    for id in sorted(a.kept ^ b.kept, key=order.__getitem__):
-        nearest = [
-            max((jaccard(sets[id], sets[o]) for o in kept if order[o] < order[id]), default=0.0)
-            for kept in (a.kept, b.kept)
-        ]
-        which = "archloop" if id in a.kept else "the other"
-        lines.append(f"{id}: kept by {which}; nearest kept {nearest[0]:.4f} / {nearest[1]:.4f}")
-    return lines
+    limit, found = CONFIG.near_duplicate_threshold, {"ours": 0, "theirs": 0, "follow": 0}
+    for id in a.kept ^ b.kept:
+        mine, who = (a.kept, "ours") if id in a.kept else (b.kept, "theirs")
+        before = (o for o in mine if order[o] < order[id])
+        missed = any(jaccard(sets[id], sets[o]) > limit for o in before)
+        found[who if missed else "follow"] += 1
+    return found
 
 
 def missed(items: Sequence[Item], kept: set[str]) -> int:
@@ -240,12 +248,11 @@ def all_rows() -> Iterator[Row]:
         )
         found = disagreements(items, here, other)
         yield Row(
-            f"decisions that differ from {name}'s",
-            f"{len(found)} of {len(items):,}",
-            f"kept {len(other.kept):,}; {missed(items, other.kept)} pairs missed",
+            f"decisions that differ from {name}'s: {sum(found.values())} of {len(items):,}",
+            f"{found['ours']} missed here",
+            f"{found['theirs']} missed there, {found['follow']} follow from these; "
+            f"kept {len(other.kept):,}",
         )
-        for line in found:
-            yield Row(f"- {line}", "")
     if "NN_DUP" in os.environ and Path(os.environ["NN_DUP"]).is_dir():
         folded, other = normalized(items), with_nn_dup(items)
         both = len(folded.kept & other.kept)

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 Graph = dict[str, Any]
 
 MAX_NODES = 20_000
-"""Nodes of the largest graph that is compared; the largest of LEMUR's has a tenth of them."""
+"""Nodes of the largest graph that is compared."""
 MAX_BYTES = 8 << 20
 """JSON of the largest graph."""
 _MAX_DEPTH = 6
@@ -48,7 +48,7 @@ _MAX_DEPTH = 6
 _MAX_RANK = 64
 _MAX_TEXT = 200
 _MAX_SWEEPS = 6
-"""Each goes through the whole graph in both directions; two suffice for all of LEMUR's."""
+"""Each goes through the whole graph in both directions; it ends when no new classes appear."""
 _SIZE = re.compile(r"[1-9][0-9]{0,15}N")
 _NEIGHBOURHOOD = 3
 """Rounds of a local label: a layer, the layers next to it, and those next to them."""
