@@ -235,6 +235,21 @@ def test_bf16_learns_and_is_measured_in_fp32(blobs: TaskData) -> None:
     assert "True torch.bfloat16" in verdict.output
 
 
+def test_lemurs_way_scales_every_batch_and_flips_validation_images(blobs: TaskData) -> None:
+    way = {"resize": 16, "augmentation": "flip", "augment_validation": True}
+    seen = network(forward="print(tuple(x.shape))", init="print(in_shape)")
+    with Sandbox(LIMITS, task=blobs, protocol=PROTOCOL.model_copy(update=way)) as lemur:
+        first, second = (lemur.evaluate(seen, seed=3) for _ in range(2))
+    assert first.outcome is Outcome.VALID, first.error
+    assert first.output is not None
+    assert "(16, 1, 16, 16)" in first.output
+    assert "(16, 1, 8, 8)" not in first.output
+    assert first.first_epoch_accuracy == second.first_epoch_accuracy
+    # A flip moves the corner that says which class it is, so half of the images mislead.
+    assert first.first_epoch_accuracy is not None
+    assert first.first_epoch_accuracy < 0.8
+
+
 @pytest.mark.parametrize(
     "picky",
     [
