@@ -35,7 +35,9 @@ def rejudge(root: Path, config: RunConfig) -> Iterator[tuple[Candidate, Candidat
         cycles = [stats.cycle for stats in run.cycles()]
         candidates = run.store.candidates()
         size = run.store.get_meta(TASK_SIZE)
-    seeds = dict(distinct_codes(read_pairs(RunDir(root).corpus(1)))) if cycles else {}
+    if not cycles:
+        return
+    seeds = dict(distinct_codes(read_pairs(RunDir(root).corpus(1))))
     graphs = graphs_of(
         list(seeds.values()),
         shape=tuple(size["shape"]),
