@@ -203,6 +203,11 @@ class SelectionConfig(_Section):
 
     min_accuracy: Fraction = 0.40
     """First-epoch accuracy a candidate must reach; 0 switches the threshold off (ablation)."""
+    percentile: float | None = Field(None, gt=0, lt=100)
+    """Raise the threshold, never below ``min_accuracy``, to this percentile of the first-epoch
+    accuracies of the cycle and those before it (``window`` in all); ``None``: it stays (paper)."""
+    window: int = Field(3, ge=1)
+    """Cycles that ``percentile`` looks at, the current one included."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 

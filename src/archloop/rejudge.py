@@ -17,7 +17,7 @@ from archloop.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
 from archloop.run_dir import TASK_SIZE, Run, RunDir
-from archloop.selection import ValidCandidate, next_count, select
+from archloop.selection import ValidCandidate, next_count, select, threshold_of
 from archloop.types import Candidate
 
 
@@ -49,16 +49,19 @@ def rejudge(root: Path, config: RunConfig) -> Iterator[tuple[Candidate, Candidat
     for (id, code), graph in zip(seeds.items(), graphs, strict=True):
         judge.add_known(id, code, graph)
     rejected = 0
+    accuracies: list[list[float]] = []
     for cycle in cycles:
         judge.start_cycle()
         valid = {c.id: c for c in candidates if c.cycle == cycle and c.outcome.is_valid}
+        rows = [
+            ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
+            for c in valid.values()
+        ]
+        accuracies.append([row.first_epoch_accuracy for row in rows])
         decisions = select(
-            [
-                ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
-                for c in valid.values()
-            ],
+            rows,
             judge,
-            config.selection,
+            threshold_of(config.selection, accuracies),
             reject_near_duplicates=config.novelty.enabled,
             rejection_count=rejected,
         )

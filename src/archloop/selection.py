@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from archloop.types import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from archloop.config import SelectionConfig
     from archloop.types import GraphSketch, NoveltyScores
@@ -50,10 +50,31 @@ class Judge(Protocol):
         ...
 
 
+def threshold_of(config: SelectionConfig, accuracies: Sequence[Sequence[float]]) -> float:
+    """The first-epoch accuracy that the candidates of a cycle must reach.
+
+    Args:
+        config: ``min_accuracy`` is the floor; ``percentile`` and ``window`` may raise it.
+        accuracies: Of the valid candidates, one sequence a cycle, oldest first; the last one is of
+            the cycle that is selected from.
+
+    Returns:
+        The floor, or the percentile (linear between ranks) of the last ``window`` cycles above it.
+    """
+    recent = sorted(a for cycle in accuracies[-config.window :] for a in cycle)
+    if config.percentile is None or not recent:
+        return config.min_accuracy
+    rank = config.percentile / 100 * (len(recent) - 1)
+    low = int(rank)
+    high = min(low + 1, len(recent) - 1)
+    value = recent[low] + (rank - low) * (recent[high] - recent[low])
+    return max(config.min_accuracy, value)
+
+
 def select(
     candidates: Iterable[ValidCandidate],
     judge: Judge,
-    config: SelectionConfig,
+    threshold: float,
     *,
     reject_near_duplicates: bool = True,
     rejection_count: int = 0,
@@ -63,7 +84,7 @@ def select(
     Args:
         candidates: In index order.
         judge: After ``start_cycle``; the accepted candidates are recorded in it.
-        config: The accuracy threshold, which an accuracy must reach (``>=``).
+        threshold: The first-epoch accuracy to reach (``>=``), see :func:`threshold_of`.
         reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
         rejection_count: Near-duplicates rejected in earlier cycles since the last accepted one.
 
@@ -75,7 +96,7 @@ def select(
         scores = judge.judge(id, code, graph)
         if reject_near_duplicates and scores.is_near_duplicate:
             outcome = Outcome.NEAR_DUPLICATE
-        elif accuracy < config.min_accuracy:
+        elif accuracy < threshold:
             outcome = Outcome.BELOW_THRESHOLD
         else:
             outcome = Outcome.ACCEPTED

@@ -25,7 +25,7 @@ from archloop.llm import resolve_adapter
 from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
 from archloop.progress import Progress
-from archloop.selection import ValidCandidate, select
+from archloop.selection import ValidCandidate, select, threshold_of
 from archloop.types import Candidate, ChatPair, CycleStats, Outcome
 
 
@@ -173,10 +173,11 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
         ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
         for c in valid.values()
     ]
+    earlier = [stats.accuracies for stats in run.store.cycles() if stats.cycle < cycle]
     decisions = select(
         rows,
         judge,
-        run.config.selection,
+        threshold_of(run.config.selection, [*earlier, [r.first_epoch_accuracy for r in rows]]),
         reject_near_duplicates=run.config.novelty.enabled,
         rejection_count=_rejections_before(run, cycle),
     )

@@ -4,7 +4,7 @@ import pytest
 
 from archloop.config import NoveltyConfig, SelectionConfig
 from archloop.novelty import NoveltyJudge
-from archloop.selection import Decision, ValidCandidate, select
+from archloop.selection import Decision, ValidCandidate, select, threshold_of
 from archloop.types import Outcome
 
 ACCEPTED, BELOW, DUPLICATE = (
@@ -41,7 +41,7 @@ def test_ladder_and_rejection_count() -> None:
         ValidCandidate("5", text("b"), 0.40),  # reaching the threshold is enough
         ValidCandidate("6", text("c"), 0.50),
     ]
-    decisions = select(candidates, started("seed"), SelectionConfig())
+    decisions = select(candidates, started("seed"), 0.40)
     assert brief(decisions) == [
         ("0", DUPLICATE, 0),
         ("1", BELOW, 1),
@@ -60,7 +60,7 @@ def test_ladder_and_rejection_count() -> None:
 
 def test_rejections_are_carried_over_from_the_last_cycle() -> None:
     candidate = ValidCandidate("0", text("a"), 0.5)
-    decisions = select([candidate], started(), SelectionConfig(), rejection_count=7)
+    decisions = select([candidate], started(), 0.40, rejection_count=7)
     assert brief(decisions) == [("0", ACCEPTED, 7)]
 
 
@@ -70,7 +70,7 @@ def test_without_the_novelty_filter_scores_are_kept() -> None:
         ValidCandidate("1", text("a"), 0.5),
         ValidCandidate("2", text("a"), 0.1),
     ]
-    decisions = select(candidates, started(), SelectionConfig(), reject_near_duplicates=False)
+    decisions = select(candidates, started(), 0.40, reject_near_duplicates=False)
     assert brief(decisions) == [("0", ACCEPTED, 0), ("1", ACCEPTED, 0), ("2", BELOW, 0)]
     assert [d.scores.nn_jaccard_gen for d in decisions] == [0.0, 1.0, 1.0]
     assert decisions[1].scores.is_near_duplicate
@@ -78,15 +78,15 @@ def test_without_the_novelty_filter_scores_are_kept() -> None:
 
 def test_without_the_threshold_every_novel_one_is_accepted() -> None:
     candidates = [ValidCandidate("0", text("a"), 0.0), ValidCandidate("1", text("a"), 0.9)]
-    decisions = select(candidates, started(), SelectionConfig(min_accuracy=0.0))
+    decisions = select(candidates, started(), 0.0)
     assert [d.outcome for d in decisions] == [ACCEPTED, DUPLICATE]
 
 
 def test_next_cycle_compares_with_the_corpus() -> None:
     judge = started()
-    select([ValidCandidate("c01-0000", text("a"), 0.5)], judge, SelectionConfig())
+    select([ValidCandidate("c01-0000", text("a"), 0.5)], judge, 0.40)
     judge.start_cycle()
-    (decision,) = select([ValidCandidate("c02-0000", text("a"), 0.5)], judge, SelectionConfig())
+    (decision,) = select([ValidCandidate("c02-0000", text("a"), 0.5)], judge, 0.40)
     assert decision.outcome is DUPLICATE
     assert decision.scores.near_dup_text_train
     assert not decision.scores.near_dup_text_gen
@@ -95,6 +95,28 @@ def test_next_cycle_compares_with_the_corpus() -> None:
 @pytest.mark.parametrize("size", [0, 1])
 def test_few_candidates(size: int) -> None:
     assert (
-        len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), SelectionConfig()))
+        len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), 0.40))
         == size
     )
+
+
+@pytest.mark.parametrize(
+    ("percentile", "window", "wanted"),
+    [
+        (None, 3, 0.40),
+        (50.0, 1, 0.55),
+        (50.0, 2, 0.50),
+        (50.0, 9, 0.40),  # 0.35 by rank: the floor holds
+        (75.0, 1, 0.575),  # between two ranks
+    ],
+)
+def test_percentile_raises_the_threshold_above_the_floor(
+    percentile: float | None, window: int, wanted: float
+) -> None:
+    config = SelectionConfig(percentile=percentile, window=window)
+    cycles = [[0.1] * 5, [0.30, 0.45], [0.50, 0.60, 0.55]]
+    assert threshold_of(config, cycles) == pytest.approx(wanted)
+
+
+def test_a_cycle_without_valid_candidates_has_the_floor() -> None:
+    assert threshold_of(SelectionConfig(percentile=50.0), [[]]) == 0.40
