@@ -12,7 +12,8 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from archloop.errors import UsageError
 
 SCHEMA = 2
-"""Raised when the tables change; a database of a newer schema is refused."""
+"""Raised when a table changes; a database of another schema is refused. A table that is only added
+leaves it: it is made when an older database is written to, and empty until then."""
 
 SCHEMA_KEY = "schema"
 _BUSY_SECONDS = 60.0
@@ -91,6 +92,17 @@ CYCLES = sa.Table(
     sa.Column("outcomes", sa.JSON, nullable=False),
     sa.Column("wall_seconds", sa.Double),
     sa.Column("n_tokens", sa.Integer),
+)
+
+SPANS = sa.Table(
+    "spans",
+    TABLES,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("cycle", sa.Integer, nullable=False),
+    sa.Column("stage", sa.String, nullable=False),
+    sa.Column("index", sa.Integer),
+    sa.Column("begin", sa.Double, nullable=False),
+    sa.Column("end", sa.Double, nullable=False),
 )
 
 

@@ -25,7 +25,7 @@ from archloop.progress import Progress
 from archloop.run_dir import RunDir
 from archloop.sandbox import Sandbox
 from archloop.store import Store
-from archloop.types import Completion, Outcome, Verdict
+from archloop.types import Completion, Outcome, Span, Verdict
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,13 @@ class _Pipeline:
         done = threading.Event()
         failure: list[BaseException] = []
 
+        begin = time.time()
+
         def produce() -> None:
             try:
                 for completion in generate(job):
-                    self._events.put(lambda c=completion: self._store(c))  # type: ignore[misc]
+                    span = Span(self._cycle, "generate", completion.index, begin, time.time())
+                    self._events.put(lambda c=completion, s=span: self._sampled(c, s))  # type: ignore[misc]
             except BaseException as error:  # noqa: BLE001 - carried to the main thread
                 failure.append(error)
             finally:
@@ -140,9 +143,10 @@ class _Pipeline:
         while not finished():
             self._events.get()()
 
-    def _store(self, completion: Completion) -> None:
+    def _sampled(self, completion: Completion, span: Span) -> None:
         self._tokens += completion.n_tokens
         if completion.index not in self._stored:
+            self._run.store.add_span(span)
             self._run.store.add_completions([completion])
             self._stored.add(completion.index)
             self._judge(completion)
@@ -168,6 +172,7 @@ class _Pipeline:
 
     def _evaluated(self, index: int, code: str, done: Finished) -> None:
         self._open -= 1
+        self._run.store.add_span(Span(self._cycle, "evaluate", index, done.begin, done.end))
         self._finish(index, code, done.verdict())
 
     def _finish(self, index: int, code: str | None, verdict: Verdict) -> None:

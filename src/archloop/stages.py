@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,7 @@ from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
 from archloop.progress import Progress
 from archloop.selection import ValidCandidate, select, threshold_of
-from archloop.types import Candidate, ChatPair, CycleStats, Outcome
+from archloop.types import Candidate, ChatPair, CycleStats, Outcome, Span
 
 
 class CycleWork(NamedTuple):
@@ -98,6 +99,7 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
     run.observer.update(
         _progress(run, cycle, "fine-tune", 0, None, "steps", detail="loading the LLM")
     )
+    begin = time.time()
     try:
         result = finetune(job, on_progress)
     except DivergedError as error:
@@ -105,6 +107,8 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
             raise
         run.observer.message(f"cycle {cycle}: {error}; the last adapter stays")
         return _copy_adapter(run.paths.adapter(cycle - 1), target, rejected=str(error))
+    finally:
+        run.store.add_span(Span(cycle, "fine-tune", None, begin, time.time()))
     run.observer.message(
         f"cycle {cycle}: fine-tuned on {result.n_pairs} pairs, {result.steps} steps, "
         f"loss {result.loss:.3f}, {result.seconds:.0f} s"

@@ -27,12 +27,13 @@ from archloop.database import (
     META,
     SCHEMA,
     SCHEMA_KEY,
+    SPANS,
     TABLES,
     database_url,
     open_engine,
 )
 from archloop.errors import ArchloopError, UsageError
-from archloop.types import Candidate, Completion, CycleStats, GraphSketch, Outcome, Verdict
+from archloop.types import Candidate, Completion, CycleStats, GraphSketch, Outcome, Span, Verdict
 
 _SELECTION_FIELDS = (
     "outcome",
@@ -108,6 +109,9 @@ class Store:
                 f"{self._where}: written with schema {found}, this archloop reads schema {SCHEMA}; "
                 "open it with the version of archloop that wrote it, or a later one"
             )
+        if not read_only:
+            with self._write() as db:
+                SPANS.create(db, checkfirst=True)
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -226,6 +230,19 @@ class Store:
         """All accepted candidates, in (cycle, index) order."""
         with self._read() as db:
             return _candidates(db, (CANDIDATES.c.outcome == Outcome.ACCEPTED.value,))
+
+    def add_span(self, span: Span) -> None:
+        """Keep when a piece of work was done."""
+        with self._write() as db:
+            db.execute(SPANS.insert().values(asdict(span)))
+
+    def spans(self) -> list[Span]:
+        """All spans in the order they were kept; none of a run from before there were any."""
+        with self._read() as db:
+            if not sa.inspect(db).has_table(SPANS.name):
+                return []
+            rows = db.execute(SPANS.select().order_by(SPANS.c.id)).mappings()
+            return [Span(**{k: v for k, v in row.items() if k != "id"}) for row in rows]
 
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""

@@ -113,6 +113,19 @@ class Completion:
 
 
 @dataclass(frozen=True)
+class Span:
+    """When one piece of a cycle's work was done, in Unix time (seconds)."""
+
+    cycle: int
+    stage: Literal["fine-tune", "generate", "evaluate"]
+    index: int | None
+    """The candidate; ``None`` for the work of a whole cycle."""
+    begin: float
+    """Of ``generate``: when the process that samples was started."""
+    end: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the sandbox found out about one candidate."""
 

@@ -137,6 +137,19 @@ def test_the_statistics_keep_counts_and_the_corpus_grows(unbroken: Path) -> None
     assert (RunDir(unbroken).candidates(1) / "c01-0000.py").is_file()
 
 
+def test_the_time_of_every_completion_and_evaluation_is_kept(unbroken: Path) -> None:
+    with Run.open(unbroken) as opened:
+        spans, candidates = opened.store.spans(), opened.store.candidates()
+    executed = {(c.cycle, c.index) for c in candidates if c.isolation and c.code}
+    sampled = {(s.cycle, s.index) for s in spans if s.stage == "generate"}
+    evaluated = [(s.cycle, s.index) for s in spans if s.stage == "evaluate"]
+    assert sampled == {(c.cycle, c.index) for c in candidates}
+    assert set(evaluated) <= executed
+    assert {(c.cycle, c.index) for c in candidates if c.outcome.is_valid} <= set(evaluated)
+    assert len(evaluated) == len(set(evaluated))
+    assert all(s.begin <= s.end for s in spans)
+
+
 def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_path: Path) -> None:
     again = tmp_path / "again"
     again.mkdir()

@@ -31,6 +31,7 @@ LAYERS = (
         "provenance",
         "selection",
         "stats",
+        "timeline",
         "worker",
     },
     {

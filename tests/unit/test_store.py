@@ -16,7 +16,7 @@ import pytest
 
 from archloop.errors import ArchloopError, UsageError
 from archloop.store import Store, candidate_id
-from archloop.types import Candidate, Completion, CycleStats, Outcome, Verdict
+from archloop.types import Candidate, Completion, CycleStats, Outcome, Span, Verdict
 
 VALID = Verdict(Outcome.VALID, n_params=1200, first_epoch_accuracy=0.1 + 0.2, train_seconds=3.5)
 FAILED = Verdict(Outcome.TRAIN_ERROR, error="RuntimeError: shape '[4]' is invalid — 3 ≠ 4")
@@ -401,3 +401,18 @@ def _best_of_three(read: Callable[[], list[Any]], count: int) -> float:
         assert len(read()) == count
         seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def test_spans_are_kept_in_order_and_an_older_run_has_none(tmp_path: Path) -> None:
+    spans = [Span(1, "fine-tune", None, 1.5, 2.5), Span(1, "evaluate", 3, 0.5, 9.0)]
+    with Store(tmp_path / "run.db") as store:
+        for span in spans:
+            store.add_span(span)
+        assert store.spans() == spans
+    with sqlite3.connect(tmp_path / "run.db") as db:
+        db.execute("DROP TABLE spans")
+    with Store(tmp_path / "run.db", read_only=True) as store:
+        assert store.spans() == []
+    with Store(tmp_path / "run.db") as store:  # what was interrupted before goes on with them
+        store.add_span(spans[0])
+        assert store.spans() == spans[:1]

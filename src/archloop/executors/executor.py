@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -15,6 +16,9 @@ class Finished:
     """A candidate that left the executor: with a verdict, or with a fault of the harness."""
 
     result: Verdict | BaseException
+    begin: float = field(default_factory=time.time)
+    """When its evaluation began, in Unix time (seconds)."""
+    end: float = field(default_factory=time.time)
 
     def verdict(self) -> Verdict:
         """The verdict; a fault of the harness is raised here."""

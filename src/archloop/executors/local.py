@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -29,11 +30,12 @@ class LocalExecutor:
 
         def work() -> None:
             result: Verdict | BaseException
+            begin = time.time()
             try:
                 result = self._sandbox.evaluate(code, seed=seed, max_params=max_params)
             except BaseException as fault:  # noqa: BLE001 - raised again by whoever reads the result
                 result = fault
-            on_done(Finished(result))
+            on_done(Finished(result, begin, time.time()))
 
         self._pool.submit(work)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from archloop.report.csv_tables import csv_files
 from archloop.report.markdown import markdown
 from archloop.report.reported import read_runs
+from archloop.report.timeline_svg import timeline_svg
 
 
 def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
@@ -15,7 +16,8 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
 
     ``report.md`` has the paper's table 2 for each run; ``cycles.csv``, ``totals.csv`` and
     ``outcomes.csv`` hold the same figures as fractions, with every k and n; ``candidates.csv`` has
-    one row a candidate. Only committed cycles count in the first four.
+    one row a candidate. Only committed cycles count in the first four. ``timeline-N.svg`` shows
+    when the work of the Nth run was done.
 
     Args:
         runs: Run directories, running ones too.
@@ -29,7 +31,12 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
     """
     reported = read_runs(runs)
     out.mkdir(parents=True, exist_ok=True)
-    files = {"report.md": markdown(reported), **csv_files(reported)}
+    drawings = {
+        f"timeline-{number}.svg": timeline_svg(run.label, run.spans)
+        for number, run in enumerate(reported, start=1)
+        if run.spans
+    }
+    files = {"report.md": markdown(reported), **csv_files(reported), **drawings}
     return [_replace(out / name, text) for name, text in files.items()]
 
 

@@ -13,6 +13,7 @@ from archloop.config import config_digest
 from archloop.report.formats import NOTHING, count, duration, mean, percent, proportion, threshold
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
+from archloop.timeline import timelines
 from archloop.types import Candidate
 
 Row = Sequence[Any]
@@ -29,6 +30,8 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         blocks += ["### Cycles", _cycle_table(run)]
         blocks += ["### Whole run", _total_table(run)]
         blocks += ["### Outcomes", _outcome_table(run)]
+        if run.spans:
+            blocks += ["### Time", TIME, _time_table(run)]
         blocks += ["### Memorisation or creativity", DIVERSITY, _diversity_table(run)]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
@@ -158,6 +161,26 @@ def _outcome_table(run: ReportedRun) -> str:
     rows = [
         [outcome.value, *(c.stats.outcomes.get(outcome.value, 0) for c in cycles), total]
         for outcome, total in run.summary.outcomes.items()
+    ]
+    return _table(head, rows)
+
+
+TIME = (
+    "Seconds. Generation and evaluation overlap: wall is from the start of generation to the last "
+    "verdict, overlap is wall over the longer of the two. Evaluation: while at least one candidate "
+    "was evaluated; longest: of one candidate. A drawing is beside this file."
+)
+
+
+def _time_table(run: ReportedRun) -> str:
+    head = ("cycle", "fine-tune", "generate", "evaluate", "longest", "wall", "overlap")
+    rows = [
+        (
+            t.cycle,
+            *map(_seconds, (t.finetune, t.generate, t.evaluate, t.longest, t.wall)),
+            NOTHING if t.overlap is None else f"{t.overlap:.2f}",
+        )
+        for t in timelines(run.spans)
     ]
     return _table(head, rows)
 

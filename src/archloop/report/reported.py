@@ -13,7 +13,7 @@ from archloop.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.graphs import traced_before
 from archloop.report.summary import RunSummary
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
-from archloop.types import Candidate, Outcome
+from archloop.types import Candidate, Outcome, Span
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
+    spans: tuple[Span, ...]
+    """When the work of each cycle was done."""
     diversity: tuple[Diversity, ...]
     """Of what each committed cycle accepted, and of all of it."""
 
@@ -58,6 +60,7 @@ def _read(label: str, path: Path) -> ReportedRun:
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(run.cycles()),
             candidates=tuple(candidates),
+            spans=tuple(run.store.spans()),
             diversity=tuple(_diversity(run, path, candidates)),
         )
 

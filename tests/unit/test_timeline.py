@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from archloop.report.timeline_svg import timeline_svg
+from archloop.timeline import lanes, timelines
+from archloop.types import Span
+
+SPANS = [
+    Span(1, "fine-tune", None, 0.0, 40.0),
+    Span(1, "generate", 0, 50.0, 60.0),
+    Span(1, "generate", 1, 50.0, 70.0),
+    Span(1, "evaluate", 0, 60.0, 90.0),
+    Span(1, "evaluate", 1, 70.0, 80.0),
+    Span(1, "evaluate", 2, 100.0, 110.0),  # nothing was evaluated for 10 s
+    Span(2, "generate", 0, 200.0, 210.0),
+]
+
+
+def test_overlap_is_wall_time_over_the_longer_stage() -> None:
+    first, second = timelines(SPANS)
+    assert (first.finetune, first.generate, first.evaluate) == (40.0, 20.0, 40.0)
+    assert (first.longest, first.wall) == (30.0, 60.0)
+    assert first.overlap == pytest.approx(1.5)
+    assert (second.cycle, second.evaluate, second.overlap) == (2, None, None)
+
+
+def test_without_spans_there_is_no_cycle() -> None:
+    assert timelines([]) == []
+
+
+def test_lanes_hold_what_does_not_overlap() -> None:
+    assert [[s.index for s in lane] for lane in lanes(SPANS[3:6])] == [[0, 2], [1]]
+
+
+def test_drawing_has_a_box_for_each_piece_and_a_mark_for_each_completion() -> None:
+    drawing = ElementTree.fromstring(timeline_svg("<run> & more", SPANS))
+    boxes = [e.text or "" for e in drawing.iter("{http://www.w3.org/2000/svg}title")]
+    assert sorted(boxes) == [
+        "evaluate 0: 30.0 s",
+        "evaluate 1: 10.0 s",
+        "evaluate 2: 10.0 s",
+        "fine-tune: 40.0 s",
+        "generate: 10.0 s",
+        "generate: 20.0 s",
+    ]
+    marks = [
+        e for e in drawing.iter("{http://www.w3.org/2000/svg}path") if "h" not in e.attrib["d"]
+    ]
+    assert sum(e.attrib["stroke"] == "#fff" for e in marks) == 3
+    assert any(e.text == "<run> & more" for e in drawing.iter())
