@@ -27,11 +27,11 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
 
 def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
-        for cycle in run.summary.cycles:
-            yield {"run": run.label, **_cycle_row(cycle)}
+        for cycle, threshold in zip(run.summary.cycles, run.thresholds, strict=True):
+            yield {"run": run.label, **_cycle_row(cycle, threshold)}
 
 
-def _cycle_row(cycle: CycleSummary) -> dict[str, Any]:
+def _cycle_row(cycle: CycleSummary, threshold: float) -> dict[str, Any]:
     stats = cycle.stats
     return {
         "cycle": stats.cycle,
@@ -40,6 +40,7 @@ def _cycle_row(cycle: CycleSummary) -> dict[str, Any]:
         **_mean_columns("accuracy", cycle.mean),
         "median_accuracy": cycle.median,
         **_proportion_columns("above_threshold", cycle.above_threshold),
+        "threshold": threshold,
         **_proportion_columns("near_duplicate", cycle.near_duplicate),
         "n_accepted": stats.n_accepted,
         "corpus_size": stats.corpus_size,

@@ -40,10 +40,11 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
 _INTRODUCTION = (
     "Percent. Brackets hold 95 % intervals: Wilson for proportions (k/n beside them), Student-t "
     "for means. Valid: trained to the end of the epoch, of all completions sampled. Accuracies are "
-    "first-epoch accuracies of the valid candidates; the share at or above the threshold and the "
-    "near-duplicates are of the valid candidates. Corpus: prompt-code pairs that the cycle's "
-    "adapter was trained on or started from. Time: generation and evaluation, not known for a "
-    "cycle that was interrupted."
+    "first-epoch accuracies of the valid candidates; the share at or above the floor and the "
+    "near-duplicates are of the valid candidates. Threshold: what a candidate had to reach to be "
+    "accepted, the floor or above it (selection.percentile). Corpus: prompt-code pairs that the "
+    "cycle's adapter was trained on or started from. Time: generation and evaluation, not known for "
+    "a cycle that was interrupted."
 )
 
 
@@ -109,6 +110,7 @@ def _cycle_table(run: ReportedRun) -> str:
         "mean",
         "median",
         threshold(run.config.selection.min_accuracy),
+        "threshold",
         "near-duplicates",
         "accepted",
         "corpus",
@@ -123,13 +125,14 @@ def _cycle_table(run: ReportedRun) -> str:
             mean(cycle.mean),
             percent(cycle.median),
             proportion(cycle.above_threshold),
+            percent(least),
             cycle.stats.n_near_duplicate,
             cycle.stats.n_accepted,
             count(cycle.stats.corpus_size),
             count(cycle.stats.n_tokens),
             _seconds(cycle.stats.wall_seconds),
         )
-        for cycle in run.summary.cycles
+        for cycle, least in zip(run.summary.cycles, run.thresholds, strict=True)
     ]
     return _table(head, rows)
 

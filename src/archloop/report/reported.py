@@ -13,6 +13,7 @@ from archloop.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.graphs import traced_before
 from archloop.report.summary import RunSummary
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
+from archloop.selection import threshold_of
 from archloop.types import Candidate, Outcome, Span
 
 
@@ -33,6 +34,8 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
+    thresholds: tuple[float, ...]
+    """The first-epoch accuracy to reach in each committed cycle."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
     diversity: tuple[Diversity, ...]
@@ -50,7 +53,9 @@ def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
 
 def _read(label: str, path: Path) -> ReportedRun:
     with Run.open(path) as run:
-        candidates = run.store.candidates()
+        candidates, cycles = run.store.candidates(), run.cycles()
+        accuracies = [stats.accuracies for stats in cycles]
+        selection = run.config.selection
         return ReportedRun(
             label=label,
             state=run.state(),
@@ -58,8 +63,11 @@ def _read(label: str, path: Path) -> ReportedRun:
             task=run.task(),
             pinned=run.pinned(),
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
-            summary=RunSummary.of(run.cycles()),
+            summary=RunSummary.of(cycles),
             candidates=tuple(candidates),
+            thresholds=tuple(
+                threshold_of(selection, accuracies[:n]) for n in range(1, len(cycles) + 1)
+            ),
             spans=tuple(run.store.spans()),
             diversity=tuple(_diversity(run, path, candidates)),
         )
