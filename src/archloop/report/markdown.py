@@ -43,8 +43,8 @@ _INTRODUCTION = (
     "first-epoch accuracies of the valid candidates; the share at or above the floor and the "
     "near-duplicates are of the valid candidates. Threshold: what a candidate had to reach to be "
     "accepted, the floor or above it (selection.percentile). Corpus: prompt-code pairs that the "
-    "cycle's adapter was trained on or started from. Time: generation and evaluation, not known for "
-    "a cycle that was interrupted."
+    "cycle's adapter was trained on or started from. Time: generation and evaluation, not known "
+    "for a cycle that was interrupted."
 )
 
 
