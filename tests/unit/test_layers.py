@@ -70,6 +70,7 @@ ENGINES = {
     "accelerate",
     "datasets",
     "gguf",
+    "matplotlib",
     "openvino",
     "openvino_genai",
     "openvino_tokenizers",

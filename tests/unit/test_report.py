@@ -143,7 +143,7 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     files = write_report([run], out)
     names = ["cycles", "totals", "outcomes", "diversity", "candidates"]
-    names = ["report.md", *(f"{name}.csv" for name in names)]
+    names = ["report.md", *(f"{name}.csv" for name in names), "cycles-1.svg"]
     assert [path.name for path in files] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names), "nothing half-written"
     text = files[0].read_text("utf-8")

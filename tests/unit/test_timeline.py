@@ -1,10 +1,7 @@
 from __future__ import annotations
 
-from xml.etree import ElementTree
-
 import pytest
 
-from archloop.report.timeline_svg import timeline_svg
 from archloop.timeline import lanes, timelines
 from archloop.types import Span
 
@@ -33,21 +30,3 @@ def test_without_spans_there_is_no_cycle() -> None:
 
 def test_lanes_hold_what_does_not_overlap() -> None:
     assert [[s.index for s in lane] for lane in lanes(SPANS[3:6])] == [[0, 2], [1]]
-
-
-def test_drawing_has_a_box_for_each_piece_and_a_mark_for_each_completion() -> None:
-    drawing = ElementTree.fromstring(timeline_svg("<run> & more", SPANS))
-    boxes = [e.text or "" for e in drawing.iter("{http://www.w3.org/2000/svg}title")]
-    assert sorted(boxes) == [
-        "evaluate 0: 30.0 s",
-        "evaluate 1: 10.0 s",
-        "evaluate 2: 10.0 s",
-        "fine-tune: 40.0 s",
-        "generate: 10.0 s",
-        "generate: 20.0 s",
-    ]
-    marks = [
-        e for e in drawing.iter("{http://www.w3.org/2000/svg}path") if "h" not in e.attrib["d"]
-    ]
-    assert sum(e.attrib["stroke"] == "#fff" for e in marks) == 3
-    assert any(e.text == "<run> & more" for e in drawing.iter())

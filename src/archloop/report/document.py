@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archloop.report.csv_tables import csv_files
+from archloop.report.figures import cycles_svg, timeline_svg
 from archloop.report.markdown import markdown
 from archloop.report.reported import read_runs
-from archloop.report.timeline_svg import timeline_svg
 
 
 def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
@@ -16,8 +16,8 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
 
     ``report.md`` has the paper's table 2 for each run; ``cycles.csv``, ``totals.csv`` and
     ``outcomes.csv`` hold the same figures as fractions, with every k and n; ``candidates.csv`` has
-    one row a candidate. Only committed cycles count in the first four. ``timeline-N.svg`` shows
-    when the work of the Nth run was done.
+    one row a candidate. Only committed cycles count in the first four. ``cycles-N.svg`` draws
+    the curves of the Nth run, ``timeline-N.svg`` when its work was done.
 
     Args:
         runs: Run directories, running ones too.
@@ -31,12 +31,12 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
     """
     reported = read_runs(runs)
     out.mkdir(parents=True, exist_ok=True)
-    drawings = {
-        f"timeline-{number}.svg": timeline_svg(run.label, run.spans)
-        for number, run in enumerate(reported, start=1)
-        if run.spans
-    }
-    files = {"report.md": markdown(reported), **csv_files(reported), **drawings}
+    files = {"report.md": markdown(reported), **csv_files(reported)}
+    for number, run in enumerate(reported, start=1):
+        if cycles := run.summary.cycles:
+            files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles, run.thresholds)
+        if run.spans:
+            files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
     return [_replace(out / name, text) for name, text in files.items()]
 
 

@@ -22,16 +22,16 @@ Row = Sequence[Any]
 def markdown(runs: Sequence[ReportedRun]) -> str:
     """The report: a section a run, then the paper's figures."""
     blocks = ["# Report", _INTRODUCTION]
-    for run in runs:
+    for number, run in enumerate(runs, start=1):
         blocks += [f"## {run.label}", _header(run)]
         if not run.summary.cycles:
             blocks.append("No cycle is committed yet.")
             continue
-        blocks += ["### Cycles", _cycle_table(run)]
+        blocks += ["### Cycles", f"![Curves](cycles-{number}.svg)", _cycle_table(run)]
         blocks += ["### Whole run", _total_table(run)]
         blocks += ["### Outcomes", _outcome_table(run)]
         if run.spans:
-            blocks += ["### Time", TIME, _time_table(run)]
+            blocks += ["### Time", TIME, f"![Timeline](timeline-{number}.svg)", _time_table(run)]
         blocks += ["### Memorisation or creativity", DIVERSITY, _diversity_table(run)]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
@@ -171,7 +171,7 @@ def _outcome_table(run: ReportedRun) -> str:
 TIME = (
     "Seconds. Generation and evaluation overlap: wall is from the start of generation to the last "
     "verdict, overlap is wall over the longer of the two. Evaluation: while at least one candidate "
-    "was evaluated; longest: of one candidate. A drawing is beside this file."
+    "was evaluated; longest: of one candidate."
 )
 
 
