@@ -1,0 +1,72 @@
+"""A cycle's generation and evaluation, streaming, with a core of its own for each.
+
+The embedded preset's LLM, adapter and protocol on CIFAR-10. The generator's process is held to one
+core, the candidates to another; wall time is compared with the two stages one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from archloop import pipeline
+from archloop.config import load_config
+from archloop.context import open_context
+from archloop.llm import resolve_adapter
+from archloop.progress import Silent
+from archloop.timeline import timelines
+from benchmarks.table import Row
+
+COMPLETIONS = 24
+MOST = 1.1
+"""What wall time may be of the longer stage, one candidate more."""
+
+
+def all_rows() -> Iterator[Row]:
+    """One cycle: wall time beside the stages one after the other, and beside the goal."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        yield Row("streaming", "needs two cores")
+        return
+    sample = pipeline.generate
+
+    def on_its_own_core(job: Any) -> Iterator[Any]:
+        # A process started by this thread inherits its core.
+        os.sched_setaffinity(0, {cores[1]})
+        yield from sample(job)
+
+    os.sched_setaffinity(0, {cores[0]})
+    pipeline.generate = on_its_own_core  # type: ignore[assignment]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            yield from _cycle(Path(folder))
+    finally:
+        pipeline.generate = sample
+        os.sched_setaffinity(0, cores)
+
+
+def _cycle(folder: Path) -> Iterator[Row]:
+    config = load_config("embedded", [f"loop.completions={COMPLETIONS}"])
+    run = open_context(config, folder, Silent())
+    with run.store:
+        pipeline.generate_and_evaluate(run, 1, resolve_adapter("smollm2-135m-lemur"))
+        (found,) = timelines(run.store.spans())
+    assert None not in (found.generate, found.evaluate, found.longest, found.wall)
+    most = MOST * max(found.generate, found.evaluate) + found.longest
+    stages = f"generate {found.generate:.0f} s, evaluate {found.evaluate:.0f} s"
+    yield Row(
+        f"a cycle of {COMPLETIONS} candidates, {stages}",
+        f"{found.wall:.0f} s",
+        f"{found.generate + found.evaluate:.0f} s one after the other",
+        (found.generate + found.evaluate) / found.wall,
+    )
+    yield Row(
+        f"the same, longest candidate {found.longest:.0f} s",
+        f"{found.wall:.0f} s",
+        f"{most:.0f} s at most ({MOST} x the longer stage + one candidate)",
+        most / found.wall,
+        1.0,
+    )
