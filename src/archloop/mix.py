@@ -7,6 +7,7 @@ nobody measured counts like the median one.
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 from collections.abc import Sequence
@@ -63,7 +64,8 @@ def sample(
 ) -> list[ChatPair]:
     """Up to ``most`` different pairs, in the order of the draw (Efraimidis and Spirakis, 2006)."""
     weights = _weights(pairs, weighting)
-    keys = [rng.random() ** (1.0 / weight) for weight in weights]
+    # The logarithm of u ** (1 / weight): that power itself is 0 for small weights.
+    keys = [math.log(1.0 - rng.random()) / weight for weight in weights]
     order = sorted(range(len(pairs)), key=lambda i: -keys[i])
     return [pairs[i] for i in order[:most]]
 
