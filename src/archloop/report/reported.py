@@ -11,7 +11,8 @@ from archloop.config import RunConfig
 from archloop.corpus import distinct_codes, read_pairs
 from archloop.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.graphs import traced_before
-from archloop.report.summary import RunSummary
+from archloop.report.status import spending_of
+from archloop.report.summary import RunSummary, Spending
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.types import Candidate, Outcome
 
@@ -33,6 +34,8 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
+    spending: Spending | None
+    """What was used of the LLM's server; ``None``: it is local."""
     diversity: tuple[Diversity, ...]
     """Of what each committed cycle accepted, and of all of it."""
 
@@ -58,6 +61,7 @@ def _read(label: str, path: Path) -> ReportedRun:
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(run.cycles()),
             candidates=tuple(candidates),
+            spending=spending_of(run),
             diversity=tuple(_diversity(run, path, candidates)),
         )
 
