@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -103,10 +103,8 @@ def scripted(answer: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Scripte
             pass
 
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):  # of a client that gave up
                 super().handle()
-            except ConnectionError:
-                pass  # a client that gave up
 
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
