@@ -163,7 +163,7 @@ def test_the_real_server_refuses_in_one_line(real: RealServer) -> None:
 @pytest.mark.llm
 @pytest.mark.slow
 def test_a_whole_run_against_the_real_server(real: RealServer, tmp_path: Path) -> None:
-    config = loop_config(real.url, model=real.model, max_new_tokens=16, completions=3)
+    config = loop_config(real.url, model=real.model, max_new_tokens=8, completions=3)
     with run(config, tmp_path / "run") as finished:
         (cycle,) = finished.cycles()
         assert (cycle.n_gen, cycle.adapter) == (3, "none")
@@ -403,6 +403,7 @@ def loop_config(url: str, *, model: str = "m", **changes: Any) -> RunConfig:
         {
             "llm": {"model": model},
             "seeds": {"source": "none"},
+            "prompt": {"system": "You write code.", "user": "A network for {dataset}."},
             "generation": {
                 "engine": "openai",
                 "top_k": 0,

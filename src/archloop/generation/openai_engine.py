@@ -12,6 +12,7 @@ The key is read from the environment where it is needed, and is in no message.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 from collections import deque
@@ -237,7 +238,8 @@ class OpenAIGenerator:
 
     def _said(self, error: BaseException) -> str:
         """The first words of an error, on one line and without the key."""
-        text = " ".join(str(error).split()) or type(error).__name__
+        said = _answered(error) if isinstance(error, openai.APIStatusError) else str(error)
+        text = " ".join(said.split()) or type(error).__name__
         if self._key:
             text = text.replace(self._key, "***")
         return text[:_LONGEST_REASON]
@@ -255,6 +257,17 @@ def _key(server: OpenAIConfig) -> str | None:
     if not key:
         raise UsageError(f"openai.api_key_env: the variable {server.api_key_env} is not set")
     return key
+
+
+def _answered(error: openai.APIStatusError) -> str:
+    """Status and message of an error answer, which differ in form from server to server."""
+    text: Any = error.response.text
+    with suppress(ValueError):
+        text = json.loads(text)
+    for key in ("error", "detail", "message"):
+        if isinstance(text, dict) and text.get(key):
+            text = text[key]
+    return f"{error.status_code} {text}"
 
 
 async def _finished(running: set[asyncio.Task[GeneratedText]]) -> list[asyncio.Task[GeneratedText]]:
