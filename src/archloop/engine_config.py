@@ -106,13 +106,13 @@ def may_change(key: str) -> bool:
 
 
 def check_sections(engine: str, sections: dict[str, _Section]) -> None:
-    """Refuse keys of engines that are not used.
+    """Refuse keys of engines that are not used; ``replay`` takes those of the run it repeats.
 
     Raises:
         ValueError: Naming one of them.
     """
     for name, section in sections.items():
-        if name == engine:
+        if engine in (name, "replay"):
             continue
         unused = type(section)()
         for key in type(section).model_fields:

@@ -128,7 +128,7 @@ class _Pipeline:
             finally:
                 self._events.put(done.set)
 
-        self._report("loading the LLM")
+        self._report("asking the server" if self._separate else "loading the LLM")
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         self._drain(done.is_set)

@@ -62,6 +62,11 @@ def test_keys_of_another_engine_are_refused(engine: str, override: str, key: str
         load_config("embedded", [f"generation.engine={engine}", override])
 
 
+def test_a_replay_keeps_the_section_of_the_run_it_repeats() -> None:
+    config = remote("generation.engine=replay", "generation.replay_from=runs/a")
+    assert config.openai.base_url == URL
+
+
 def test_the_vllm_engine_takes_its_keys() -> None:
     config = load_config("paper", ["generation.engine=vllm", "vllm.gpu_memory_utilization=0.5"])
     assert config.vllm.gpu_memory_utilization == 0.5

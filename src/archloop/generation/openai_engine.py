@@ -68,7 +68,7 @@ class OpenAIGenerator:
         self._budget = remote.budget
         self._key = _key(remote.server)
         self._attempt: ContextVar[_Attempt] = ContextVar("attempt")
-        self._next_start = 0.0
+        self._turn, self._next_start = asyncio.Lock(), 0.0
         self._runner = asyncio.Runner()
         self._client = openai.AsyncOpenAI(
             api_key=self._key or _NO_KEY,
@@ -177,9 +177,9 @@ class OpenAIGenerator:
             if not admitted:
                 raise _NoRetryLeftError
         if self._server.requests_per_minute is not None:
-            start = max(time.monotonic(), self._next_start)
-            self._next_start = start + 60.0 / self._server.requests_per_minute
-            await asyncio.sleep(start - time.monotonic())
+            async with self._turn:  # one waits at a time, so that none can catch up
+                await asyncio.sleep(self._next_start - time.monotonic())
+                self._next_start = time.monotonic() + 60.0 / self._server.requests_per_minute
         attempt.unanswered = True
 
     async def _after(self, response: Any) -> None:
