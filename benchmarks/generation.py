@@ -33,6 +33,13 @@ Sample = Callable[[int], int]
 """Sample all completions of a repetition; how many tokens they have."""
 
 
+class Size(NamedTuple):
+    """How much a repetition samples."""
+
+    sequences: int = SEQUENCES
+    max_new_tokens: int = MAX_NEW_TOKENS
+
+
 class Rate(NamedTuple):
     """One repetition."""
 
@@ -50,7 +57,7 @@ def _setup() -> tuple[Any, list[Message]]:
     return config, task_prompt(config)
 
 
-def plain() -> Sample:
+def plain(size: Size) -> Sample:
     """As a user of transformers would write it."""
     import torch
     from peft import PeftModel
@@ -64,7 +71,7 @@ def plain() -> Sample:
     adapter = resolve_adapter(config.llm.warm_start)
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
     inputs = tokenizer.apply_chat_template(
-        [messages] * SEQUENCES,
+        [messages] * size.sequences,
         add_generation_prompt=True,
         padding=True,
         return_tensors="pt",
@@ -80,7 +87,7 @@ def plain() -> Sample:
             temperature=config.generation.temperature,
             top_k=config.generation.top_k,
             top_p=config.generation.top_p,
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=size.max_new_tokens,
             pad_token_id=tokenizer.eos_token_id,
         )
         rows = (out[:, length:] == tokenizer.eos_token_id).tolist()
@@ -89,11 +96,15 @@ def plain() -> Sample:
     return sample
 
 
-def ours(engine: str) -> Sample:
+def ours(engine: str, size: Size) -> Sample:
     """An engine as a run uses it."""
     config, messages = _setup()
 
-    decoding = {"engine": engine, "batch_size": SEQUENCES, "max_new_tokens": MAX_NEW_TOKENS}
+    decoding = {
+        "engine": engine,
+        "batch_size": size.sequences,
+        "max_new_tokens": size.max_new_tokens,
+    }
     generator = build_generator(
         config.generation.model_copy(update=decoding),
         model_dir=resolve_model(config.llm),
@@ -102,14 +113,14 @@ def ours(engine: str) -> Sample:
     )
 
     def sample(repetition: int) -> int:
-        requests = [(i, derive_seed(repetition, i)) for i in range(SEQUENCES)]
+        requests = [(i, derive_seed(repetition, i)) for i in range(size.sequences)]
         return sum(text.n_tokens for text in generator.generate(messages, requests))
 
     return sample
 
 
-def _contest(way: str, pipe: Connection) -> None:
-    sample = plain() if way == "plain" else ours(way)
+def _contest(way: str, size: Size, pipe: Connection) -> None:
+    sample = plain(size) if way == "plain" else ours(way, size)
     pipe.send("ready")
     while (repetition := pipe.recv()) is not None:
         started = time.perf_counter()
@@ -117,14 +128,14 @@ def _contest(way: str, pipe: Connection) -> None:
         pipe.send(Rate(tokens, time.perf_counter() - started))
 
 
-def measure(ways: list[str]) -> dict[str, list[Rate]]:
+def measure(ways: list[str], size: Size) -> dict[str, list[Rate]]:
     """Every way in turn, ``REPETITIONS`` times."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     for way in ways:
         pipes[way], theirs = context.Pipe()
-        processes.append(context.Process(target=_contest, args=(way, theirs), daemon=True))
+        processes.append(context.Process(target=_contest, args=(way, size, theirs), daemon=True))
         processes[-1].start()
         theirs.close()
         assert pipes[way].recv() == "ready"
@@ -150,15 +161,16 @@ def installed() -> list[str]:
     return found
 
 
-def all_rows() -> Iterator[Row]:
+def all_rows(size: Size = Size()) -> Iterator[Row]:
     """A row for each engine."""
     engines = installed()
-    rates = measure(["plain", *engines])
+    rates = measure(["plain", *engines], size)
     beside = rates["plain"]
     for engine in engines:
         ratios = [a.per_second / b.per_second for a, b in zip(rates[engine], beside, strict=True)]
         yield Row(
-            f"generation, `{engine}`, {SEQUENCES} sequences of at most {MAX_NEW_TOKENS} tokens",
+            f"generation, `{engine}`, {size.sequences} sequences of at most "
+            f"{size.max_new_tokens} tokens",
             f"{_spread(rates[engine])}; ratios {', '.join(f'{r:.1f}' for r in ratios)}",
             f"`transformers.generate` {_spread(beside)}",
             statistics.median(ratios),

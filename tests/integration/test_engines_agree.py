@@ -41,7 +41,7 @@ def agreement(ours: list[str], theirs: list[str], model_dir: Path) -> float:
 
 def answers(engine: Any, model_dir: Path, adapter_dir: Path | None) -> list[str]:
     generator = build_generator(
-        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=24),
+        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=12),
         model_dir=model_dir,
         adapter_dir=adapter_dir,
         dtype="float32",
