@@ -24,8 +24,6 @@ from archloop.llm import resolve_adapter, resolve_model
 from archloop.types import Message
 from benchmarks.table import Row
 
-SEQUENCES = 16
-MAX_NEW_TOKENS = 512
 REPETITIONS = 3
 GOALS = {"openvino": 6.0}
 
@@ -36,8 +34,11 @@ Sample = Callable[[int], int]
 class Size(NamedTuple):
     """How much a repetition samples."""
 
-    sequences: int = SEQUENCES
-    max_new_tokens: int = MAX_NEW_TOKENS
+    sequences: int
+    max_new_tokens: int
+
+
+WHOLE = Size(16, 512)
 
 
 class Rate(NamedTuple):
@@ -161,7 +162,7 @@ def installed() -> list[str]:
     return found
 
 
-def all_rows(size: Size = Size()) -> Iterator[Row]:
+def all_rows(size: Size = WHOLE) -> Iterator[Row]:
     """A row for each engine."""
     engines = installed()
     rates = measure(["plain", *engines], size)
