@@ -75,7 +75,8 @@ def _serves(model: str, remote: OpenAIConfig) -> Check:
     url = f"{remote.base_url}".rstrip("/") + "/models"
     request = urllib.request.Request(url)
     if remote.api_key_env is not None:
-        request.add_header("Authorization", f"Bearer {os.environ[remote.api_key_env].strip()}")
+        key = os.environ[remote.api_key_env].strip()
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=_REACH_SECONDS) as answer:
             found = {entry["id"] for entry in json.load(answer)["data"]}

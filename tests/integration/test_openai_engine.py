@@ -162,8 +162,9 @@ def test_a_server_that_is_not_there() -> None:
         (Reply({"error": {"message": f"{KEY} no"}}, status=400), r"refuses the request.*\*\*\* no"),
         (Reply(["no", "completion"]), "not with a chat completion"),
         (chat("x", body={"usage": None}), "how many tokens"),
+        (chat("x", body={"usage": {"prompt_tokens": 3}}), "how many tokens"),
     ],
-    ids=["key", "model", "request", "another service", "no usage"],
+    ids=["key", "model", "request", "another service", "no usage", "half of it"],
 )
 def test_a_refusal_is_one_line_without_the_key(
     reply: Reply, said: str, monkeypatch: pytest.MonkeyPatch

@@ -142,7 +142,7 @@ class OpenAIGenerator:
             if error.code != "content_filter":  # how some hosts say that they withhold an answer
                 raise self._fault(error) from None
             return GeneratedText(index, seed, "", 0, "content_filter")
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             raise self._fault(error) from None
         finally:
             if attempt.unanswered:
@@ -193,23 +193,24 @@ class OpenAIGenerator:
             raise UsageError(
                 f"openai.base_url: {self._server.base_url} answers, but not with a chat completion"
             )
-        if answer.usage is None:
+        used = answer.usage
+        if used is None or used.prompt_tokens is None or used.completion_tokens is None:
             self._budget.charge_unanswered()
             raise UsageError(
                 f"{self._server.base_url} does not say how many tokens an answer has (`usage`), "
                 "which archloop counts by"
             )
-        used = answer.usage
         self._budget.charge(used.prompt_tokens, used.completion_tokens)
         if not answer.choices:
             return GeneratedText(index, seed, "", used.completion_tokens, "other")
         choice = answer.choices[0]
-        text = choice.message.content or choice.message.refusal or ""
+        message: Any = choice.message
+        text = (message and (message.content or message.refusal)) or ""
         reason = _REASONS.get(choice.finish_reason, "other")
         return GeneratedText(index, seed, text, used.completion_tokens, reason)
 
-    def _fault(self, error: openai.OpenAIError) -> ArchloopError:
-        """One line for what the client library raised."""
+    def _fault(self, error: Exception) -> ArchloopError:
+        """One line for what the client library raised, or made of a body that is no JSON."""
         url, server = self._server.base_url, self._server
         if isinstance(error, openai.APITimeoutError):
             return ArchloopError(
