@@ -29,15 +29,15 @@ from archloop.types import Completion
 def sample(config: RunConfig, adapter: Path, count: int) -> list[Completion]:
     size = config.generation.batch_size
     requests = [(i, derive_seed(config.seed, "adapter-card", i)) for i in range(count)]
-    job = GenerationJob(
-        config=config.generation,
+    job = GenerationJob.of(
+        config,
         model_dir=resolve_model(config.llm),
         adapter_dir=adapter,
-        dtype=config.llm.dtype,
         messages=task_prompt(config),
         batches=[requests[i : i + size] for i in range(0, count, size)],
     )
-    return sorted(generate(job), key=lambda c: c.index)
+    found = [sampled.completion for sampled in generate(job) if sampled.completion]
+    return sorted(found, key=lambda c: c.index)
 
 
 def measure(adapter: Path, count: int) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from archloop.engine_config import OpenAIConfig, VLLMConfig, check_sections, may_change
 from archloop.errors import ConfigError
 from archloop.types import Isolation, Training
 
@@ -32,7 +33,8 @@ class LLMConfig(_Section):
     """The base LLM; fixed for the whole run."""
 
     model: str = "smollm2-135m"
-    """``smollm2-135m`` (embedded), a Hugging Face id, or a local folder."""
+    """``smollm2-135m`` (embedded), a Hugging Face id, or a local folder; of the ``openai`` engine
+    the name that the server knows."""
     revision: str | None = None
     """Commit of a Hugging Face id; pin it for a run that must be repeatable."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
@@ -85,7 +87,7 @@ class PromptConfig(_Section):
 class GenerationConfig(_Section):
     """Decoding; its hash is fixed for the whole run."""
 
-    engine: Literal["transformers", "openvino", "replay"] = "transformers"
+    engine: Literal["transformers", "openvino", "vllm", "openai", "replay"] = "transformers"
     replay_from: str | None = None
     """Run directory whose stored completions the ``replay`` engine repeats."""
     temperature: float = Field(0.2, ge=0.0, le=5.0)
@@ -95,7 +97,8 @@ class GenerationConfig(_Section):
     top_p: float = Field(0.9, gt=0.0, le=1.0)
     max_new_tokens: int = Field(2048, ge=1)
     batch_size: int = Field(16, ge=1)
-    """Sequences sampled together; part of what makes a run repeatable."""
+    """Sequences sampled together; part of what makes a run repeatable. Of ``openai`` only the
+    steps in which ``loop.valid_target`` is looked at."""
 
 
 class TaskConfig(_Section):
@@ -273,6 +276,8 @@ class RunConfig(_Section):
     seeds: SeedsConfig = SeedsConfig()
     prompt: PromptConfig = PromptConfig()
     generation: GenerationConfig = GenerationConfig()
+    openai: OpenAIConfig = OpenAIConfig()
+    vllm: VLLMConfig = VLLMConfig()
     task: TaskConfig = TaskConfig()
     protocol: ProtocolConfig = ProtocolConfig()
     sandbox: SandboxConfig = SandboxConfig()
@@ -291,7 +296,29 @@ class RunConfig(_Section):
             for key in ("replay", "replay_seeds"):
                 if getattr(self.finetune, key):
                     raise ValueError(f"finetune.{key}: only with finetune.init = 'previous'")
+        check_sections(self.generation.engine, {"openai": self.openai, "vllm": self.vllm})
+        if self.generation.engine == "openai":
+            self._check_remote()
         return self
+
+    def _check_remote(self) -> None:
+        """Refuse what makes no sense where the LLM is on a server: its weights are not here."""
+        if not self.openai.base_url:
+            raise ValueError("openai.base_url: required by generation.engine = 'openai'")
+        wrong = {
+            "llm.warm_start": self.llm.warm_start is not None,
+            "finetune.enabled": self.finetune.enabled,
+            "loop.final_finetune": self.loop.final_finetune,
+            "seeds.max_tokens": self.seeds.max_tokens is not None,
+        }
+        keys = [key for key, set_ in wrong.items() if set_]
+        if keys:
+            values = {"llm.warm_start": "none", "seeds.max_tokens": "none"}
+            right = ", ".join(f"{key}={values.get(key, 'false')}" for key in keys)
+            raise ValueError(
+                f"generation.engine = 'openai' cannot fine-tune or load the LLM, which is on a "
+                f"server; set {right}"
+            )
 
 
 def preset_names() -> list[str]:
@@ -339,12 +366,12 @@ def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
-    """Dotted keys whose values differ, each as ``key: old -> new``."""
+    """Dotted keys whose values differ and may not, each as ``key: old -> new``."""
     a, b = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key)
+        if a.get(key) != b.get(key) and not may_change(key)
     ]
 
 
@@ -401,7 +428,8 @@ def _explain(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key; allowed here: {', '.join(_allowed_keys(error['loc'][:-1]))}"
     value = error.get("input")
-    got = f" (got {value!r})" if isinstance(value, str | int | float | bool | list) else ""
+    shown = isinstance(value, str | int | float | bool | list) and not where.startswith("openai.")
+    got = f" (got {value!r})" if shown else ""  # a key put there by mistake is not repeated
     return f"{where}: {message}{got}" if where else message
 
 

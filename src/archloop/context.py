@@ -127,12 +127,17 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
             raise ConfigError(
                 f"{root}: the run began with another configuration; changed: {'; '.join(changes)}"
             )
-        config = before
+        if config is not None and config != before:
+            _write_config(paths, config)
+        config = config or before
     elif config is None:
         raise ConfigError(f"{root}: no run here yet; name a configuration")
     else:
-        text = json.dumps(config.model_dump(mode="json"), indent=2) + "\n"
-        partial = paths.config.with_suffix(".part")
-        partial.write_text(text, "utf-8")
-        partial.replace(paths.config)
+        _write_config(paths, config)
     return RunContext(config, paths, Store(paths.database), observer)
+
+
+def _write_config(paths: RunDir, config: RunConfig) -> None:
+    partial = paths.config.with_suffix(".part")
+    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", "utf-8")
+    partial.replace(paths.config)

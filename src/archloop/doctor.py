@@ -6,18 +6,18 @@ Nothing is downloaded; a network is asked only whether it can be reached, and no
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from archloop import checks
 from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, WheelAsset, cache_dir
+from archloop.checks import Check
 from archloop.config import RunConfig, load_config
 from archloop.errors import IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
@@ -41,19 +41,6 @@ _REACH_SECONDS = 5.0
 _EMBEDDED_SHAPE = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing looked at."""
-
-    name: str
-    ok: bool | None
-    """``False``: the configuration cannot run as it is; ``None``: worth knowing, or not known."""
-    detail: str
-    """What was found."""
-    needed: str = ""
-    """What would be right; empty where all is well."""
-
-
 class _Gpu(NamedTuple):
     name: str
     gib: float
@@ -69,9 +56,15 @@ class _Machine(NamedTuple):
     """The first one that torch can use."""
 
     @property
+    def remote(self) -> bool:
+        """Whether the LLM is on a server."""
+        return self.config.generation.engine == "openai"
+
+    @property
     def needs_gpu(self) -> bool:
         """Whether the configuration makes no sense on a CPU."""
-        return self.shape is not None and self.shape.n_params > _CPU_PARAMS
+        large = self.shape is not None and self.shape.n_params > _CPU_PARAMS
+        return large or self.config.generation.engine == "vllm"
 
     @property
     def workers(self) -> int:
@@ -100,10 +93,10 @@ def diagnose(
         config = load_config(config)
     machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
     looks = [_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation]
-    checks = [check for look in looks for check in look(machine)]
-    if attack_sandbox and checks[-1].ok:
-        checks += _attacks(machine)
-    return checks
+    found = [check for look in looks for check in look(machine)]
+    if attack_sandbox and found[-1].ok:
+        found += _attacks(machine)
+    return found
 
 
 def _python(_machine: _Machine) -> Iterator[Check]:
@@ -127,6 +120,9 @@ def _torch(machine: _Machine) -> Iterator[Check]:
 
 def _gpu(machine: _Machine) -> Iterator[Check]:
     found = "none" if machine.gpu is None else f"{machine.gpu.name}, {machine.gpu.gib:.0f} GiB"
+    if machine.remote:
+        yield Check("GPU", True, f"{found}; not needed for an LLM on a server")
+        return
     if machine.shape is None:
         yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
         return
@@ -143,7 +139,10 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
         yield Check("GPU", enough, found, "" if enough else parts)
     elif machine.needs_gpu:
         billions = machine.shape.n_params / 1e9
-        needed = f"a CUDA GPU for an LLM of {billions:.1f} billion parameters; {parts}"
+        reason = f"an LLM of {billions:.1f} billion parameters"
+        if machine.config.generation.engine == "vllm":
+            reason = "generation.engine = 'vllm'"
+        needed = f"a CUDA GPU for {reason}; {parts}"
         yield Check("GPU", False, found, needed)
     else:
         yield Check("GPU", True, f"{found}; not needed for this LLM")
@@ -174,24 +173,15 @@ def _memory(machine: _Machine) -> Iterator[Check]:
 
 
 def _packages(machine: _Machine) -> Iterator[Check]:
-    config = machine.config
-    wanted = {"transformers": "", "peft": "", "trl": "", "datasets": ""}
-    if config.generation.engine == "openvino":
-        wanted["openvino_genai"] = "generation.engine = 'openvino'"
-    if config.finetune.optimizer == "paged_adamw_8bit":
-        wanted["bitsandbytes"] = "finetune.optimizer = 'paged_adamw_8bit'"
-    for name, why in wanted.items():
-        if importlib.util.find_spec(name) is None:
-            distribution = name.replace("_", "-")
-            needed = f"pip install {distribution}" + (f" (for {why})" if why else "")
-            replaced = name == "bitsandbytes" and not (machine.gpu or machine.needs_gpu)
-            yield Check(f"package {name}", None if replaced else False, "not installed", needed)
-        else:
-            yield Check(f"package {name}", True, "installed")
+    on_gpu = machine.gpu is not None or machine.needs_gpu
+    yield from checks.packages(machine.config, on_gpu=on_gpu)
 
 
 def _llm(machine: _Machine) -> Iterator[Check]:
     config = machine.config.llm
+    if machine.remote:
+        yield from checks.server(machine.config)
+        return
     if config.model == EMBEDDED:
         ready = any((cache_dir() / "models").glob(f"{EMBEDDED}-{SMOLLM2_WHEEL.version}-*"))
         yield Check("LLM", True, "ready") if ready else _wheel("LLM", SMOLLM2_WHEEL)
@@ -310,6 +300,9 @@ def _usable_gpu() -> _Gpu | None:
 
 
 def _shape(config: RunConfig) -> LLMShape | None:
+    """``None``: not known, or the LLM is on a server."""
+    if config.generation.engine == "openai":
+        return None
     if config.llm.model == EMBEDDED:
         return _EMBEDDED_SHAPE
     file = _shape_file(config)

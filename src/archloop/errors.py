@@ -36,6 +36,10 @@ class DivergedError(ArchloopError):
     """A fine-tune made the LLM worse than it was; it left no adapter."""
 
 
+class CapReachedError(ArchloopError):
+    """A cap on tokens or money is reached; the run goes on once it is raised."""
+
+
 class RunLockedError(UsageError):
     """Another process is working on this run directory."""
 

@@ -2,7 +2,7 @@
 
 Completions are sampled in batches of fixed composition and stored as they come, verdicts as they
 come. An interrupted batch is sampled again as a whole with the same seeds, and only what is missing
-is added.
+is added; of a server only what is missing is asked.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from pathlib import Path
 from archloop.chat import code_sha256, extract_code
 from archloop.code_policy import check
 from archloop.context import RunContext
+from archloop.errors import CapReachedError
 from archloop.executors import Executor, Finished, build_executor
-from archloop.generation import StoredText
-from archloop.generation.job import GenerationJob, generate
+from archloop.generation import SEPARATE, StoredText
+from archloop.generation.job import GenerationJob, Sampled, generate
 from archloop.progress import Progress
-from archloop.run_dir import RunDir
+from archloop.run_dir import SPENT, RunDir
 from archloop.sandbox import Sandbox
+from archloop.spending import Spent
 from archloop.store import Store
 from archloop.types import Completion, Outcome, Span, Verdict
 
@@ -36,7 +38,7 @@ class Evaluated:
     """``None`` when part of the cycle was done before an interruption."""
 
 
-def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path) -> Evaluated:
+def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path | None) -> Evaluated:
     """Bring a cycle to its end: every completion sampled, every one with a verdict."""
     started = time.monotonic()
     fresh = not run.store.completions(cycle)
@@ -56,10 +58,16 @@ class _Pipeline:
     """
 
     def __init__(
-        self, run: RunContext, cycle: int, adapter: Path, executor: Executor, isolation: str
+        self,
+        run: RunContext,
+        cycle: int,
+        adapter: Path | None,
+        executor: Executor,
+        isolation: str,
     ) -> None:
         self._run, self._cycle, self._adapter = run, cycle, adapter
         self._executor, self._isolation = executor, isolation
+        self._separate = run.config.generation.engine in SEPARATE
         self._events: queue.Queue[Callable[[], None]] = queue.Queue()
         self._open = 0
         """Candidates submitted and without a verdict."""
@@ -78,6 +86,8 @@ class _Pipeline:
     def _rounds(self) -> Iterator[list[range]]:
         """Batches to sample together in one process: all, or one by one until enough are valid."""
         loop, size = self._run.config.loop, self._run.config.generation.batch_size
+        if self._separate and loop.valid_target is None:
+            size = loop.completions
         starts = range(0, loop.completions, size)
         batches = [range(i, min(i + size, loop.completions)) for i in starts]
         owed = [b for b in batches if not self._stored.issuperset(b)]
@@ -95,17 +105,16 @@ class _Pipeline:
 
     def _generate(self, batches: list[range]) -> None:
         """Sample in a process of its own, handling every completion and verdict as it comes."""
-        requests = [[(i, self._run.seed("generate", self._cycle, i)) for i in b] for b in batches]
         stored = self._stored_texts()
-        job = GenerationJob(
-            config=self._run.config.generation,
-            model_dir=Path() if stored is not None else self._run.model_dir,
+        job = GenerationJob.of(
+            self._run.config,
+            model_dir=Path() if stored is not None or self._separate else self._run.model_dir,
             adapter_dir=self._adapter,
-            dtype=self._run.config.llm.dtype,
             messages=self._run.prompt,
-            batches=requests,
+            batches=[self._requests(batch) for batch in batches],
             cycle=self._cycle,
             stored=stored,
+            spent=Spent.from_json(self._run.store.get_meta(SPENT)),
         )
         done = threading.Event()
         failure: list[BaseException] = []
@@ -114,21 +123,29 @@ class _Pipeline:
 
         def produce() -> None:
             try:
-                for completion in generate(job):
-                    span = Span(self._cycle, "generate", completion.index, begin, time.time())
-                    self._events.put(lambda c=completion, s=span: self._sampled(c, s))  # type: ignore[misc]
+                for sampled in generate(job):
+                    end = time.time()
+                    self._events.put(lambda s=sampled, e=end: self._sampled(s, begin, e))  # type: ignore[misc]
             except BaseException as error:  # noqa: BLE001 - carried to the main thread
                 failure.append(error)
             finally:
                 self._events.put(done.set)
 
-        self._report("loading the LLM")
+        self._report("asking the server" if self._separate else "loading the LLM")
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         self._drain(done.is_set)
         thread.join()
         if failure:
+            if isinstance(failure[0], CapReachedError):  # judge what has been paid for
+                self._drain(lambda: self._open == 0)
             raise failure[0]
+
+    def _requests(self, batch: range) -> list[tuple[int, int]]:
+        """(index, seed) of a batch; where completions are separate, of what it lacks."""
+        done = self._stored if self._separate else set()
+        seed = self._run.seed
+        return [(i, seed("generate", self._cycle, i)) for i in batch if i not in done]
 
     def _stored_texts(self) -> dict[int, StoredText] | None:
         """This cycle's completions of the run that ``replay`` repeats."""
@@ -143,11 +160,18 @@ class _Pipeline:
         while not finished():
             self._events.get()()
 
-    def _sampled(self, completion: Completion, span: Span) -> None:
+    def _sampled(self, sampled: Sampled, begin: float, end: float) -> None:
+        """Keep a completion and, in the same transaction, what has been spent."""
+        meta = {} if sampled.spent is None else {SPENT: sampled.spent.to_json()}
+        completion = sampled.completion
+        if completion is None:
+            for key, value in meta.items():
+                self._run.store.set_meta(key, value)
+            return
         self._tokens += completion.n_tokens
         if completion.index not in self._stored:
-            self._run.store.add_span(span)
-            self._run.store.add_completions([completion])
+            self._run.store.add_completions([completion], meta)
+            self._run.store.add_span(Span(self._cycle, "generate", completion.index, begin, end))
             self._stored.add(completion.index)
             self._judge(completion)
         self._report()

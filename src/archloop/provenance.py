@@ -24,6 +24,8 @@ _PACKAGES = (
     "trl",
     "datasets",
     "openvino-genai",
+    "vllm",
+    "openai",
     "numpy",
     "scipy",
 )

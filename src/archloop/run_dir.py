@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from filelock import BaseFileLock
 
+    from archloop.spending import Spent
+
 FINISHED = "finished_at"
 """Meta key in the store: when the run ended as planned; absent before."""
 
@@ -28,6 +30,10 @@ PINNED = "pinned"
 
 TASK_SIZE = "task_size"
 """Meta key in the store: ``shape`` of an image and number of ``classes``."""
+
+SPENT = "spent"
+"""Meta key in the store: :class:`archloop.spending.Spent` of a run whose LLM is on a
+server; absent elsewhere."""
 
 State = Literal["running", "finished", "interrupted"]
 
@@ -164,6 +170,13 @@ class Run:
     def task(self) -> str:
         """The task in use, where the configuration says ``auto`` too."""
         return self.pinned().get("task", self.config.task.name)
+
+    def spent(self) -> Spent | None:
+        """What a run whose LLM is on a server has used of it; ``None``: the LLM is local."""
+        from archloop.spending import Spent
+
+        found = self.store.get_meta(SPENT)
+        return None if found is None else Spent.from_json(found)
 
     def state(self) -> State:
         """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""

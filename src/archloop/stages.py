@@ -33,7 +33,8 @@ from archloop.types import Candidate, ChatPair, CycleStats, Outcome, Span
 class CycleWork(NamedTuple):
     """What the cycle has produced before it is committed."""
 
-    adapter: Path
+    adapter: Path | None
+    """``None``: there is none, as the LLM is not here."""
     corpus: list[ChatPair]
     evaluated: Evaluated
 
@@ -50,14 +51,29 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         pairs = seed_pairs(run.config, run.observer)
     else:
         new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
-        llm = {"model": run.config.llm.model, "adapter": run.paths.adapter(cycle - 1).name}
+        adapter = run.paths.adapter(cycle - 1)
+        name = adapter.name if has_adapter(run) else NO_ADAPTER
+        llm = {"model": run.config.llm.model, "adapter": name}
         pairs = corpus_of(run, cycle - 1) + [accepted_pair(c, run.prompt, **llm) for c in new]
     write_pairs(file, pairs)
     return pairs
 
 
-def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path:
+NO_ADAPTER = "none"
+"""Stands for the adapter's name in a run without adapters."""
+
+
+def has_adapter(run: RunContext) -> bool:
+    """Whether the run's LLM is here; it is not on a server or when such a run is replayed."""
+    config = run.config
+    kept = config.finetune.enabled or config.llm.warm_start is not None
+    return config.generation.engine != "openai" and (kept or config.generation.engine != "replay")
+
+
+def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | None:
     """The adapter that generates in a cycle; fine-tuned, or taken over, on first use."""
+    if not has_adapter(run):
+        return None
     target = run.paths.adapter(cycle)
     if target.is_dir():
         return target
@@ -224,7 +240,7 @@ def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidat
         n_accepted=outcomes[Outcome.ACCEPTED],
         accuracies=accuracies,
         corpus_size=len(work.corpus),
-        adapter=work.adapter.name,
+        adapter=work.adapter.name if work.adapter else NO_ADAPTER,
         corpus_sha256=sha256_of(run.paths.corpus(cycle)),
         outcomes={k.value: n for k, n in outcomes.items()},
         wall_seconds=work.evaluated.wall_seconds,

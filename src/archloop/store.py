@@ -9,7 +9,7 @@ covered: two runs writing the same database (the run directory's lock keeps them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -132,16 +132,21 @@ class Store:
         if key == SCHEMA_KEY:
             raise ValueError(f"{key!r} is the store's own key")
         with self._write() as db:
-            db.execute(META.delete().where(META.c.key == key))
-            db.execute(META.insert().values(key=key, value=value))
+            _set_meta(db, key, value)
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         """The JSON value under a key, or ``default``."""
         with self._read() as db:
             return _get_meta(db, key, default)
 
-    def add_completions(self, completions: Sequence[Completion]) -> None:
+    def add_completions(
+        self, completions: Sequence[Completion], meta: Mapping[str, Any] | None = None
+    ) -> None:
         """Add completions, all or none; one that is there already and the same is passed over.
+
+        Args:
+            completions: Of one or several cycles.
+            meta: Values to :meth:`set_meta` in the same transaction.
 
         Raises:
             ArchloopError: A different completion has the same cycle and index, or the cycle is
@@ -166,6 +171,8 @@ class Store:
                 self._refuse_committed(db, cycle)
             if new:
                 db.execute(COMPLETIONS.insert(), new)
+            for name, value in (meta or {}).items():
+                _set_meta(db, name, value)
 
     def completions(self, cycle: int) -> list[Completion]:
         """The completions of a cycle, in index order."""
@@ -322,6 +329,11 @@ class Store:
 def _get_meta(db: Connection, key: str, default: Any = None) -> Any:
     row = db.execute(sa.select(META.c.value).where(META.c.key == key)).first()
     return default if row is None else row.value
+
+
+def _set_meta(db: Connection, key: str, value: Any) -> None:
+    db.execute(META.delete().where(META.c.key == key))
+    db.execute(META.insert().values(key=key, value=value))
 
 
 def _completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> list[Completion]:

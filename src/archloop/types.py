@@ -99,6 +99,11 @@ class TaskData:
     """(M,)."""
 
 
+FinishReason = Literal["stop", "length", "content_filter", "other"]
+"""``stop``: the end token was sampled; ``length``: cut at ``max_new_tokens``; the rest comes from
+servers only: withheld by their filter, or ended for another reason (a tool call)."""
+
+
 @dataclass(frozen=True)
 class Completion:
     """One sampled answer of the LLM."""
@@ -109,7 +114,7 @@ class Completion:
     text: str
     seed: int
     n_tokens: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: FinishReason
 
 
 @dataclass(frozen=True)

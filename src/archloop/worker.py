@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
-from archloop.errors import ArchloopError, UsageError
+from archloop import errors
+from archloop.errors import ArchloopError
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Start ``python -m module`` on a job, yield its events; closing the iterator ends it.
 
     Raises:
-        ArchloopError: The process ended without a result.
+        ArchloopError: The process ended without a result, or raised it (as the kind it raised).
     """
     reader, writer = os.pipe()
     process = subprocess.Popen(
@@ -56,8 +57,7 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             for line in events:
                 event = json.loads(line)
                 if event["event"] == "error":
-                    kind = UsageError if event["data"]["usage"] else ArchloopError
-                    raise kind(event["data"]["message"])
+                    raise getattr(errors, event["data"]["kind"])(event["data"]["message"])
                 finished = finished or event["event"] == "result"
                 yield event
         process.wait()
@@ -98,7 +98,12 @@ def serve(work: Callable[[dict[str, Any], Emit], dict[str, Any]]) -> None:
         try:
             emit("result", work(job, emit))
         except ArchloopError as error:
-            emit("error", {"message": str(error), "usage": isinstance(error, UsageError)})
+            emit("error", {"message": str(error), "kind": _kind(error)})
+
+
+def _kind(error: ArchloopError) -> str:
+    """The nearest kind that both sides know."""
+    return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
 
 
 def _leave_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""Both engines on a tiny random LLM with a real adapter, and on the embedded LLM (mark ``llm``)."""
+"""The local engines on a tiny random LLM with a real adapter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from archloop.config import GenerationConfig, LLMConfig
+from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError, UsageError
 from archloop.generation import GeneratedText, build_generator
 from archloop.generation.generator import Generator
@@ -387,33 +387,3 @@ def test_openvino_samples_from_the_filtered_distribution(tiny: Path) -> None:
     for text, share in expected.items():
         error = np.sqrt(share * (1 - share) / n)
         assert texts.count(text) / n == pytest.approx(share, abs=5 * error)
-
-
-@pytest.mark.llm
-@pytest.mark.slow
-def test_openvino_writes_what_transformers_writes_with_the_embedded_llm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Greedy, float32, an adapter on all projections: at least 95 % of the tokens agree."""
-    pytest.importorskip("openvino_genai")
-    from archloop.llm import resolve_model
-
-    monkeypatch.delenv("ARCHLOOP_CACHE")
-    model_dir = resolve_model(LLMConfig())
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
-    config = LoraConfig(r=16, lora_alpha=32, target_modules=targets)
-    folder = save_adapter(model_dir, tmp_path, config, scale=0.002)
-    prompts = ["Write a PyTorch network.", "What is a convolution?", "List three primes."]
-    answers = {}
-    for engine in ("transformers", "openvino"):
-        generator = build(engine, model_dir, folder, temperature=0.0, max_new_tokens=48)
-        answers[engine] = [next(generator.generate(prompt(p), [(0, 0)])).text for p in prompts]
-        generator.close()
-    encode = PreTrainedTokenizerFast.from_pretrained(model_dir).encode
-    agreed = total = 0
-    for ours, theirs in zip(answers["openvino"], answers["transformers"], strict=True):
-        a, b = encode(ours), encode(theirs)
-        assert a[:8] == b[:8]
-        agreed += sum(x == y for x, y in zip(a, b, strict=False))
-        total += max(len(a), len(b))
-    assert agreed / total >= 0.95

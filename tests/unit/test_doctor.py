@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from archloop import doctor
 from archloop.config import RunConfig, load_config
 from archloop.doctor import Check, diagnose
 from archloop.errors import ConfigError
+from scripted_server import chat, scripted
 
 ONLY_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
 
@@ -111,6 +113,50 @@ def test_absent_seed_files_and_replayed_runs_are_named(tmp_path: Path) -> None:
     checks = look(config)
     assert checks["seeds"].ok
     assert checks["replayed run"].ok
+
+
+def look_at_server(url: str, *overrides: str) -> dict[str, Check]:
+    return look(load_config("openai", [f"openai.base_url={url}", "llm.model=m", *overrides]))
+
+
+def test_a_server_is_asked_what_it_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("A_KEY", "secret")
+    with scripted(lambda _n, _body: chat("x")) as server:
+        checks = look_at_server(server.url, "openai.api_key_env=A_KEY")
+        other = look_at_server(server.url, "llm.model=other", "openai.cap_tokens=5")
+    assert checks["LLM"].ok
+    assert checks["API key"].ok
+    assert checks["caps"].ok is None
+    assert checks["GPU"].ok
+    assert checks["package openai"].ok
+    assert "package trl" not in checks, "nothing is fine-tuned"
+    assert "secret" not in str(checks)
+    assert other["LLM"].ok is None
+    assert "lists other models: m" in other["LLM"].detail
+    assert "caps" not in other
+
+
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("A_KEY", raising=False)
+    assert look_at_server("http://127.0.0.1:9/v1")["LLM"].ok is False
+    check = look_at_server("http://127.0.0.1:9/v1", "openai.api_key_env=A_KEY")["API key"]
+    assert (check.ok, check.needed) == (False, "the key in the variable A_KEY")
+
+
+@pytest.mark.parametrize(("engine", "extra"), [("vllm", "vllm"), ("openai", "openai")])
+def test_a_missing_extra_is_named(engine: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, extra, None)
+    preset = {"openai": "openai", "vllm": "embedded"}[engine]
+    check = look(load_config(preset, [f"generation.engine={engine}"]))[f"package {extra}"]
+    assert check.ok is False
+    assert f"pip install 'archloop[{extra}]'" in check.needed
+
+
+@ONLY_CPU
+def test_vllm_needs_a_gpu_whatever_the_llm() -> None:
+    check = look(load_config("embedded", ["generation.engine=vllm"]))["GPU"]
+    assert check.ok is False
+    assert "generation.engine = 'vllm'" in check.needed
 
 
 def test_auto_falls_back_to_digits_and_says_so() -> None:

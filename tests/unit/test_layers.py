@@ -17,7 +17,7 @@ import archloop
 SOURCE = Path(archloop.__file__).parent
 
 LAYERS = (
-    {"types", "errors", "config", "presets"},
+    {"types", "errors", "config", "engine_config", "presets"},
     {
         "chat",
         "code_policy",
@@ -30,6 +30,7 @@ LAYERS = (
         "prompts",
         "provenance",
         "selection",
+        "spending",
         "stats",
         "timeline",
         "worker",
@@ -49,7 +50,7 @@ LAYERS = (
     },
     {"comparison", "context", "corpus", "evaluation", "graphs", "pipeline", "rejudge", "stages"},
     {"loop"},
-    {"doctor", "report"},
+    {"checks", "doctor", "report"},
     {"cli", "__main__"},
 )
 """A module may import its own layer and lower ones; the package's ``__init__`` is the top."""
@@ -71,6 +72,7 @@ ENGINES = {
     "datasets",
     "gguf",
     "matplotlib",
+    "openai",
     "openvino",
     "openvino_genai",
     "openvino_tokenizers",
@@ -84,6 +86,7 @@ ENGINES = {
     "torch",
     "transformers",
     "trl",
+    "vllm",
 }
 """What takes long to import."""
 
@@ -96,10 +99,12 @@ WORKER_FILES = {
     "finetuning/lora.py",
     "generation/kv_cache.py",
     "generation/language_model.py",
+    "generation/openai_engine.py",
     "generation/openvino_conversion.py",
     "generation/openvino_engine.py",
     "generation/sampling.py",
     "generation/transformers_engine.py",
+    "generation/vllm_engine.py",
     "sandbox/batches.py",
     "sandbox/feed.py",
     "sandbox/forkserver.py",

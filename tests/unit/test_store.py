@@ -76,6 +76,16 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "run.db")
 
 
+def test_values_come_with_the_completions_they_belong_to(tmp_path: Path) -> None:
+    with Store(tmp_path / "run.db") as store:
+        first = Completion(1, 0, "a", 1, 5, "stop")
+        store.add_completions([first], {"spent": 5})
+        assert store.get_meta("spent") == 5
+        with pytest.raises(ArchloopError):
+            store.add_completions([replace(first, text="b")], {"spent": 10})
+        assert store.get_meta("spent") == 5
+
+
 def test_meta_keeps_any_json_value_and_replaces_it(store: Store) -> None:
     store.set_meta("sessions", [{"torch": "2.13", "cores": 2}])
     store.set_meta("sessions", {"a": None})

@@ -7,18 +7,25 @@ from pathlib import Path
 import psutil
 import pytest
 
-from archloop.errors import ArchloopError, UsageError
+from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.worker import run_worker
 
 MODULE = """
 import os, sys, time
-from archloop.errors import ArchloopError, UsageError
+from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.worker import serve
+
+class LocalError(UsageError):
+    pass
 
 def work(job, emit):
     print("noise on stdout")
     if job["do"] == "usage":
         raise UsageError("bad input")
+    if job["do"] == "local":
+        raise LocalError("bad in its own way")
+    if job["do"] == "cap":
+        raise CapReachedError("enough")
     if job["do"] == "fault":
         raise ArchloopError("machine fault")
     if job["do"] == "crash":
@@ -50,6 +57,8 @@ def test_events_come_as_they_happen_and_the_result_last() -> None:
     ("do", "kind", "said"),
     [
         ("usage", UsageError, "bad input"),
+        ("local", UsageError, "bad in its own way"),
+        ("cap", CapReachedError, "enough"),
         ("fault", ArchloopError, "machine fault"),
         ("crash", ArchloopError, "RuntimeError: the last line"),
         ("die", ArchloopError, "ended with code 3"),

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from archloop.cli.options import config_option, echo_json, json_option, set_option
+
+if TYPE_CHECKING:
+    from archloop.types import Completion
 
 _ADAPTER = click.option(
     "--adapter",
@@ -33,50 +37,64 @@ def generate_command(
     as_json: bool,
 ) -> None:
     """Sample networks from the LLM for the configured task; nothing is executed."""
-    from archloop.chat import extract_code
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
     from archloop.context import derive_seed, task_prompt
+    from archloop.errors import UsageError
     from archloop.generation.job import GenerationJob, generate
     from archloop.llm import resolve_adapter, resolve_model
     from archloop.progress import Progress
+    from archloop.report import spending_line
 
     config = load_config(source, overrides)
+    remote = config.generation.engine == "openai"
+    if remote and adapter:
+        raise UsageError("--adapter: not with generation.engine = 'openai', whose LLM is elsewhere")
     name = adapter or config.llm.warm_start
     size = config.generation.batch_size
     seeds = [(i, derive_seed(config.seed, "generate", 1, i)) for i in range(count)]
-    job = GenerationJob(
-        config=config.generation,
-        model_dir=resolve_model(config.llm),
+    job = GenerationJob.of(
+        config,
+        model_dir=Path() if remote else resolve_model(config.llm),
         adapter_dir=resolve_adapter(name) if name else None,
-        dtype=config.llm.dtype,
         messages=task_prompt(config),
         batches=[seeds[i : i + size] for i in range(0, count, size)],
     )
     if out:
         out.mkdir(parents=True, exist_ok=True)
+    done, spent = 0, None
     with open_screen() as screen:
-        screen.update(
-            Progress("generate", total=count, unit="completions", detail="loading the LLM")
-        )
-        for done, completion in enumerate(generate(job), 1):
-            screen.update(Progress("generate", done=done, total=count, unit="completions"))
-            code = extract_code(completion.text)
-            file = out / f"{completion.index:04d}.py" if out and code is not None else None
-            if file and code is not None:
-                file.write_text(code + "\n", "utf-8")
-            if as_json:
-                row = {"index": completion.index, "seed": completion.seed, "code": code}
-                row |= {"text": completion.text, "n_tokens": completion.n_tokens}
-                row |= {
-                    "finish_reason": completion.finish_reason,
-                    "file": str(file) if file else None,
-                }
-                echo_json(row)
-            elif file:
-                click.echo(str(file))
-            else:
-                click.echo(f"# completion {completion.index}\n{code or completion.text}\n")
+        begin = "asking the server" if remote else "loading the LLM"
+        screen.update(Progress("generate", total=count, unit="completions", detail=begin))
+        try:
+            for sampled in generate(job):
+                spent = sampled.spent
+                if sampled.completion is not None:
+                    done += 1
+                    screen.update(Progress("generate", done=done, total=count, unit="completions"))
+                    _show(sampled.completion, out, as_json)
+        finally:
+            if spent is not None:
+                screen.message(spending_line(spent, priced=config.openai.has_prices))
+
+
+def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
+    """Write a completion's code, and print the completion or the file's name."""
+    from archloop.chat import extract_code
+
+    code = extract_code(completion.text)
+    file = out / f"{completion.index:04d}.py" if out and code is not None else None
+    if file and code is not None:
+        file.write_text(code + "\n", "utf-8")
+    if as_json:
+        row = {"index": completion.index, "seed": completion.seed, "code": code}
+        row |= {"text": completion.text, "n_tokens": completion.n_tokens}
+        row |= {"finish_reason": completion.finish_reason, "file": str(file) if file else None}
+        echo_json(row)
+    elif file:
+        click.echo(str(file))
+    else:
+        click.echo(f"# completion {completion.index}\n{code or completion.text}\n")
 
 
 @click.command("finetune")

@@ -63,6 +63,7 @@ def _show_end(run: Run, console: Console) -> None:
     from archloop.report import format_cycle_table
 
     console.print(format_cycle_table(run.cycles(), run.config))
+    _show_spending(run, console)
     valid = [c for c in run.store.candidates() if c.first_epoch_accuracy is not None]
     if valid:
         best = max(valid, key=lambda c: c.first_epoch_accuracy or 0.0)
@@ -95,6 +96,17 @@ def status_command(run_dir: Path, as_json: bool) -> None:
         console = Console()
         console.print(f"{run.paths.root}: {run.state()}", soft_wrap=True)
         console.print(format_cycle_table(run.cycles(), run.config))
+        _show_spending(run, console)
+
+
+def _show_spending(run: Run, console: Console) -> None:
+    """A line about the LLM's server, where there is one."""
+    from archloop.report import spending_line
+
+    spent, accepted = run.spent(), sum(stats.n_accepted for stats in run.cycles())
+    if spent is not None:
+        line = spending_line(spent, priced=run.config.openai.has_prices, n_accepted=accepted)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 @click.command("report")

@@ -6,18 +6,33 @@ and its name in :class:`~archloop.config.GenerationConfig`. Engines are imported
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from archloop.config import GenerationConfig
-from archloop.errors import UsageError
+from archloop.engine_config import VLLMConfig
+from archloop.errors import MissingExtraError, UsageError
 from archloop.generation.generator import FinishReason, GeneratedText, Generator
+from archloop.spending import Remote
 
-__all__ = ["GeneratedText", "Generator", "StoredText", "build_generator"]
+__all__ = ["EXTRAS", "SEPARATE", "GeneratedText", "Generator", "StoredText", "build_generator"]
 
 StoredText = tuple[str, int, FinishReason]
 """Text, number of sampled tokens and finish reason of a completion of an earlier run."""
+
+
+SEPARATE = frozenset({"openai"})
+"""Engines whose completions do not depend on what is sampled beside them, and cost money: only what
+is missing is asked for again."""
+
+EXTRAS = {
+    "openvino": ("openvino_genai", "openvino-genai"),
+    "vllm": ("vllm", "'archloop[vllm]'"),
+    "openai": ("openai", "'archloop[openai]'"),
+}
+"""Of each engine that may be absent: the module it needs, and what pip installs."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class _Build:
     adapter_dir: Path | None
     dtype: str
     stored: Mapping[int, StoredText] | None
+    remote: Remote | None
+    vllm: VLLMConfig
 
 
 def build_generator(
@@ -36,6 +53,8 @@ def build_generator(
     adapter_dir: Path | None,
     dtype: str,
     stored: Mapping[int, StoredText] | None = None,
+    remote: Remote | None = None,
+    vllm: VLLMConfig | None = None,
 ) -> Generator:
     """The configured engine, loaded and ready.
 
@@ -46,13 +65,22 @@ def build_generator(
         adapter_dir: A PEFT adapter folder, or ``None`` for the base LLM alone.
         dtype: Computation type, ``bfloat16`` or ``float32``.
         stored: Completions of the cycle by index; required by ``replay``, unused by the others.
+        remote: The server and the budget; required by ``openai``, which uses neither model nor
+            adapter folder.
+        vllm: Settings of ``vllm``; ``None``: the defaults.
 
     Raises:
         UsageError: The adapter does not fit the LLM or has no effect on it, the LLM has no chat
             template, or ``replay`` got nothing to repeat.
         MissingExtraError: The engine is not installed.
     """
-    return _ENGINES[config.engine](_Build(config, model_dir, adapter_dir, dtype, stored))
+    module, install = EXTRAS.get(config.engine, ("archloop", ""))
+    if importlib.util.find_spec(module) is None:
+        raise MissingExtraError(
+            f"generation.engine = {config.engine!r} needs: pip install {install}"
+        )
+    build = _Build(config, model_dir, adapter_dir, dtype, stored, remote, vllm or VLLMConfig())
+    return _ENGINES[config.engine](build)
 
 
 def _transformers(build: _Build) -> Generator:
@@ -67,6 +95,20 @@ def _openvino(build: _Build) -> Generator:
     return OpenVINOGenerator(build.config, build.model_dir, build.adapter_dir, build.dtype)
 
 
+def _vllm(build: _Build) -> Generator:
+    from archloop.generation.vllm_engine import VLLMGenerator
+
+    return VLLMGenerator(build.config, build.vllm, build.model_dir, build.adapter_dir, build.dtype)
+
+
+def _openai(build: _Build) -> Generator:
+    from archloop.generation.openai_engine import OpenAIGenerator
+
+    if build.remote is None:
+        raise UsageError("generation.engine = 'openai': no server was given")
+    return OpenAIGenerator(build.config, build.remote)
+
+
 def _replay(build: _Build) -> Generator:
     from archloop.generation.replay import ReplayGenerator
 
@@ -78,5 +120,7 @@ def _replay(build: _Build) -> Generator:
 _ENGINES: dict[str, Callable[[_Build], Generator]] = {
     "transformers": _transformers,
     "openvino": _openvino,
+    "vllm": _vllm,
+    "openai": _openai,
     "replay": _replay,
 }

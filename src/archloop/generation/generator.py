@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-from archloop.types import Message
+from archloop.types import FinishReason, Message
 
-FinishReason = Literal["stop", "length"]
+__all__ = ["FinishReason", "GeneratedText", "Generator"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,6 @@ class GeneratedText:
     n_tokens: int
     """Tokens sampled, the end token included."""
     finish_reason: FinishReason
-    """``stop``: the end token was sampled; ``length``: cut at ``max_new_tokens``."""
 
 
 class Generator(Protocol):
@@ -33,8 +32,8 @@ class Generator(Protocol):
     ) -> Iterator[GeneratedText]:
         """Sample one answer per request, each yielded as soon as it is complete.
 
-        The same messages and requests give the same texts on the same machine. Closing the iterator
-        early drops what is unfinished.
+        The same messages and requests give the same texts on the same machine, where the engine's
+        module does not say otherwise. Closing the iterator early drops what is unfinished.
 
         Args:
             messages: The chat prompt, ending with the user's message.

@@ -17,7 +17,7 @@ from typing import Any
 
 from archloop.assets import cache_dir
 from archloop.config import GenerationConfig
-from archloop.errors import ArchloopError, MissingExtraError
+from archloop.errors import ArchloopError
 from archloop.generation.generator import GeneratedText
 from archloop.types import Message
 
@@ -35,15 +35,10 @@ class OpenVINOGenerator:
         """Convert the base LLM if the cache does not hold it, merge the adapter, load.
 
         Raises:
-            MissingExtraError: openvino-genai is not installed.
             UsageError: The adapter does not fit the LLM or has no effect on it.
         """
-        try:
-            import openvino_genai as genai
-        except ImportError:
-            raise MissingExtraError(
-                "generation.engine = 'openvino' needs: pip install openvino-genai"
-            ) from None
+        import openvino_genai as genai
+
         from archloop.generation.language_model import ChatTokenizer
 
         self._genai = genai

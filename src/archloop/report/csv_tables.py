@@ -10,7 +10,7 @@ from typing import Any
 
 from archloop.config import config_digest
 from archloop.report.reported import ReportedRun
-from archloop.report.summary import CycleSummary, Interval, Mean, Proportion
+from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
 from archloop.types import Outcome
 
 
@@ -69,7 +69,18 @@ def _total_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
             "n_accepted": whole.n_accepted,
             "n_tokens": whole.n_tokens,
             "wall_seconds": whole.wall_seconds,
+            **_spending_columns(run.spending),
         }
+
+
+def _spending_columns(spending: Spending | None) -> dict[str, Any]:
+    """Empty cells where the LLM is local."""
+    return {
+        "server_prompt_tokens": spending and spending.spent.prompt_tokens,
+        "server_completion_tokens": spending and spending.spent.completion_tokens,
+        "cost": spending and spending.cost,
+        "cost_per_accepted": spending and spending.cost_per_accepted,
+    }
 
 
 def _outcome_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:

@@ -35,6 +35,13 @@ def count(value: int | None) -> str:
     return NOTHING if value is None else f"{value:,}"
 
 
+def money(value: float | None) -> str:
+    """An amount in the currency of the configured prices: four significant digits below 100."""
+    if value is None:
+        return NOTHING
+    return f"{value:,.2f}" if value >= 100 else f"{value:.4g}"
+
+
 def duration(seconds: float | None) -> str:
     """Seconds as ``45 s``, ``3 min 20 s`` or ``2 h 05 min``."""
     if seconds is None:

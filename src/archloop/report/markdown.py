@@ -10,9 +10,19 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from archloop.config import config_digest
-from archloop.report.formats import NOTHING, count, duration, mean, percent, proportion, threshold
+from archloop.report.formats import (
+    NOTHING,
+    count,
+    duration,
+    mean,
+    money,
+    percent,
+    proportion,
+    threshold,
+)
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
+from archloop.report.summary import Spending
 from archloop.timeline import timelines
 from archloop.types import Candidate
 
@@ -153,8 +163,26 @@ def _total_table(run: ReportedRun) -> str:
         ("corpus, last cycle", count(last.corpus_size)),
         ("tokens", count(whole.n_tokens)),
         ("time", duration(whole.wall_seconds)),
+        *_spending_rows(run.spending),
     ]
     return _table(("", ""), rows)
+
+
+def _spending_rows(spending: Spending | None) -> list[Row]:
+    """What the LLM's server took, the cycle under way and what was lost included."""
+    if spending is None:
+        return []
+    spent, each = spending.spent, spending.tokens_per_accepted
+    rows: list[Row] = [
+        ("prompt tokens, LLM server", count(spent.prompt_tokens)),
+        ("sampled tokens, LLM server", count(spent.completion_tokens)),
+        ("tokens for each accepted network", count(None if each is None else round(each))),
+        ("cost", money(spending.cost)),
+        ("cost of each accepted network", money(spending.cost_per_accepted)),
+    ]
+    if spent.unanswered:
+        rows.append(("unanswered requests, charged as the longest", count(spent.unanswered)))
+    return rows
 
 
 def _outcome_table(run: ReportedRun) -> str:

@@ -11,7 +11,8 @@ from archloop.config import RunConfig
 from archloop.corpus import distinct_codes, read_pairs
 from archloop.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.graphs import traced_before
-from archloop.report.summary import RunSummary
+from archloop.report.status import spending_of
+from archloop.report.summary import RunSummary, Spending
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.selection import threshold_of
 from archloop.types import Candidate, Outcome, Span
@@ -38,6 +39,8 @@ class ReportedRun:
     """The first-epoch accuracy to reach in each committed cycle."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
+    spending: Spending | None
+    """What was used of the LLM's server; ``None``: it is local."""
     diversity: tuple[Diversity, ...]
     """Of what each committed cycle accepted, and of all of it."""
 
@@ -69,6 +72,7 @@ def _read(label: str, path: Path) -> ReportedRun:
                 threshold_of(selection, accuracies[:n]) for n in range(1, len(cycles) + 1)
             ),
             spans=tuple(run.store.spans()),
+            spending=spending_of(run),
             diversity=tuple(_diversity(run, path, candidates)),
         )
 

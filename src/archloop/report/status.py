@@ -9,9 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from archloop.config import RunConfig, config_digest
-from archloop.report.formats import NOTHING, bracket, clock, count, percent, threshold
-from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
+from archloop.report.formats import NOTHING, bracket, clock, count, money, percent, threshold
+from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
 from archloop.run_dir import Run
+from archloop.spending import Spent
 from archloop.types import CycleStats
 
 
@@ -46,7 +47,8 @@ def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
 def status_json(run: Run) -> dict[str, Any]:
     """The one object of ``archloop status RUN --json``; fractions in 0..1, seconds.
 
-    ``cycles`` holds the committed cycles, ``current`` the one under way (``None`` between cycles).
+    ``cycles`` holds the committed cycles, ``current`` the one under way (``None`` between cycles),
+    ``spent`` what was used of the LLM's server (``None``: it is local).
     """
     config = run.config
     stats = run.cycles()
@@ -63,7 +65,36 @@ def status_json(run: Run) -> dict[str, Any]:
         "current": _current(run, stats),
         "cycles": [cycle.to_json() for cycle in whole.cycles],
         "totals": whole.to_json(),
+        "spent": None if (found := spending_of(run)) is None else found.to_json(),
     }
+
+
+def spending_of(run: Run) -> Spending | None:
+    """What a run has used of its LLM's server; ``None``: the LLM is local."""
+    spent = run.spent()
+    if spent is None:
+        return None
+    accepted = sum(stats.n_accepted for stats in run.cycles())
+    return Spending(spent, accepted, run.config.openai.has_prices)
+
+
+def spending_line(spent: Spent, *, priced: bool, n_accepted: int | None = None) -> str:
+    """Tokens and cost in words, with those of an accepted network if their number is given."""
+    found = Spending(spent, n_accepted or 0, priced)
+    parts = [
+        f"{count(spent.prompt_tokens)} prompt and {count(spent.completion_tokens)} sampled tokens "
+        f"in {count(spent.answers)} answers"
+    ]
+    if spent.unanswered:
+        parts.append(f"{count(spent.unanswered)} unanswered requests charged as the longest answer")
+    if found.cost is not None:
+        parts.append(f"cost {money(found.cost)}")
+    if found.tokens_per_accepted is not None:
+        each = f"{count(round(found.tokens_per_accepted))} tokens"
+        if found.cost_per_accepted is not None:
+            each += f" and {money(found.cost_per_accepted)}"
+        parts.append(f"{each} for each of {count(n_accepted)} accepted networks")
+    return "LLM server: " + ", ".join(parts)
 
 
 def _current(run: Run, stats: Sequence[CycleStats]) -> dict[str, Any] | None:

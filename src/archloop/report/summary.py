@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any, TypeVar
 
+from archloop.spending import Spent
 from archloop.stats import t_interval, wilson_interval
 from archloop.types import CycleStats, Outcome
 
@@ -162,6 +163,40 @@ class RunSummary:
             "n_tokens": self.n_tokens,
             "wall_seconds": self.wall_seconds,
             "outcomes": {outcome.value: n for outcome, n in self.outcomes.items()},
+        }
+
+
+@dataclass(frozen=True)
+class Spending:
+    """What a run has used of its LLM's server, and what that makes for each accepted network."""
+
+    spent: Spent
+    n_accepted: int
+    """Of the committed cycles."""
+    priced: bool
+    """Whether the configuration has prices."""
+
+    @property
+    def cost(self) -> float | None:
+        """In the currency of the prices; ``None`` without prices."""
+        return self.spent.cost if self.priced else None
+
+    @property
+    def cost_per_accepted(self) -> float | None:
+        """``None`` without prices, or with nothing accepted."""
+        return self.spent.cost / self.n_accepted if self.priced and self.n_accepted else None
+
+    @property
+    def tokens_per_accepted(self) -> float | None:
+        """``None`` with nothing accepted."""
+        return self.spent.tokens / self.n_accepted if self.n_accepted else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures; ``cost`` is ``None`` without prices."""
+        return self.spent.to_json() | {
+            "cost": self.cost,
+            "cost_per_accepted": self.cost_per_accepted,
+            "tokens_per_accepted": self.tokens_per_accepted,
         }
 
 

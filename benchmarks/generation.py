@@ -1,0 +1,188 @@
+"""Tokens a second of every installed engine, beside plain ``transformers.generate``.
+
+All sample the same number of completions of the run's prompt with the same adapter, decoding and
+type; the plain way is what its documentation shows: a left-padded batch and ``generate``, the
+adapter merged. Each way has a process of its own, which loads and then waits for its turn: the ways take
+turns, so that what else the machine does meets all of them. Only the sampling is timed, and tokens
+after a sequence's end do not count.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+from archloop.config import load_config
+from archloop.context import derive_seed, task_prompt
+from archloop.generation import EXTRAS, build_generator
+from archloop.llm import resolve_adapter, resolve_model
+from archloop.types import Message
+from benchmarks.table import Row
+
+REPETITIONS = 3
+GOALS = {"openvino": 6.0}
+
+Sample = Callable[[int], int]
+"""Sample all completions of a repetition; how many tokens they have."""
+
+
+class Size(NamedTuple):
+    """How much a repetition samples."""
+
+    sequences: int
+    max_new_tokens: int
+
+
+WHOLE = Size(16, 512)
+
+
+class Rate(NamedTuple):
+    """One repetition."""
+
+    tokens: int
+    seconds: float
+
+    @property
+    def per_second(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+def _setup() -> tuple[Any, list[Message]]:
+    config = load_config("embedded", ["task.name=cifar10"])
+    return config, task_prompt(config)
+
+
+def plain(size: Size) -> Sample:
+    """As a user of transformers would write it."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    config, messages = _setup()
+    folder = resolve_model(config.llm)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    tokenizer.pad_token = tokenizer.eos_token
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=config.llm.dtype)
+    adapter = resolve_adapter(config.llm.warm_start)
+    model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    inputs = tokenizer.apply_chat_template(
+        [messages] * size.sequences,
+        add_generation_prompt=True,
+        padding=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    length = inputs["input_ids"].shape[1]
+
+    def sample(repetition: int) -> int:
+        torch.manual_seed(repetition)
+        out = model.generate(
+            **inputs,
+            do_sample=True,
+            temperature=config.generation.temperature,
+            top_k=config.generation.top_k,
+            top_p=config.generation.top_p,
+            max_new_tokens=size.max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        rows = (out[:, length:] == tokenizer.eos_token_id).tolist()
+        return sum(row.index(True) + 1 if True in row else len(row) for row in rows)
+
+    return sample
+
+
+def ours(engine: str, size: Size) -> Sample:
+    """An engine as a run uses it."""
+    config, messages = _setup()
+
+    decoding = {
+        "engine": engine,
+        "batch_size": size.sequences,
+        "max_new_tokens": size.max_new_tokens,
+    }
+    generator = build_generator(
+        config.generation.model_copy(update=decoding),
+        model_dir=resolve_model(config.llm),
+        adapter_dir=resolve_adapter(config.llm.warm_start),
+        dtype=config.llm.dtype,
+    )
+
+    def sample(repetition: int) -> int:
+        requests = [(i, derive_seed(repetition, i)) for i in range(size.sequences)]
+        return sum(text.n_tokens for text in generator.generate(messages, requests))
+
+    return sample
+
+
+def _contest(way: str, size: Size, pipe: Connection) -> None:
+    sample = plain(size) if way == "plain" else ours(way, size)
+    pipe.send("ready")
+    while (repetition := pipe.recv()) is not None:
+        started = time.perf_counter()
+        tokens = sample(repetition)
+        pipe.send(Rate(tokens, time.perf_counter() - started))
+
+
+def measure(ways: list[str], size: Size) -> dict[str, list[Rate]]:
+    """Every way in turn, ``REPETITIONS`` times."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    processes = []
+    for way in ways:
+        pipes[way], theirs = context.Pipe()
+        processes.append(context.Process(target=_contest, args=(way, size, theirs), daemon=True))
+        processes[-1].start()
+        theirs.close()
+        assert pipes[way].recv() == "ready"
+    rates: dict[str, list[Rate]] = {way: [] for way in ways}
+    for repetition in range(1, REPETITIONS + 1):
+        for way in ways:
+            pipes[way].send(repetition)
+            rates[way].append(pipes[way].recv())
+    for way, process in zip(ways, processes, strict=True):
+        pipes[way].send(None)
+        process.join()
+    return rates
+
+
+def installed() -> list[str]:
+    """The engines that can run here and sample themselves."""
+    import torch
+
+    found = ["transformers"]
+    found += [name for name in ("openvino",) if find_spec(EXTRAS[name][0])]
+    if find_spec("vllm") and torch.cuda.is_available():
+        found.append("vllm")
+    return found
+
+
+def all_rows(size: Size = WHOLE) -> Iterator[Row]:
+    """A row for each engine."""
+    engines = installed()
+    rates = measure(["plain", *engines], size)
+    beside = rates["plain"]
+    for engine in engines:
+        ratios = [a.per_second / b.per_second for a, b in zip(rates[engine], beside, strict=True)]
+        yield Row(
+            f"generation, `{engine}`, {size.sequences} sequences of at most "
+            f"{size.max_new_tokens} tokens",
+            f"{_spread(rates[engine])}; ratios {', '.join(f'{r:.1f}' for r in ratios)}",
+            f"`transformers.generate` {_spread(beside)}",
+            statistics.median(ratios),
+            GOALS.get(engine),
+        )
+
+
+def _spread(rates: list[Rate]) -> str:
+    each = [rate.per_second for rate in rates]
+    tokens = statistics.fmean(rate.tokens for rate in rates)
+    return (
+        f"{statistics.median(each):.0f} tokens/s (median of {len(each)}, {min(each):.0f} to "
+        f"{max(each):.0f}; {tokens:,.0f} tokens each)"
+    )

@@ -1,0 +1,94 @@
+"""What the generation engine of a configuration needs: packages, a GPU, a server that answers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from archloop.config import RunConfig
+from archloop.engine_config import OpenAIConfig
+from archloop.generation import EXTRAS
+
+_REACH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing looked at."""
+
+    name: str
+    ok: bool | None
+    """``False``: the configuration cannot run as it is; ``None``: worth knowing, or not known."""
+    detail: str
+    """What was found."""
+    needed: str = ""
+    """What would be right; empty where all is well."""
+
+
+def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
+    """The packages that the configuration uses, and how to install those that are not here.
+
+    Args:
+        config: The configuration.
+        on_gpu: Whether fine-tuning will be on a GPU; elsewhere its 8-bit optimiser is replaced.
+    """
+    wanted = {"transformers": ("transformers", ""), "datasets": ("datasets", "")}
+    if config.finetune.enabled:
+        wanted |= {"peft": ("peft", ""), "trl": ("trl", "")}
+    engine = config.generation.engine
+    if engine in EXTRAS:
+        module, install = EXTRAS[engine]
+        wanted[module] = (install, f" (for generation.engine = {engine!r})")
+    if config.finetune.enabled and config.finetune.optimizer == "paged_adamw_8bit":
+        why = " (for finetune.optimizer = 'paged_adamw_8bit')"
+        wanted["bitsandbytes"] = ("'archloop[cuda]'", why)
+    for module, (install, why) in wanted.items():
+        if importlib.util.find_spec(module) is not None:
+            yield Check(f"package {module}", True, "installed")
+            continue
+        replaced = module == "bitsandbytes" and not on_gpu
+        needed = f"pip install {install}{why}"
+        yield Check(f"package {module}", None if replaced else False, "not installed", needed)
+
+
+def server(config: RunConfig) -> Iterator[Check]:
+    """Whether the OpenAI-compatible server answers, takes the key and serves the LLM."""
+    remote = config.openai
+    name = remote.api_key_env
+    if name is not None and not os.environ.get(name):
+        yield Check("API key", False, f"{name} is not set", f"the key in the variable {name}")
+        return
+    if name is not None:
+        yield Check("API key", True, f"in {name}")
+    yield _serves(config.llm.model, remote)
+    if remote.cap_tokens is None and remote.cap_cost is None:
+        needed = "openai.cap_tokens or openai.cap_cost, where tokens cost money"
+        yield Check("caps", None, "none", needed)
+
+
+def _serves(model: str, remote: OpenAIConfig) -> Check:
+    url = f"{remote.base_url}".rstrip("/") + "/models"
+    request = urllib.request.Request(url)
+    if remote.api_key_env is not None:
+        key = os.environ[remote.api_key_env].strip()
+        request.add_unredirected_header("Authorization", f"Bearer {key}")
+    try:
+        with urllib.request.urlopen(request, timeout=_REACH_SECONDS) as answer:
+            found = {entry["id"] for entry in json.load(answer)["data"]}
+    except urllib.error.HTTPError as error:
+        needed = "the right openai.base_url and openai.api_key_env"
+        return Check("LLM", False, f"{url} answers {error.code} {error.reason}", needed)
+    except OSError as error:
+        return Check("LLM", False, f"{url} cannot be reached ({error})", "a server there")
+    except (ValueError, KeyError, TypeError):
+        # The list is not in every server; what counts is chat completions.
+        return Check("LLM", None, f"{url} answers, but lists no models", f"{model} there")
+    if model in found:
+        return Check("LLM", True, f"{model}: served by {remote.base_url}")
+    listed = ", ".join(sorted(found)[:5]) or "none"
+    return Check("LLM", None, f"{remote.base_url} lists other models: {listed}", f"{model} there")

@@ -1,0 +1,120 @@
+"""Settings of single generation engines: the sections ``[openai]`` and ``[vllm]``.
+
+They are apart from the decoding, which is fixed for a run: where the LLM is reached, what may be
+spent and how much memory is taken can change when a run goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class OpenAIConfig(_Section):
+    """An OpenAI-compatible server, and what a run may spend there.
+
+    ``llm.model`` is the name that it serves the LLM under.
+    """
+
+    base_url: str | None = None
+    """Where its API begins, for example ``http://127.0.0.1:8000/v1``."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key; ``None``: the server asks for none."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """Under which name ``generation.max_new_tokens`` is sent; some hosted models know only the
+    second, many servers only the first."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of every request, as the server knows them."""
+    concurrency: int = Field(8, ge=1)
+    """Requests under way at the same time."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Requests are at least this far apart, retries included; ``None``: no limit."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """How long one answer may take."""
+    retries: int = Field(4, ge=0)
+    """Further tries, with growing pauses or after what ``Retry-After`` says, when the server is
+    busy, fails or does not answer."""
+    input_price: float | None = Field(None, ge=0)
+    """Per million prompt tokens, in whatever currency the caps are in."""
+    output_price: float | None = Field(None, ge=0)
+    """Per million sampled tokens."""
+    cap_tokens: int | None = Field(None, ge=1)
+    """Prompt and sampled tokens that the whole run may use; ``None``: no cap."""
+    cap_cost: float | None = Field(None, gt=0)
+    """What the whole run may cost; ``None``: no cap."""
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether costs can be worked out."""
+        return self.input_price is not None and self.output_price is not None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value)
+        if parts.username or parts.password:
+            raise ValueError("no user name or password here; see api_key_env")
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("allowed: a URL such as http://127.0.0.1:8000/v1")
+        return value
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+            raise ValueError("the name of an environment variable, not the key itself")
+        return value
+
+    @model_validator(mode="after")
+    def _prices(self) -> OpenAIConfig:
+        if (self.input_price is None) != (self.output_price is None):
+            raise ValueError("input_price and output_price belong together")
+        if self.cap_cost is not None and not self.has_prices:
+            raise ValueError("cap_cost needs input_price and output_price")
+        return self
+
+
+class VLLMConfig(_Section):
+    """How vLLM uses the GPUs."""
+
+    gpu_memory_utilization: float = Field(0.6, gt=0.0, le=1.0)
+    """Share of each GPU's memory that vLLM takes; candidates train in the rest."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs that the LLM is spread over."""
+
+
+SECTIONS: dict[str, type[_Section]] = {"openai": OpenAIConfig, "vllm": VLLMConfig}
+"""The section of each engine that has one."""
+
+FIXED = {"openai.limit_field", "openai.extra_body"}
+"""Keys of these sections that decide what is sampled."""
+
+
+def may_change(key: str) -> bool:
+    """Whether a run may go on with another value of a dotted key."""
+    section = key.partition(".")[0]
+    return section in SECTIONS and not any(key == f or key.startswith(f + ".") for f in FIXED)
+
+
+def check_sections(engine: str, sections: dict[str, _Section]) -> None:
+    """Refuse keys of engines that are not used; ``replay`` takes those of the run it repeats.
+
+    Raises:
+        ValueError: Naming one of them.
+    """
+    for name, section in sections.items():
+        if engine in (name, "replay"):
+            continue
+        unused = type(section)()
+        for key in type(section).model_fields:
+            if getattr(section, key) != getattr(unused, key):
+                raise ValueError(f"{name}.{key}: only with generation.engine = {name!r}")

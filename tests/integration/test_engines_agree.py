@@ -1,0 +1,68 @@
+"""The engines write the same text with the embedded LLM and its packaged adapter."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from archloop.config import GenerationConfig, LLMConfig
+from archloop.generation import build_generator
+from archloop.llm import resolve_adapter, resolve_model
+from archloop.types import Message
+
+QUESTIONS = [
+    "Write a PyTorch network.",
+    "What is a convolution?",
+    "List three primes.",
+    *(
+        f"Write a network for {data} with at most {budget} parameters."
+        for data in ("MNIST", "CIFAR-10", "SVHN", "28x28 grey images")
+        for budget in ("10,000", "100,000", "500,000")
+    ),
+    "Write nn.Sequential with two linear layers.",
+    "Explain dropout in one sentence.",
+    "Name an optimiser.",
+    "What does BatchNorm2d do?",
+    "Write a function that adds two numbers.",
+]
+
+
+def agreement(ours: list[str], theirs: list[str], model_dir: Path) -> float:
+    """The share of tokens that are the same at the same place."""
+    encode = PreTrainedTokenizerFast.from_pretrained(model_dir).encode
+    pairs = [(encode(a), encode(b)) for a, b in zip(ours, theirs, strict=True)]
+    same = sum(x == y for a, b in pairs for x, y in zip(a, b, strict=False))
+    return same / sum(max(len(a), len(b)) for a, b in pairs)
+
+
+def answers(engine: Any, model_dir: Path, adapter_dir: Path | None) -> list[str]:
+    generator = build_generator(
+        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=12),
+        model_dir=model_dir,
+        adapter_dir=adapter_dir,
+        dtype="float32",
+    )
+    prompts: list[list[Message]] = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    texts = [next(generator.generate(messages, [(0, 0)])).text for messages in prompts]
+    generator.close()
+    return texts
+
+
+@pytest.mark.llm
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="openvino-genai is for Linux")
+def test_openvino_writes_what_transformers_writes() -> None:
+    """Greedy, float32, 20 prompts: at least 95 % of the tokens agree, and not without the adapter.
+
+    A sequence that once takes the other of two tokens as likely differs from there on.
+    """
+    model_dir, adapter_dir = resolve_model(LLMConfig()), resolve_adapter("smollm2-135m-lemur")
+    assert len(set(QUESTIONS)) == 20
+    reference = answers("transformers", model_dir, adapter_dir)
+    applied = answers("openvino", model_dir, adapter_dir)
+    assert agreement(applied, reference, model_dir) >= 0.95
+    assert agreement(answers("openvino", model_dir, None), reference, model_dir) < 0.8

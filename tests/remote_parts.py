@@ -1,0 +1,75 @@
+"""What the tests of the ``openai`` engine share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from archloop.chat import render_code
+from archloop.config import GenerationConfig, RunConfig, resolve
+from archloop.engine_config import OpenAIConfig
+from archloop.generation import GeneratedText, Generator, build_generator
+from archloop.spending import Budget, Remote, Spent
+from archloop.types import Message
+from conftest import network
+from scripted_server import Reply, chat
+
+PROMPT: list[Message] = [{"role": "user", "content": "Name a colour."}]
+KEY, VARIABLE = "sk-archloop-test-4b1d", "ARCHLOOP_TEST_API_KEY"
+
+
+def engine(
+    url: str, model: str = "m", spent: Spent | None = None, **settings: Any
+) -> tuple[Generator, Budget]:
+    decoding = {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "max_new_tokens": 12,
+    } | settings.pop("decoding", {})
+    server = OpenAIConfig(base_url=url, **settings)
+    budget = Budget(server, spent or Spent())
+    generator = build_generator(
+        GenerationConfig(engine="openai", **decoding),
+        model_dir=Path(),
+        adapter_dir=None,
+        dtype="float32",
+        remote=Remote(server, model, budget),
+    )
+    return generator, budget
+
+
+def requests(n: int) -> list[tuple[int, int]]:
+    return [(index, 100 + index) for index in range(n)]
+
+
+def by_index(texts: list[GeneratedText]) -> list[GeneratedText]:
+    return sorted(texts, key=lambda text: text.index)
+
+
+def loop_config(url: str, *, model: str = "m", **changes: Any) -> RunConfig:
+    openai = {"base_url": url, "concurrency": 2} | changes.pop("openai", {})
+    return resolve(
+        {
+            "llm": {"model": model},
+            "seeds": {"source": "none"},
+            "prompt": {"user": "{dataset} {shape} {classes} {max_params}"},
+            "generation": {
+                "engine": "openai",
+                "top_k": 0,
+                "max_new_tokens": changes.pop("max_new_tokens", 100),
+            },
+            "openai": openai,
+            "task": {"name": "digits", "image_size": 16, "max_params": 100_000},
+            "protocol": {"augmentation": "none", "lr": 0.05, "train_images": 600},
+            "selection": {"min_accuracy": 0.01},
+            "finetune": {"enabled": False},
+            "loop": {"cycles": 1, "completions": changes.pop("completions", 6)},
+        }
+    )
+
+
+def good_answer(_n: int, body: dict[str, Any]) -> Reply:
+    """A network of its own for each seed."""
+    own = "; ".join(f"self.s{body['seed']}x{i} = {i}" for i in range(40))
+    return chat(render_code(network(init=own)), prompt_tokens=300, tokens=80)
