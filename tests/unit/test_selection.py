@@ -94,10 +94,7 @@ def test_next_cycle_compares_with_the_corpus() -> None:
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_few_candidates(size: int) -> None:
-    assert (
-        len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), 0.40))
-        == size
-    )
+    assert len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), 0.40)) == size
 
 
 @pytest.mark.parametrize(
