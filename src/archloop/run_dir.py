@@ -27,7 +27,7 @@ PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
 
 TASK_SIZE = "task_size"
-"""Meta key in the store: ``shape`` of an image and number of ``classes``."""
+"""Meta key in the store: ``shape`` of what networks get, and number of ``classes``."""
 
 State = Literal["running", "finished", "interrupted"]
 
