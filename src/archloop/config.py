@@ -157,6 +157,10 @@ class ProtocolConfig(_Section):
             return value
         raise ValueError("allowed: 'test', 'holdout:N' (images) or 'holdout:P%' (1 to 99 percent)")
 
+    def input_shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
+        """(channels, height, width) that networks get of such images; graphs are traced at it."""
+        return image if self.resize is None else (image[0], self.resize, self.resize)
+
 
 class SandboxConfig(_Section):
     """Limits on generated code."""

@@ -67,6 +67,11 @@ class RunContext:
         """The images, loaded once."""
         return load_task(self.config.task, self.config.protocol)
 
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """What networks are trained on and graphs are traced at."""
+        return self.config.protocol.input_shape(self.task.info.shape)
+
     @cached_property
     def model_dir(self) -> Path:
         """The base LLM's folder."""
@@ -104,8 +109,8 @@ class RunContext:
         elif before != pinned:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
             raise ConfigError(f"{self.paths.root}: changed since the run began: {names}")
-        info = self.task.info
-        self.store.set_meta(TASK_SIZE, {"shape": list(info.shape), "classes": info.classes})
+        size = {"shape": list(self.input_shape), "classes": self.task.info.classes}
+        self.store.set_meta(TASK_SIZE, size)
         self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])
 
 

@@ -29,7 +29,7 @@ PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
 
 TASK_SIZE = "task_size"
-"""Meta key in the store: ``shape`` of an image and number of ``classes``."""
+"""Meta key in the store: ``shape`` of what networks get, and number of ``classes``."""
 
 SPENT = "spent"
 """Meta key in the store: :class:`archloop.spending.Spent` of a run whose LLM is on a

@@ -177,7 +177,7 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
     seeds = dict(distinct_codes(p for p in corpus if not p.meta.get("generated")))
     graphs = graphs_of(
         list(seeds.values()),
-        shape=run.task.info.shape,
+        shape=run.input_shape,
         classes=run.task.info.classes,
         config=run.config.sandbox,
         observer=run.observer,

@@ -185,6 +185,24 @@ def test_every_view_of_novelty_is_kept_and_a_run_can_be_judged_again(unbroken: P
     assert len(lexical) == len(same) == len(after) == 10
 
 
+def test_seeds_are_traced_at_the_size_that_candidates_are_trained_at(
+    source: Path, tmp_path: Path
+) -> None:
+    changed = {
+        "seeds": {"source": "jsonl", "path": str(source / "seeds.jsonl")},
+        "protocol": {"augmentation": "none", "lr": 0.05, "resize": 24},
+        "novelty": {"kind": "graph"},
+        "loop": {"cycles": 1, "completions": 1},
+    }
+    run(config(source, **changed), tmp_path / "run").close()
+    (found,) = rows(tmp_path / "run")
+    # The seed computes the same; its text is another.
+    assert (found["outcome"], found["near_dup_graph_train"]) == ("near_duplicate", True)
+    assert found["near_dup_text_train"] is False
+    again = list(rejudge(tmp_path / "run", config(source, **changed)))
+    assert [a.near_dup_graph_train for _, a in again] == [True]
+
+
 def test_after_a_diverged_fine_tune_the_last_adapter_stays(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,32 +1,27 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import json
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from archloop.config import NoveltyConfig, SeedsConfig, load_config
+from archloop.config import NoveltyConfig, SeedsConfig
 from archloop.errors import UsageError
 from archloop.prompts import PromptTemplate
-from archloop.run_dir import Run, RunDir
 from archloop.seeds import SeedNetwork, build_corpus, open_source
 from archloop.seeds import clean as clean_module
 from archloop.seeds.build import NARROW_SHARE
 from archloop.seeds.clean import clean_source
-from archloop.seeds.export import export_run
 from archloop.seeds.infill import MARKER, infill_prompt
 from archloop.seeds.lemur import LemurSource
 from archloop.seeds.narrow import FACTORS, narrow
 from archloop.seeds.prepare import prepare, prepare_all
 from archloop.seeds.quarantine import quarantine_reason
 from archloop.seeds.split import split
-from archloop.store import Store
-from archloop.types import Completion, CycleStats, Outcome, Verdict
+from archloop.types import Outcome, Verdict
 
 RAW = '''
 """A module docstring."""
@@ -423,63 +418,3 @@ def test_a_lemur_folder_or_wheel_is_a_source(tmp_path: Path) -> None:
         assert len(source.digest) == 64
     with pytest.raises(UsageError, match="no nn/NAME.py"):
         open_source(SeedsConfig(source="lemur", path=str(root / "ab" / "nn" / "stat")))
-
-
-@pytest.fixture
-def finished_run(tmp_path: Path) -> Path:
-    paths = RunDir(tmp_path / "demo")
-    paths.root.mkdir()
-    paths.config.write_text(load_config("paper").model_dump_json())
-    with Store(paths.database) as store:
-        store.add_completions([Completion(1, i, "t", i, 10, "stop") for i in range(2)])
-        for i, accuracy in enumerate((0.5, 0.3)):
-            store.add_verdict(
-                1,
-                i,
-                verdict=Verdict(Outcome.VALID, None, 100, accuracy, 2.5),
-                code=network(i, "r"),
-                code_sha256=f"sha{i}",
-                isolation="confined",
-                protocol="p",
-                training="contract",
-            )
-        ends = [Outcome.ACCEPTED, Outcome.BELOW_THRESHOLD]
-        judged = [replace(c, outcome=o) for c, o in zip(store.candidates(1), ends, strict=True)]
-        outcomes = {"accepted": 1, "below_threshold": 1}
-        stats = CycleStats(1, 2, 2, 1, 0, 1, (0.5, 0.3), 0, "a", "s", outcomes)
-        store.commit_cycle(stats, judged)
-    return paths.root
-
-
-def test_a_run_is_a_source(finished_run: Path) -> None:
-    source = open_source(SeedsConfig(source="run", path=str(finished_run)))
-    found = [(n.name, n.family, n.code, n.accuracy) for n in source.networks()]
-    assert found == [("demo-c01-0000", "demo", network(0, "r"), 0.5)]
-    with pytest.raises(UsageError, match="no run here"):
-        open_source(SeedsConfig(source="run", path=str(finished_run.parent)))
-
-
-def test_an_exported_run_is_what_lemur_and_its_reader_expect(
-    finished_run: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "new_lemur"
-    with Run.open(finished_run) as run:
-        (name,) = export_run(run, out, "arch")
-        with pytest.raises(UsageError, match="underscore"):
-            export_run(run, out, "my_arch")
-    code = network(0, "r")
-    digest = hashlib.md5("".join(code.split()).encode()).hexdigest()
-    assert name == f"arch-{digest}"
-    assert (out / "nn" / f"{name}.py").read_text().strip() == code.strip()
-    (file,) = out.rglob("*.json")
-    assert file.relative_to(out).as_posix() == (
-        f"train/img-classification_cifar-10_acc_{name}/1.json"
-    )
-    # As ab.nn.util.Util reads it: four parts by "_", then a list of trials with these keys.
-    assert file.parent.name.split("_") == ["img-classification", "cifar-10", "acc", name]
-    (trial,) = json.loads(file.read_text())
-    assert {"uid", "transform", "duration", "accuracy"} <= set(trial)
-    assert list(trial) == sorted(trial)
-    assert (trial["accuracy"], trial["duration"], trial["batch"]) == (0.5, 2_500_000_000, 64)
-    again = list(open_source(SeedsConfig(source="lemur", path=str(out))).networks())
-    assert [(n.name, n.accuracy) for n in again] == [(name, 0.5)]

@@ -174,9 +174,7 @@ class Sandbox:
         if self._task is None or self._validation is None:
             raise SandboxError("this sandbox has no task to train on")
         info, (images, labels) = self._task.info, self._validation
-        shape = info.shape
-        if self._protocol.resize is not None:
-            shape = (shape[0], self._protocol.resize, self._protocol.resize)
+        shape = self._protocol.input_shape(info.shape)
         job = self._job(code, seed, max_params, shape, info.classes) | {
             "image_shape": list(info.shape),
             "images": len(self._task.train_labels),

@@ -17,6 +17,7 @@ import io
 import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from archloop.code_policy import policy_faults
@@ -75,7 +76,7 @@ def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned
     pieces = [_statement(node, lines, alone=node in alone) for node in body]
     used = frozenset[str]().union(*(piece.used for piece in pieces))
     heading = _ordered_imports(imports, used)
-    faults = [f for line in heading for f in policy_faults(ast.parse(line).body)]
+    faults = [fault for line in heading if (fault := _import_fault(line))]
     faults += [piece.fault for piece in pieces if piece.fault]
     blocks = [isinstance(node, _BLOCKS) for node in body]
     text = _joined([*heading, *(p.text for p in pieces)], [False] * len(heading) + blocks)
@@ -162,12 +163,14 @@ def _remembered(node: ast.stmt, lines: list[str]) -> _Piece:
 
 
 def _cleaned(node: ast.stmt) -> _Piece:
-    node = _Stripper().visit(node)
-    if isinstance(node, ast.ClassDef) and node.name == "Net":
-        _order_methods(node)
-    nodes = list(ast.walk(node))
-    used = frozenset(n.id for n in nodes if isinstance(n, ast.Name))
+    nodes = _stripped(node)
+    used = frozenset(n.id for n in nodes if type(n) is ast.Name)
     return _Piece(ast.unparse(node), used, next(policy_faults(nodes), None))
+
+
+@lru_cache(maxsize=_REMEMBERED)
+def _import_fault(line: str) -> str | None:
+    return next(policy_faults(ast.parse(line).body), None)
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:
@@ -197,23 +200,30 @@ def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:
     )
 
 
-class _Stripper(ast.NodeTransformer):
-    """Drops docstrings and the annotations of arguments and results."""
+def _stripped(root: ast.stmt) -> list[ast.AST]:
+    """Drop docstrings and the annotations of arguments and results; all nodes left, as walked.
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
-        self.generic_visit(node)
-        node.body = _without_docstring(node.body)
-        return node
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        self.generic_visit(node)
-        node.body = _without_docstring(node.body)
-        node.returns = None
-        return node
-
-    def visit_arg(self, node: ast.arg) -> ast.AST:
-        node.annotation = None
-        return node
+    One pass in the order of ``ast.walk``, over the attributes as they lie in memory: it and
+    ``ast.NodeTransformer`` look every field up by name, four times slower.
+    """
+    nodes: list[ast.AST] = [root]
+    for node in nodes:
+        kind = type(node)
+        if kind is ast.FunctionDef:
+            node.body = _without_docstring(node.body)  # type: ignore[attr-defined]
+            node.returns = None  # type: ignore[attr-defined]
+        elif kind is ast.ClassDef:
+            node.body = _without_docstring(node.body)  # type: ignore[attr-defined]
+            if node is root and root.name == "Net":  # type: ignore[attr-defined]
+                node.body = _ordered_methods(node.body)  # type: ignore[attr-defined]
+        elif kind is ast.arg:
+            node.annotation = None  # type: ignore[attr-defined]
+        for value in node.__dict__.values():
+            if type(value) is list:
+                nodes += [item for item in value if isinstance(item, ast.AST)]
+            elif isinstance(value, ast.AST):
+                nodes.append(value)
+    return nodes
 
 
 def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
@@ -245,12 +255,8 @@ def _is_function(node: ast.stmt, name: str) -> bool:
     return isinstance(node, ast.FunctionDef) and node.name == name
 
 
-def _order_methods(net: ast.ClassDef) -> None:
-    """Stable order of the contract's methods; a decorated body may depend on its own."""
-    net.body = _ordered_methods(net.body)
-
-
 def _ordered_methods(body: list[ast.stmt]) -> list[ast.stmt]:
+    """Stable order of the contract's methods; a decorated body may depend on its own."""
     functions = [n for n in body if isinstance(n, ast.FunctionDef)]
     if len(functions) != len(body) or any(f.decorator_list for f in functions):
         return body

@@ -3,7 +3,9 @@
 ``nn/{name}.py`` and ``train/{task}_{dataset}_{metric}_{name}/{epoch}.json``: a list of trials with
 sorted keys, as nn-gpt writes ``new_lemur`` (nn-dataset 2.1.0 has the same below ``stat/``). A name
 is ``{prefix}-{md5 of the code without blanks}`` and holds no underscore, which separates the parts
-of the statistics folder's name.
+of the statistics folder's name. A trial's ``transform`` names a file of LEMUR's folder
+``transform``, which its reader opens; one that LEMUR lacks is written beside, as
+``transform/{name}.py``.
 """
 
 from __future__ import annotations
@@ -15,12 +17,16 @@ from typing import Any
 
 from archloop.config import ProtocolConfig
 from archloop.errors import UsageError
-from archloop.run_dir import Run
+from archloop.run_dir import TASK_SIZE, Run
 from archloop.types import Candidate
 
 _TASK, _METRIC = "img-classification", "acc"
 _DATASETS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}
 """Where LEMUR's name is another."""
+_SIZES = (32, 64, 128, 256, 299, 512)
+"""Pixels a side that LEMUR has transforms for."""
+_PADDING = 4
+"""Of random crops at 32 pixels a side, as in :mod:`archloop.sandbox.augmentation`."""
 
 
 def lemur_name(prefix: str, code: str) -> str:
@@ -40,12 +46,15 @@ def export_run(run: Run, out: Path, prefix: str = "archloop") -> list[str]:
     if not accepted:
         raise UsageError(f"{run.paths.root}: nothing was accepted, so there is nothing to export")
     dataset = _dataset(run.config.task.name)
+    transform, source = _transform(run)
+    if source is not None:
+        _write(out / "transform" / f"{transform}.py", source)
     names = []
     for candidate in accepted:
         assert candidate.code is not None
         name = lemur_name(prefix, candidate.code)
         _write(out / "nn" / f"{name}.py", candidate.code.rstrip("\n") + "\n")
-        trials = [_trial(candidate, run.config.protocol)]
+        trials = [_trial(candidate, run.config.protocol, transform)]
         text = json.dumps(trials, indent=4, sort_keys=True) + "\n"
         _write(out / "train" / f"{_TASK}_{dataset}_{_METRIC}_{name}" / "1.json", text)
         names.append(name)
@@ -56,14 +65,33 @@ def _dataset(task: str) -> str:
     return _DATASETS.get(task, Path(task).name.replace("_", "-"))
 
 
-def _trial(candidate: Candidate, protocol: ProtocolConfig) -> dict[str, Any]:
+def _transform(run: Run) -> tuple[str, str | None]:
+    """Name of the transform that does what the protocol did, and its source if LEMUR has none."""
+    augmentation = run.config.protocol.augmentation
+    size = run.config.protocol.resize or run.config.task.image_size
+    kind = "" if augmentation == "none" else f"_{augmentation}"
+    name = "norm" + (f"_{size}" if size else "") + kind
+    if augmentation != "crop_flip" and (size is None or size in _SIZES):
+        return name, None
+    steps = [f"Resize(({size}, {size}))"] if size else []
+    if augmentation == "crop_flip":
+        side = size or run.store.get_meta(TASK_SIZE, {"shape": (3, 32, 32)})["shape"][1]
+        steps.append(f"RandomCrop({side}, padding={max(1, round(_PADDING * side / 32))})")
+    steps += ["RandomHorizontalFlip()"] if kind else []
+    steps += ["ToTensor()", "Normalize(*norm)"]
+    body = "".join(f"        transforms.{step},\n" for step in steps)
+    heading = "import torchvision.transforms as transforms\n\n\ndef transform(norm):\n"
+    return name, f"{heading}    return transforms.Compose([\n{body}    ])\n"
+
+
+def _trial(candidate: Candidate, protocol: ProtocolConfig, transform: str) -> dict[str, Any]:
     trial: dict[str, Any] = {
         "accuracy": candidate.first_epoch_accuracy,
         "batch": protocol.batch_size,
         "dropout": protocol.dropout,
         "lr": protocol.lr,
         "momentum": protocol.momentum,
-        "transform": protocol.augmentation,
+        "transform": transform,
         "uid": hashlib.md5(f"{candidate.code_sha256} {candidate.protocol}".encode()).hexdigest(),
     }
     if candidate.train_seconds is not None:
