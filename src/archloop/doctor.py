@@ -130,7 +130,7 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
     if machine.shape is None:
         yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
         return
-    finetune, generation = _llm_gib(machine, machine.shape, gpu=True)
+    finetune, generation = _llm_gib(machine, machine.shape)
     candidates = machine.workers * _CANDIDATE_GIB
     need = max(finetune, generation + candidates)
     parts = (
@@ -156,7 +156,7 @@ def _memory(machine: _Machine) -> Iterator[Check]:
     config, workers = machine.config, machine.workers
     found = f"{free:.1f} GiB available"
     if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:
-        finetune, generation = _llm_gib(machine, machine.shape, gpu=False)
+        finetune, generation = _llm_gib(machine, machine.shape)
         need = max(finetune, generation + workers * _CANDIDATE_GIB)
         parts = (
             f"fine-tuning {finetune:.1f}, or generation {generation:.1f} with {workers} candidates"
@@ -175,16 +175,19 @@ def _memory(machine: _Machine) -> Iterator[Check]:
 
 def _packages(machine: _Machine) -> Iterator[Check]:
     config = machine.config
-    wanted = {"transformers": "", "peft": "", "trl": "", "datasets": ""}
+    wanted = {"transformers": "", "peft": "", "accelerate": "", "datasets": ""}
     if config.generation.engine == "openvino":
         wanted["openvino_genai"] = "generation.engine = 'openvino'"
     if config.finetune.optimizer == "paged_adamw_8bit":
         wanted["bitsandbytes"] = "finetune.optimizer = 'paged_adamw_8bit'"
+    if config.finetune.quantization == "nf4":
+        wanted["bitsandbytes"] = "finetune.quantization = 'nf4'"
     for name, why in wanted.items():
         if importlib.util.find_spec(name) is None:
             distribution = name.replace("_", "-")
             needed = f"pip install {distribution}" + (f" (for {why})" if why else "")
-            replaced = name == "bitsandbytes" and not (machine.gpu or machine.needs_gpu)
+            optional = name == "bitsandbytes" and config.finetune.quantization == "none"
+            replaced = optional and not (machine.gpu or machine.needs_gpu)
             yield Check(f"package {name}", None if replaced else False, "not installed", needed)
         else:
             yield Check(f"package {name}", True, "installed")
@@ -292,10 +295,11 @@ def _half(config: RunConfig) -> bool:
     return config.finetune.adapter_dtype == "bfloat16"
 
 
-def _llm_gib(machine: _Machine, shape: LLMShape, *, gpu: bool) -> tuple[float, float]:
+def _llm_gib(machine: _Machine, shape: LLMShape) -> tuple[float, float]:
     """GiB of fine-tuning and of generation, with the libraries."""
     config = machine.config
-    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=gpu)
+    spared = config.finetune.gradient_checkpointing is not False
+    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=spared)
     generation = generation_bytes(shape, config.generation, config.llm.dtype)
     return finetune / _GIB + _LIBRARIES_GIB, generation / _GIB + _LIBRARIES_GIB
 
