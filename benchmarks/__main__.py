@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.table import HEADING, machine
 
-NAMES = ("evaluation", "lemur", "novelty", "novelty_scale")
+NAMES = ("evaluation", "finetuning", "lemur", "novelty", "novelty_scale")
 
 
 def main(names: list[str]) -> None:

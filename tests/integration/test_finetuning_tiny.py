@@ -183,3 +183,14 @@ def test_an_unknown_target_is_one_clear_line(
 ) -> None:
     with pytest.raises(UsageError, match=r"target_modules: c_attn: no such layer.*q_proj"):
         finetune(job("x", target_modules=("c_attn",), processes=processes))
+
+
+def test_four_bit_weights_learn_too(job: Callable[..., FinetuneJob]) -> None:
+    pytest.importorskip("bitsandbytes")
+    told: list[FinetuneProgress] = []
+    options = {"lora_dropout": 0.0, "epochs": 2, "packing": True}
+    result = finetune(job("nf4", quantization="nf4", **options), told.append)
+    assert told[0].loss is not None
+    assert result.loss < told[0].loss
+    plain = finetune(job("plain", **options))
+    assert result.loss == pytest.approx(plain.loss, abs=0.1)
