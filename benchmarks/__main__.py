@@ -7,7 +7,15 @@ import sys
 
 from benchmarks.table import HEADING, machine
 
-NAMES = ("evaluation", "generation", "lemur", "novelty", "novelty_scale", "streaming")
+NAMES = (
+    "evaluation",
+    "finetuning",
+    "generation",
+    "lemur",
+    "novelty",
+    "novelty_scale",
+    "streaming",
+)
 
 
 def main(names: list[str]) -> None:

@@ -39,7 +39,7 @@ def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
     """
     wanted = {"transformers": ("transformers", ""), "datasets": ("datasets", "")}
     if config.finetune.enabled:
-        wanted |= {"peft": ("peft", ""), "trl": ("trl", "")}
+        wanted |= {"peft": ("peft", ""), "accelerate": ("accelerate", "")}
     engine = config.generation.engine
     if engine in EXTRAS:
         module, install = EXTRAS[engine]
@@ -47,11 +47,16 @@ def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
     if config.finetune.enabled and config.finetune.optimizer == "paged_adamw_8bit":
         why = " (for finetune.optimizer = 'paged_adamw_8bit')"
         wanted["bitsandbytes"] = ("'archloop[cuda]'", why)
+    if config.finetune.enabled and config.finetune.quantization == "nf4":
+        why = " (for finetune.quantization = 'nf4')"
+        wanted["bitsandbytes"] = ("'archloop[cuda]'", why)
     for module, (install, why) in wanted.items():
         if importlib.util.find_spec(module) is not None:
             yield Check(f"package {module}", True, "installed")
             continue
-        replaced = module == "bitsandbytes" and not on_gpu
+        replaced = (
+            module == "bitsandbytes" and not on_gpu and config.finetune.quantization == "none"
+        )
         needed = f"pip install {install}{why}"
         yield Check(f"package {module}", None if replaced else False, "not installed", needed)
 

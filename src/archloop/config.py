@@ -242,6 +242,8 @@ class FinetuneConfig(_Section):
         "down_proj",
         "gate_proj",
     )
+    layers: int | None = Field(None, ge=1)
+    """Adapt only the first this many layers; ``None``: all."""
     epochs: float = Field(5.0, gt=0)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps even if epochs are left."""
@@ -255,6 +257,24 @@ class FinetuneConfig(_Section):
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     max_length: int = Field(4096, ge=128)
     """Longer prompt-code pairs are left out of training, and counted."""
+    packing: bool = False
+    """Lay the pairs of a batch end to end, each attending to itself only, in place of padding."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Compute activations again in the backward pass instead of keeping them; ``auto``: where they
+    would not fit into the memory that is free."""
+    quantization: Literal["none", "nf4"] = "none"
+    """``nf4``: the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
+    processes: int | None = Field(None, ge=1)
+    """Processes that train together, each on ``batch_size`` pairs at a time; ``None``: one for
+    each GPU."""
+    dev_share: float = Field(0.0, ge=0, le=0.5)
+    """Share of the pairs held out to measure the dev loss; networks that differ in names and
+    numbers only stay on one side."""
+    dev_steps: int | None = Field(None, ge=1)
+    """Optimiser steps between two measurements of the dev loss; ``None``: an epoch."""
+    patience: int | None = Field(None, ge=1)
+    """Stop when the dev loss has not fallen for this many measurements. With ``dev_share`` the
+    adapter is the one with the lowest dev loss."""
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the stored adapter weights; bfloat16 halves the files."""
 
@@ -300,6 +320,10 @@ class RunConfig(_Section):
             for key in ("replay", "replay_seeds"):
                 if getattr(self.finetune, key):
                     raise ValueError(f"finetune.{key}: only with finetune.init = 'previous'")
+        if not self.finetune.dev_share:
+            for key in ("dev_steps", "patience"):
+                if getattr(self.finetune, key):
+                    raise ValueError(f"finetune.{key}: only with finetune.dev_share above 0")
         check_sections(self.generation.engine, {"openai": self.openai, "vllm": self.vllm})
         if self.generation.engine == "openai":
             self._check_remote()

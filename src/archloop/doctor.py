@@ -126,7 +126,7 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
     if machine.shape is None:
         yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
         return
-    finetune, generation = _llm_gib(machine, machine.shape, gpu=True)
+    finetune, generation = _llm_gib(machine, machine.shape)
     candidates = machine.workers * _CANDIDATE_GIB
     need = max(finetune, generation + candidates)
     parts = (
@@ -155,7 +155,7 @@ def _memory(machine: _Machine) -> Iterator[Check]:
     config, workers = machine.config, machine.workers
     found = f"{free:.1f} GiB available"
     if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:
-        finetune, generation = _llm_gib(machine, machine.shape, gpu=False)
+        finetune, generation = _llm_gib(machine, machine.shape)
         need = max(finetune, generation + workers * _CANDIDATE_GIB)
         parts = (
             f"fine-tuning {finetune:.1f}, or generation {generation:.1f} with {workers} candidates"
@@ -282,10 +282,11 @@ def _half(config: RunConfig) -> bool:
     return config.finetune.adapter_dtype == "bfloat16"
 
 
-def _llm_gib(machine: _Machine, shape: LLMShape, *, gpu: bool) -> tuple[float, float]:
+def _llm_gib(machine: _Machine, shape: LLMShape) -> tuple[float, float]:
     """GiB of fine-tuning and of generation, with the libraries."""
     config = machine.config
-    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=gpu)
+    spared = config.finetune.gradient_checkpointing is not False
+    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=spared)
     generation = generation_bytes(shape, config.generation, config.llm.dtype)
     return finetune / _GIB + _LIBRARIES_GIB, generation / _GIB + _LIBRARIES_GIB
 

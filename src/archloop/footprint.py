@@ -18,8 +18,12 @@ _ACTIVATION_BYTES = 34
 (Korthikanti et al. 2022, "Reducing activation recomputation in large transformer models", eq.
 2)."""
 
-_LOGIT_BYTES = 16
-"""Per token and vocabulary entry: logits in 16 and 32 bits, log-softmax, gradients in 32 and 16."""
+_LOGIT_BYTES = 10
+"""Per token and vocabulary entry: logits in 16 bits, their softmax in 32, its gradient in 32 and
+16."""
+
+_LOGIT_TOKENS = 1024
+"""Tokens at most whose logits are in memory together (``finetuning/loss.py``)."""
 
 _PROMPT_TOKENS = 512
 """Room for the prompt in front of the new tokens."""
@@ -99,7 +103,8 @@ class LLMShape:
     def adapter_params(self, config: FinetuneConfig) -> int:
         """Parameters of a LoRA adapter: r x (inputs + outputs) of each projection it is on."""
         sizes = [sum(s) for name, s in self.projections.items() if name in config.target_modules]
-        return self.layers * config.lora_r * sum(sizes)
+        layers = self.layers if config.layers is None else min(config.layers, self.layers)
+        return layers * config.lora_r * sum(sizes)
 
 
 def weight_bytes(shape: LLMShape, dtype: str) -> int:
@@ -116,7 +121,7 @@ def finetune_bytes(
         shape: The base LLM.
         config: Batch size, longest sequence, LoRA and optimiser.
         dtype: Of the frozen weights; the adapter trains in 32 bits.
-        checkpointing: Whether activations are recomputed (on a GPU) or kept.
+        checkpointing: Whether activations are recomputed or kept.
     """
     optimiser = 2 if config.optimizer == "paged_adamw_8bit" else 8
     adapter = shape.adapter_params(config) * (4 + 4 + optimiser)
@@ -126,8 +131,14 @@ def finetune_bytes(
         activations = layer + 2 * tokens * shape.hidden * shape.layers
     else:
         activations = layer * shape.layers
-    logits = _LOGIT_BYTES * tokens * shape.vocab
-    return weight_bytes(shape, dtype) + adapter + activations + logits
+    logits = _LOGIT_BYTES * min(tokens, _LOGIT_TOKENS) * shape.vocab
+    weights = weight_bytes(shape, dtype)
+    if config.quantization == "nf4":
+        # 4 bits and an 8-bit scale for every 64 weights; embeddings and output layer stay.
+        embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+        share = embeddings / shape.n_params
+        weights = round(weights * share + (1 - share) * shape.n_params * 0.53)
+    return weights + adapter + activations + logits
 
 
 def generation_bytes(shape: LLMShape, config: GenerationConfig, dtype: str) -> int:

@@ -104,11 +104,10 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
     )
 
     def on_progress(p: FinetuneProgress) -> None:
-        loss = "" if p.loss is None else f"loss {p.loss:.3f}"
         run.observer.update(
             _progress(
                 run, cycle, "fine-tune", p.step, p.total_steps, "steps",
-                tokens_per_second=p.tokens_per_second, detail=loss,
+                tokens_per_second=p.tokens_per_second, detail=p.detail,
             )
         )  # fmt: skip
 

@@ -62,6 +62,11 @@ PAPER = {
     "finetune.max_grad_norm": 1.0,
     "finetune.batch_size": 1,
     "finetune.grad_accumulation": 4,
+    "finetune.layers": 24,
+    "finetune.packing": False,
+    "finetune.quantization": "none",
+    "finetune.dev_share": 0.0,
+    "finetune.patience": None,
     "finetune.optimizer": "paged_adamw_8bit",
     "loop.cycles": 22,
 }

@@ -54,7 +54,7 @@ def test_what_is_here_is_found_good() -> None:
         "torch",
         "GPU",
         "memory",
-        "package trl",
+        "package accelerate",
         "task",
         "disk, run",
         "isolation",

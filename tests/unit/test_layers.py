@@ -96,7 +96,15 @@ OWNERS = {
 """Files that nothing can use without the engine, so they import it at their top."""
 
 WORKER_FILES = {
+    "finetuning/arguments.py",
+    "finetuning/launch.py",
+    "finetuning/linear.py",
+    "finetuning/loading.py",
     "finetuning/lora.py",
+    "finetuning/loss.py",
+    "finetuning/packing.py",
+    "finetuning/trainer.py",
+    "finetuning/writing.py",
     "generation/kv_cache.py",
     "generation/language_model.py",
     "generation/openai_engine.py",

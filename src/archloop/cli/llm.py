@@ -143,7 +143,6 @@ def finetune_command(
         screen.update(Progress("fine-tune", detail="loading the LLM"))
 
         def show(p: FinetuneProgress) -> None:
-            loss = "" if p.loss is None else f"loss {p.loss:.3f}"
             screen.update(
                 Progress(
                     "fine-tune",
@@ -151,7 +150,7 @@ def finetune_command(
                     total=p.total_steps,
                     unit="steps",
                     tokens_per_second=p.tokens_per_second,
-                    detail=loss,
+                    detail=p.detail,
                 )
             )
 

@@ -7,6 +7,7 @@ JSON.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 from archloop.errors import DivergedError
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress, FinetuneResult
 from archloop.worker import run_worker
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["FinetuneJob", "FinetuneProgress", "FinetuneResult", "finetune"]
 
@@ -35,6 +38,8 @@ def finetune(
     for event in run_worker("archloop.finetuning.lora", job.to_json()):
         if event["event"] == "step" and on_progress:
             on_progress(FinetuneProgress(**event["data"]))
+        if event["event"] == "note":
+            logger.info("fine-tune: %s", event["data"]["text"])
         if event["event"] == "result":
             result = event["data"]
     assert result is not None  # run_worker raises when the process ends without one

@@ -43,12 +43,21 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class FinetuneProgress:
-    """After one optimiser step."""
+    """After one optimiser step, or one measurement of the dev loss."""
 
     step: int
     total_steps: int
     loss: float | None
+    """Of the step, in nats a token; ``None`` with a dev loss."""
     tokens_per_second: float
+    """Tokens of the pairs, without padding."""
+    dev_loss: float | None = None
+
+    @property
+    def detail(self) -> str:
+        """The loss as a few words for a progress line."""
+        found = [("loss", self.loss), ("dev loss", self.dev_loss)]
+        return ", ".join(f"{name} {value:.3f}" for name, value in found if value is not None)
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,12 @@ class FinetuneResult:
     loss: float
     """Mean training loss over the last tenth of the steps, in nats a token."""
     seconds: float
+    n_dev: int = 0
+    """Pairs held out to measure the dev loss."""
+    dev_loss: float | None = None
+    """The lowest one measured, in nats a token; ``None`` without dev pairs."""
+    best_step: int | None = None
+    """The step whose adapter has it, and was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""

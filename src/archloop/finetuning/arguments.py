@@ -1,0 +1,107 @@
+"""The trainer's settings for a job on this machine, and what is to be said about them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainingArguments
+
+from archloop.config import FinetuneConfig
+from archloop.finetuning.job import FinetuneJob
+from archloop.footprint import LLMShape, finetune_bytes
+
+CHECKPOINT_STEPS = 20
+_GIB = 2**30
+_LIBRARIES_GIB = 1.0
+"""What torch and the libraries around it take beside the LLM."""
+
+
+def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool) -> Any:
+    """The trainer's arguments.
+
+    Args:
+        job: The fine-tune.
+        checkpoints: Folder for them.
+        recompute: Gradient checkpointing.
+        dev: Whether there are dev pairs.
+    """
+    config, cuda = job.config, torch.cuda.is_available()
+    measured = "no" if not dev else "steps" if config.dev_steps else "epoch"
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.grad_accumulation,
+        gradient_checkpointing=recompute,
+        learning_rate=config.lr,
+        lr_scheduler_type=config.scheduler,
+        warmup_steps=config.warmup_steps,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=optimizer(config, cuda=cuda),
+        bf16=job.dtype == "bfloat16",
+        use_cpu=not cuda,
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ and not cuda else None,
+        ddp_find_unused_parameters=False,
+        seed=job.seed,
+        data_seed=job.seed,
+        eval_strategy=measured,
+        eval_steps=config.dev_steps,
+        save_steps=CHECKPOINT_STEPS,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=cuda,
+    )
+
+
+def optimizer(config: FinetuneConfig, *, cuda: bool) -> str:
+    """The trainer's name of the configured optimiser; without CUDA the nearest there is."""
+    if config.optimizer == "paged_adamw_8bit" and cuda:
+        return "paged_adamw_8bit"
+    return "adamw_torch_fused"
+
+
+def optimizer_note(config: FinetuneConfig, *, cuda: bool) -> str | None:
+    """What to say if another optimiser than the configured one is used."""
+    if config.optimizer == "paged_adamw_8bit" and not cuda:
+        return "no CUDA device: fused 32-bit AdamW in place of paged 8-bit AdamW"
+    return None
+
+
+def free_bytes() -> int:
+    """Memory that is free where the LLM will train: of the GPU, or of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.mem_get_info()[0])
+    return int(psutil.virtual_memory().available)
+
+
+def recomputes(job: FinetuneJob, model_config: Any, longest: int, free: int) -> tuple[bool, str]:
+    """Whether activations are computed again in the backward pass, and why.
+
+    Args:
+        job: The fine-tune.
+        model_config: Of the LLM.
+        longest: Tokens of the longest pair.
+        free: Bytes of memory, before the LLM is loaded.
+    """
+    wanted = job.config.gradient_checkpointing
+    if wanted != "auto":
+        return bool(wanted), f"gradient checkpointing {'on' if wanted else 'off'} as configured"
+    shape = LLMShape.from_config(model_config.to_dict())
+    if shape is None:
+        cuda = torch.cuda.is_available()
+        return cuda, f"gradient checkpointing {'on' if cuda else 'off'}: the LLM's size is unknown"
+    config = job.config.model_copy(update={"max_length": longest})
+    need = finetune_bytes(shape, config, job.dtype, checkpointing=False) / _GIB + _LIBRARIES_GIB
+    recompute = need > free / _GIB
+    why = f"keeping activations takes about {need:.1f} GiB, {free / _GIB:.1f} GiB are free"
+    return recompute, f"gradient checkpointing {'on' if recompute else 'off'}: {why}"

@@ -1,0 +1,111 @@
+"""One fine-tune by several processes, each with its share of every batch (data parallel).
+
+The processes are torchrun's (its elastic launcher, called from here), and accelerate, inside the
+trainer, finds them: NCCL between GPUs, gloo between processes on a CPU. Only the first one speaks
+and writes. A fine-tune that one process leaves is over for all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from archloop.errors import ArchloopError, UsageError
+from archloop.provenance import usable_cores
+from archloop.worker import Emit
+
+_END = "end"
+
+
+def process_count(configured: int | None) -> int:
+    """Processes that train together: as configured, else one for each GPU.
+
+    Raises:
+        UsageError: There are fewer GPUs than that.
+    """
+    gpus = torch.cuda.device_count()
+    if configured is not None and gpus and configured > gpus:
+        raise UsageError(f"finetune.processes: {configured}, but there are {gpus} GPUs")
+    return configured or max(1, gpus)
+
+
+def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[str, Any]:
+    """Fine-tune with several processes; as :func:`archloop.finetuning.lora.run`."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
+    with tempfile.TemporaryDirectory(prefix="archloop-") as folder:
+        pipe = Path(folder) / "events"
+        os.mkfifo(pipe)
+        # Open for both, so that neither side waits for the other to come or go.
+        with os.fdopen(os.open(pipe, os.O_RDWR), "r+b", buffering=0) as events:
+            listener = threading.Thread(target=_listen, args=(pipe, emit), daemon=True)
+            listener.start()
+            try:
+                answers = elastic_launch(_config(processes), _rank)(job_data, str(pipe))
+            except ChildFailedError as error:
+                raise ArchloopError(
+                    f"a process of the fine-tune failed: {_reason(error)}"
+                ) from None
+            finally:
+                events.write(f"{_END}\n".encode())
+                listener.join()
+    answer: dict[str, Any] = answers[0]
+    if "error" in answer:
+        raise (UsageError if answer["usage"] else ArchloopError)(answer["error"])
+    return answer
+
+
+def _config(processes: int) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.2,
+        start_method="spawn",
+    )
+
+
+def _rank(job_data: dict[str, Any], pipe: str) -> dict[str, Any]:
+    """What each process does. What is wrong with the input is found, and told, by all of them."""
+    from archloop.finetuning.lora import run
+
+    with Path(pipe).open("w", encoding="utf-8") as events:
+
+        def emit(event: str, data: dict[str, Any]) -> None:
+            if os.environ["RANK"] == "0":
+                events.write(json.dumps([event, data]) + "\n")
+                events.flush()
+
+        try:
+            return run(job_data, emit)
+        except ArchloopError as error:
+            return {"error": str(error), "usage": isinstance(error, UsageError)}
+
+
+def _listen(pipe: Path, emit: Emit) -> None:
+    with pipe.open(encoding="utf-8") as events:
+        for line in events:
+            if line.strip() == _END:
+                return
+            event, data = json.loads(line)
+            emit(event, data)
+
+
+def _reason(error: ChildFailedError) -> str:
+    _, failure = error.get_first_failure()
+    message = failure.message
+    text = message.get("message", "") if isinstance(message, dict) else str(message)
+    return text.strip().splitlines()[-1] if text.strip() else f"exit code {failure.exitcode}"

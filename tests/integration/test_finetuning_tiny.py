@@ -1,0 +1,196 @@
+"""Whole fine-tunes of a tiny LLM: what holds for any model, in seconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archloop.assets import sha256_of
+from archloop.chat import make_pair
+from archloop.config import FinetuneConfig, LLMConfig
+from archloop.corpus import write_pairs
+from archloop.errors import UsageError
+from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
+from archloop.llm import resolve_model
+from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.worker import run_worker
+from conftest import network
+
+pytestmark = [pytest.mark.llm, pytest.mark.slow]
+CONFIG = FinetuneConfig(
+    lora_r=4,
+    lora_alpha=8,
+    lora_dropout=0.1,
+    epochs=3,
+    lr=2e-2,
+    batch_size=2,
+    grad_accumulation=1,
+    warmup_steps=0,
+    max_length=1024,
+)
+N_PAIRS = 16
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two narrow layers with the embedded LLM's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(LLMConfig()))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("corpus") / "corpus.jsonl"
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    codes = [network(init="; ".join(["self.n = 1"] * (i + 1))) for i in range(N_PAIRS)]
+    write_pairs(file, [make_pair(prompt, code, {}) for code in codes])
+    return file
+
+
+@pytest.fixture
+def job(model_dir: Path, corpus: Path, tmp_path: Path) -> Callable[..., FinetuneJob]:
+    def make(name: str, **changes: Any) -> FinetuneJob:
+        return FinetuneJob(
+            model_dir=model_dir,
+            corpus=corpus,
+            output=tmp_path / name,
+            config=CONFIG.model_copy(update=changes),
+            dtype="float32",
+            seed=3,
+        )
+
+    return make
+
+
+def weights(folder: Path) -> str:
+    return sha256_of(folder / "adapter_model.safetensors")
+
+
+def lineage(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "lineage.json").read_text())
+    return found
+
+
+def kill_at(job: FinetuneJob, step: int) -> None:
+    """Start a fine-tune and kill its process once it has told of a step."""
+    for event in run_worker("archloop.finetuning.lora", job.to_json()):
+        if event["event"] == "step" and event["data"]["step"] >= step:
+            break
+    assert not job.output.exists()
+
+
+@pytest.mark.parametrize("dev_share", [0.0, 0.3])
+def test_a_killed_fine_tune_ends_with_the_same_adapter(
+    job: Callable[..., FinetuneJob], dev_share: float
+) -> None:
+    """With dropout, in the third epoch: order, masks and optimiser are all found again."""
+    options: dict[str, Any] = {"epochs": 4, "dev_share": dev_share}
+    if dev_share:
+        options |= {"dev_steps": 4, "epochs": 5}
+    whole = finetune(job("whole", **options))
+    broken = job("broken", **options)
+    kill_at(broken, 24)
+    assert list(broken.output.with_name("broken.checkpoints").glob("checkpoint-20"))
+    steps: list[int] = []
+    finetune(broken, lambda p: steps.append(p.step))
+    assert steps[0] == 21
+    assert whole.steps == steps[-1]
+    assert weights(broken.output) == weights(whole.adapter)
+
+
+def test_the_dev_loss_is_measured_and_the_best_adapter_kept(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    told: list[FinetuneProgress] = []
+    wild = {"lr": 1.0, "lora_dropout": 0.0, "scheduler": "constant_with_warmup"}
+    options = {"dev_share": 0.3, "dev_steps": 2, "patience": 2, "epochs": 20, **wild}
+    result = finetune(job("stopped", **options), told.append)
+    measured = [(p.step, p.dev_loss) for p in told if p.dev_loss is not None]
+    assert result.n_pairs + result.n_dev == N_PAIRS
+    assert result.n_dev > 0
+    assert result.best_step is not None
+    assert result.steps == result.best_step + 2 * 2
+    assert result.dev_loss == round(min(loss for _, loss in measured), 4)
+    known = lineage(result.adapter)
+    assert known["best_step"] == result.best_step
+    assert [tuple(row) for row in known["dev_losses"]] == measured
+    # The adapter of the best step, not of the last: as if the fine-tune had ended there.
+    there = finetune(job("there", **{**options, "max_steps": result.best_step, "patience": None}))
+    assert weights(there.adapter) == weights(result.adapter)
+
+
+def test_two_processes_learn_as_one_with_twice_the_batch(job: Callable[..., FinetuneJob]) -> None:
+    def losses(name: str, **changes: Any) -> list[float]:
+        told: list[FinetuneProgress] = []
+        finetune(job(name, lora_dropout=0.0, max_steps=6, **changes), told.append)
+        return [p.loss for p in told if p.loss is not None]
+
+    one = losses("one", batch_size=4)
+    two = losses("two", batch_size=2, processes=2)
+    assert two == pytest.approx(one, abs=1e-4)
+    assert one[-1] < one[0]
+
+
+def test_recomputing_and_packing_change_nothing(job: Callable[..., FinetuneJob]) -> None:
+    options = {"lora_dropout": 0.0, "max_steps": 4}
+    kept = finetune(job("kept", **options))
+    other = finetune(job("other", gradient_checkpointing=True, packing=True, **options))
+    assert other.loss == pytest.approx(kept.loss, abs=1e-4)
+    notes = lineage(other.adapter)["notes"]
+    assert "gradient checkpointing on as configured" in notes
+    assert any(
+        n.startswith("gradient checkpointing off: keeping") for n in lineage(kept.adapter)["notes"]
+    )
+
+
+def test_what_is_adapted_is_in_the_lineage_and_can_be_less_than_all_layers(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    first = finetune(job("first", layers=1, max_steps=1, optimizer="paged_adamw_8bit"))
+    known = lineage(first.adapter)
+    assert known["adapted"] == {
+        "modules": 7,
+        "layers": 1,
+        "of_layers": 2,
+        "parameters": 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96),
+    }
+    assert any("fused 32-bit AdamW" in note for note in known["notes"])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_unknown_target_is_one_clear_line(
+    job: Callable[..., FinetuneJob], processes: int
+) -> None:
+    with pytest.raises(UsageError, match=r"target_modules: c_attn: no such layer.*q_proj"):
+        finetune(job("x", target_modules=("c_attn",), processes=processes))
+
+
+def test_four_bit_weights_learn_too(job: Callable[..., FinetuneJob]) -> None:
+    pytest.importorskip("bitsandbytes")
+    told: list[FinetuneProgress] = []
+    options = {"lora_dropout": 0.0, "epochs": 2, "packing": True}
+    result = finetune(job("nf4", quantization="nf4", **options), told.append)
+    assert told[0].loss is not None
+    assert result.loss < told[0].loss
+    plain = finetune(job("plain", **options))
+    assert result.loss == pytest.approx(plain.loss, abs=0.1)

@@ -1,0 +1,182 @@
+"""The trainer's settings: the paper's numbers, what a machine changes about them; the split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from archloop.config import FinetuneConfig, load_config
+from archloop.errors import ConfigError, UsageError
+from archloop.finetuning import launch
+from archloop.finetuning.arguments import arguments, optimizer, optimizer_note, recomputes
+from archloop.finetuning.job import FinetuneJob, FinetuneProgress
+from archloop.finetuning.split import split_dev
+from archloop.finetuning.trainer import LengthGrouped, dev_losses
+from conftest import network
+
+GIB = 2**30
+
+
+class ModelConfig:
+    """The numbers of a model as ``AutoConfig`` gives them."""
+
+    def __init__(self, **numbers: int) -> None:
+        self._numbers = numbers
+
+    def to_dict(self) -> dict[str, Any]:
+        return dict(self._numbers)
+
+
+DEEPSEEK = ModelConfig(
+    hidden_size=4096,
+    intermediate_size=11008,
+    num_hidden_layers=30,
+    num_attention_heads=32,
+    vocab_size=102_400,
+)
+
+
+def job(config: FinetuneConfig, dtype: str = "bfloat16") -> FinetuneJob:
+    return FinetuneJob(Path("llm"), Path("corpus.jsonl"), Path("adapter"), config, dtype, seed=7)
+
+
+def test_the_trainer_gets_the_papers_numbers(tmp_path: Path) -> None:
+    found = arguments(job(load_config("paper").finetune), tmp_path, recompute=True, dev=False)
+    assert found.num_train_epochs == 5
+    assert found.learning_rate == 1e-5
+    assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (1, 4)
+    assert found.lr_scheduler_type == "cosine"
+    assert found.warmup_steps == 20
+    assert found.weight_decay == 0.01
+    assert found.max_grad_norm == 1.0
+    assert found.bf16
+    assert found.gradient_checkpointing
+    assert found.eval_strategy == "no"
+
+
+def test_paged_8_bit_adamw_is_for_cuda_and_its_stand_in_is_told() -> None:
+    config = load_config("paper").finetune
+    assert optimizer(config, cuda=True) == "paged_adamw_8bit"
+    assert optimizer(config, cuda=False) == "adamw_torch_fused"
+    assert optimizer_note(config, cuda=True) is None
+    assert "fused 32-bit AdamW in place of paged 8-bit" in str(optimizer_note(config, cuda=False))
+    assert optimizer_note(FinetuneConfig(), cuda=False) is None
+
+
+@pytest.mark.parametrize(("free", "wanted"), [(78, False), (24, True)])
+def test_activations_are_recomputed_where_memory_needs_it(free: int, wanted: bool) -> None:
+    config = load_config("paper").finetune
+    recompute, why = recomputes(job(config), DEEPSEEK, 4096, free * GIB)
+    assert recompute is wanted
+    assert f"{free}.0 GiB are free" in why
+
+
+def test_what_counts_is_the_longest_pair_there_is() -> None:
+    config = load_config("paper").finetune
+    assert recomputes(job(config), DEEPSEEK, 4096, 24 * GIB)[0]
+    assert not recomputes(job(config), DEEPSEEK, 700, 24 * GIB)[0]
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_configured_choice_holds(wanted: bool) -> None:
+    config = FinetuneConfig(gradient_checkpointing=wanted)
+    assert recomputes(job(config), DEEPSEEK, 4096, GIB) == (
+        wanted,
+        f"gradient checkpointing {'on' if wanted else 'off'} as configured",
+    )
+
+
+def test_an_llm_of_unknown_size_recomputes_on_a_gpu_only() -> None:
+    recompute, why = recomputes(job(FinetuneConfig()), ModelConfig(n_embd=768), 700, GIB)
+    assert recompute is torch.cuda.is_available()
+    assert "unknown" in why
+
+
+@pytest.mark.parametrize(
+    ("gpus", "configured", "wanted"),
+    [(0, None, 1), (0, 2, 2), (1, None, 1), (4, None, 4), (4, 2, 2)],
+)
+def test_one_process_for_each_gpu(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, configured: int | None, wanted: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert launch.process_count(configured) == wanted
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"finetune\.processes: 4, but there are 2 GPUs"):
+        launch.process_count(4)
+
+
+@pytest.mark.parametrize("key", ["patience=3", "dev_steps=5"])
+def test_a_dev_key_without_dev_pairs_is_refused(key: str) -> None:
+    with pytest.raises(ConfigError, match=r"only with finetune\.dev_share above 0"):
+        load_config("embedded", [f"finetune.{key}"])
+    assert load_config("embedded", [f"finetune.{key}", "finetune.dev_share=0.1"])
+
+
+def rows(count: int) -> list[list[dict[str, str]]]:
+    codes = [network(init="; ".join(["self.n = 1"] * (i + 1))) for i in range(count)]
+    return [[{"role": "assistant", "content": f"```python\n{code}\n```"}] for code in codes]
+
+
+def test_the_split_follows_from_the_content() -> None:
+    some = rows(200)
+    train, dev = split_dev(some, 0.2)
+    assert len(train) + len(dev) == 200
+    assert 20 < len(dev) < 60
+    again = split_dev(list(reversed(some))[:150], 0.2)[1]
+    assert all(row in dev for row in again)
+    assert split_dev(some, 0.0) == (some, [])
+
+
+def test_networks_that_differ_in_names_and_numbers_stay_together() -> None:
+    def answer(width: int, name: str) -> list[dict[str, str]]:
+        code = f"import torch\nclass Net:\n    def f(self):\n        self.{name} = {width}\n"
+        return [{"role": "assistant", "content": f"```python\n{code}\n```"}]
+
+    twins = [answer(width, name) for width in range(30) for name in ("conv", "layer")]
+    assert split_dev(twins, 0.5) in ((twins, []), ([], twins))
+
+
+def test_an_answer_without_code_has_a_side_too() -> None:
+    odd = [
+        [{"role": "assistant", "content": text}] for text in ("", "no code", "```python\n'\n```")
+    ]
+    train, dev = split_dev(odd, 0.5)
+    assert len(train) + len(dev) == 3
+
+
+def test_the_order_follows_from_seed_and_epoch() -> None:
+    lengths = [(7 * i) % 40 + 1 for i in range(40)]
+
+    def spread(order: list[int]) -> int:
+        batches = [[lengths[i] for i in order[s : s + 4]] for s in range(0, 40, 4)]
+        return sum(max(batch) - min(batch) for batch in batches)
+
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = LengthGrouped(lengths, 4, seed)
+        sampler.set_epoch(epoch)
+        torch.rand(3)
+        return list(sampler)
+
+    assert order(1, 2) == order(1, 2)
+    assert sorted(order(1, 2)) == list(range(40))
+    assert len({tuple(order(s, e)) for s in (1, 2) for e in (0, 1)}) == 4
+    assert spread(order(1, 0)) < 0.8 * spread(
+        torch.randperm(40, generator=torch.Generator().manual_seed(0)).tolist()
+    )
+
+
+def test_a_dev_loss_that_is_no_number_is_never_the_best() -> None:
+    history = [{"step": 1, "eval_loss": float("nan")}, {"step": 1, "loss": 2.0}]
+    assert dev_losses([*history, {"step": 2, "eval_loss": 3.0}]) == [(1, float("inf")), (2, 3.0)]
+
+
+def test_progress_tells_what_was_measured() -> None:
+    assert FinetuneProgress(1, 2, 0.5, 10.0).detail == "loss 0.500"
+    assert FinetuneProgress(1, 2, None, 10.0, 0.25).detail == "dev loss 0.250"
