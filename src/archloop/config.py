@@ -13,286 +13,50 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from archloop.engine_config import OpenAIConfig, VLLMConfig, check_sections, may_change
 from archloop.errors import ConfigError
-from archloop.types import Isolation, Training
+from archloop.sections import (
+    FinetuneConfig,
+    GenerationConfig,
+    LLMConfig,
+    LoopConfig,
+    NoveltyConfig,
+    PromptConfig,
+    ProtocolConfig,
+    SandboxConfig,
+    Section,
+    SeedsConfig,
+    SelectionConfig,
+    TaskConfig,
+)
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-NoveltyKind = Literal["lexical", "normalized", "graph"]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LLMConfig(_Section):
-    """The base LLM; fixed for the whole run."""
-
-    model: str = "smollm2-135m"
-    """``smollm2-135m`` (embedded), a Hugging Face id, or a local folder; of the ``openai`` engine
-    the name that the server knows."""
-    revision: str | None = None
-    """Commit of a Hugging Face id; pin it for a run that must be repeatable."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    warm_start: str | None = None
-    """Adapter of cycle 1: a packaged name (``smollm2-135m-lemur``) or a folder. ``None``: fine-tune
-    on the seeds."""
-
-
-class SeedsConfig(_Section):
-    """Where the first corpus comes from."""
-
-    source: str = "lemur"
-    """``lemur``, ``packaged`` (the corpus that comes with a packaged adapter), ``directory``,
-    ``jsonl``, ``run`` (what an earlier run accepted) or ``none``."""
-    path: str | None = None
-    """The folder or file of ``directory``, ``jsonl`` and ``run``, the adapter's name of
-    ``packaged``; of ``lemur`` a folder or wheel of another release in the same layout."""
-    style: Literal["unparse", "source"] = "unparse"
-    """``unparse``: cleaned networks are formatted anew; ``source``: their statements stay as
-    written."""
-    view: Literal["lexical", "normalized"] = "lexical"
-    """Tokens that near-duplicates are found by: as spelled (the paper), or with names and numbers
-    folded (nn-dup)."""
-    split: bool = False
-    """Split the pairs 8 : 1 : 1 into train, dev and test, near-duplicates together; a run then
-    learns from train only."""
-    within_budget: bool = True
-    """Keep only seeds of at most ``task.max_params`` parameters."""
-    narrow: int = Field(0, ge=0)
-    """Add at most this many networks above the budget, narrowed to it by the automatic width edit
-    and marked in their metadata."""
-    max_tokens: int | None = Field(None, ge=64)
-    """Drop seeds whose code is longer than this many LLM tokens; ``None``: no limit."""
-    variant: Literal["two_prompts", "one_prompt", "full_infill"] = "two_prompts"
-    """``two_prompts``: each network under an MNIST and a CIFAR-10 description (the paper);
-    ``one_prompt``: under one of them, chosen by its content; ``full_infill``: under one of them,
-    and once more with ``forward`` to be filled in (nn-dup)."""
+__all__ = [
+    "FinetuneConfig",
+    "GenerationConfig",
+    "LLMConfig",
+    "LoopConfig",
+    "NoveltyConfig",
+    "PromptConfig",
+    "ProtocolConfig",
+    "RunConfig",
+    "SandboxConfig",
+    "SeedsConfig",
+    "SelectionConfig",
+    "TaskConfig",
+    "changed_keys",
+    "config_digest",
+    "load_config",
+    "preset_names",
+    "resolve",
+    "resolve_with",
+]
 
 
-class PromptConfig(_Section):
-    """The prompt template; its hash is fixed for the whole run."""
-
-    system: str = ""
-    """System message; empty: the packaged template."""
-    user: str = ""
-    """User message with ``{dataset}``, ``{shape}``, ``{classes}``, ``{max_params}``; empty: the
-    packaged one."""
-
-
-class GenerationConfig(_Section):
-    """Decoding; its hash is fixed for the whole run."""
-
-    engine: Literal["transformers", "openvino", "vllm", "openai", "replay"] = "transformers"
-    replay_from: str | None = None
-    """Run directory whose stored completions the ``replay`` engine repeats."""
-    temperature: float = Field(0.2, ge=0.0, le=5.0)
-    """0 is greedy."""
-    top_k: int = Field(50, ge=0)
-    """0 switches top-k off."""
-    top_p: float = Field(0.9, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(2048, ge=1)
-    batch_size: int = Field(16, ge=1)
-    """Sequences sampled together; part of what makes a run repeatable. Of ``openai`` only the
-    steps in which ``loop.valid_target`` is looked at."""
-
-
-class TaskConfig(_Section):
-    """The images a network is trained on."""
-
-    name: str = "cifar10"
-    """``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``digits``, ``auto`` (CIFAR-10, else digits),
-    a Hugging Face dataset id, or a folder of class folders."""
-    image_size: int | None = Field(None, ge=8, le=512)
-    """Resize to this many pixels a side; ``None``: as the data is (folders: 32)."""
-    max_params: int = Field(500_000, ge=1)
-    """Parameter budget of a candidate."""
-
-
-class ProtocolConfig(_Section):
-    """How every candidate is trained and measured; hashed into every row."""
-
-    training: Training = "contract"
-    """``contract``: the network's own ``learn()`` (the paper); ``harness``: a fixed loop with the
-    same hyperparameters; ``both``: each in turn, the accuracy is the contract's."""
-    batch_size: int = Field(64, ge=1)
-    lr: float = Field(0.01, gt=0.0)
-    momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    dropout: Fraction = 0.2
-    """Offered to networks that ask for it."""
-    augmentation: Literal["none", "flip", "crop_flip"] = "flip"
-    augment_validation: bool = False
-    """Validation images are augmented as training images are (LEMUR does that)."""
-    resize: int | None = Field(None, ge=8, le=512)
-    """Scale batches to this many pixels a side, after augmentation; ``None``: as the task is."""
-    steps_per_batch: int = Field(1, ge=1)
-    """Optimiser steps ``learn()`` may make for each batch; more is a ``protocol_violation``."""
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    """Of training; measuring is always fp32. ``bf16``: autocast around the loop, where the network
-    takes it; ``auto``: bf16 where the processor computes in it."""
-    channels_last: bool = True
-    """Convolutional networks get their images in this memory layout if their ``forward()`` takes
-    it: faster, and the same accuracy within rounding."""
-    validation: str = "holdout:10%"
-    """``holdout:N`` or ``holdout:P%`` of the training images (stratified), or ``test`` (the test
-    split)."""
-    train_images: int | None = Field(None, ge=1)
-    """Use only this many training images (stratified); ``None``: all."""
-    validation_images: int | None = Field(None, ge=1)
-    """Use only this many validation images (stratified); ``None``: all."""
-
-    @field_validator("validation")
-    @classmethod
-    def _validation(cls, value: str) -> str:
-        kind, _, count = value.partition(":")
-        number = count.removesuffix("%")
-        most = 99 if count.endswith("%") else 2**31
-        if value == "test" or (
-            kind == "holdout" and number.isdecimal() and 0 < int(number) <= most
-        ):
-            return value
-        raise ValueError("allowed: 'test', 'holdout:N' (images) or 'holdout:P%' (1 to 99 percent)")
-
-    def input_shape(self, image: tuple[int, int, int]) -> tuple[int, int, int]:
-        """(channels, height, width) that networks get of such images; graphs are traced at it."""
-        return image if self.resize is None else (image[0], self.resize, self.resize)
-
-
-class SandboxConfig(_Section):
-    """Limits on generated code."""
-
-    isolation: Isolation = "confined"
-    workers: int = Field(0, ge=0)
-    """Candidates evaluated at the same time; 0: one per CPU core."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of one candidate."""
-    memory_mb: int = Field(4096, ge=256)
-    disk_mb: int = Field(64, ge=1)
-    build_seconds: float = Field(20.0, gt=0)
-    """Wall-clock limit of import, instantiation and dummy forward together."""
-    train_seconds: float = Field(1800.0, gt=0)
-    """Wall-clock limit of the epoch."""
-    predict_seconds: float = Field(300.0, gt=0)
-
-
-class NoveltyConfig(_Section):
-    """Near-duplicate detection (paper, appendix A.1)."""
-
-    enabled: bool = True
-    """``False``: near-duplicates are scored but not rejected (ablation)."""
-    kind: tuple[NoveltyKind, ...] = ("lexical",)
-    """What a candidate must be novel in, one or several: ``lexical`` tokens (the paper),
-    ``normalized`` ones (names and numbers folded), the traced ``graph``. All are scored."""
-    shingle_size: int = Field(10, ge=1)
-    permutations: int = Field(256, ge=16)
-    lsh_threshold: Fraction = 0.85
-    near_duplicate_threshold: Fraction = 0.90
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _kinds(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
-    @field_validator("kind")
-    @classmethod
-    def _some_kind(cls, value: tuple[NoveltyKind, ...]) -> tuple[NoveltyKind, ...]:
-        if not value or len(set(value)) < len(value):
-            raise ValueError("allowed: one or more of 'lexical', 'normalized', 'graph', each once")
-        return value
-
-
-class SelectionConfig(_Section):
-    """What enters the corpus."""
-
-    min_accuracy: Fraction = 0.40
-    """First-epoch accuracy a candidate must reach; 0 switches the threshold off (ablation)."""
-    percentile: float | None = Field(None, gt=0, lt=100)
-    """Raise the threshold, never below ``min_accuracy``, to this percentile of the first-epoch
-    accuracies of the cycle and those before it (``window`` in all); ``None``: it stays (paper)."""
-    window: int = Field(3, ge=1)
-    """Cycles that ``percentile`` looks at, the current one included."""
-    weighting: Literal["none", "accuracy"] = "none"
-    """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
-
-
-class FinetuneConfig(_Section):
-    """LoRA fine-tuning (paper, section 3.1)."""
-
-    enabled: bool = True
-    """``False``: every cycle uses the adapter of cycle 1 (ablation)."""
-    init: Literal["base", "previous"] = "base"
-    """``base``: from the base LLM on all pairs; ``previous``: go on from the last adapter."""
-    replay: int = Field(0, ge=0)
-    """With ``previous``: pairs of the older corpus mixed into the new ones."""
-    replay_seeds: int | None = Field(None, ge=0)
-    """With ``previous``: at most this many of them are seeds; ``None``: as the sample falls."""
-    lora_r: int = Field(32, ge=1)
-    lora_alpha: int = Field(32, ge=1)
-    lora_dropout: Fraction = 0.05
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "up_proj",
-        "down_proj",
-        "gate_proj",
-    )
-    layers: int | None = Field(None, ge=1)
-    """Adapt only the first this many layers; ``None``: all."""
-    epochs: float = Field(5.0, gt=0)
-    max_steps: int | None = Field(None, ge=1)
-    """Stop after this many optimiser steps even if epochs are left."""
-    lr: float = Field(1e-5, gt=0)
-    scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    warmup_steps: int = Field(20, ge=0)
-    weight_decay: float = Field(0.01, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    batch_size: int = Field(1, ge=1)
-    grad_accumulation: int = Field(4, ge=1)
-    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
-    max_length: int = Field(4096, ge=128)
-    """Longer prompt-code pairs are left out of training, and counted."""
-    packing: bool = False
-    """Lay the pairs of a batch end to end, each attending to itself only, in place of padding."""
-    gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Compute activations again in the backward pass instead of keeping them; ``auto``: where they
-    would not fit into the memory that is free."""
-    quantization: Literal["none", "nf4"] = "none"
-    """``nf4``: the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
-    processes: int | None = Field(None, ge=1)
-    """Processes that train together, each on ``batch_size`` pairs at a time; ``None``: one for
-    each GPU."""
-    dev_share: float = Field(0.0, ge=0, le=0.5)
-    """Share of the pairs held out to measure the dev loss; networks that differ in names and
-    numbers only stay on one side."""
-    dev_steps: int | None = Field(None, ge=1)
-    """Optimiser steps between two measurements of the dev loss; ``None``: an epoch."""
-    patience: int | None = Field(None, ge=1)
-    """Stop when the dev loss has not fallen for this many measurements. With ``dev_share`` the
-    adapter is the one with the lowest dev loss."""
-    adapter_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the stored adapter weights; bfloat16 halves the files."""
-
-
-class LoopConfig(_Section):
-    """How many cycles, and when one ends."""
-
-    cycles: int = Field(22, ge=1)
-    completions: int = Field(150, ge=1)
-    """Completions sampled in a cycle; the cap when ``valid_target`` is set."""
-    valid_target: int | None = Field(None, ge=1)
-    """End the cycle once this many candidates are valid (decided at batch boundaries)."""
-    final_finetune: bool = False
-    """Fine-tune once more after the last cycle, so the run ends with an adapter of everything
-    accepted."""
-
-
-class RunConfig(_Section):
+class RunConfig(Section):
     """Everything that decides what a run does."""
 
     seed: int = Field(0, ge=0, lt=2**31)

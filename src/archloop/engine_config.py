@@ -10,14 +10,12 @@ import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from archloop.sections import Section
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class OpenAIConfig(_Section):
+class OpenAIConfig(Section):
     """An OpenAI-compatible server, and what a run may spend there.
 
     ``llm.model`` is the name that it serves the LLM under.
@@ -83,7 +81,7 @@ class OpenAIConfig(_Section):
         return self
 
 
-class VLLMConfig(_Section):
+class VLLMConfig(Section):
     """How vLLM uses the GPUs."""
 
     gpu_memory_utilization: float = Field(0.6, gt=0.0, le=1.0)
@@ -92,7 +90,7 @@ class VLLMConfig(_Section):
     """GPUs that the LLM is spread over."""
 
 
-SECTIONS: dict[str, type[_Section]] = {"openai": OpenAIConfig, "vllm": VLLMConfig}
+SECTIONS: dict[str, type[Section]] = {"openai": OpenAIConfig, "vllm": VLLMConfig}
 """The section of each engine that has one."""
 
 FIXED = {"openai.limit_field", "openai.extra_body"}
@@ -105,7 +103,7 @@ def may_change(key: str) -> bool:
     return section in SECTIONS and not any(key == f or key.startswith(f + ".") for f in FIXED)
 
 
-def check_sections(engine: str, sections: dict[str, _Section]) -> None:
+def check_sections(engine: str, sections: dict[str, Section]) -> None:
     """Refuse keys of engines that are not used; ``replay`` takes those of the run it repeats.
 
     Raises:

@@ -17,7 +17,7 @@ import archloop
 SOURCE = Path(archloop.__file__).parent
 
 LAYERS = (
-    {"types", "errors", "config", "engine_config", "presets"},
+    {"types", "errors", "config", "engine_config", "sections", "presets"},
     {
         "chat",
         "code_policy",
