@@ -26,7 +26,7 @@ from typing import Any
 
 from benchmarks.table import Row
 
-PAIRS, REPETITIONS, BATCH, LENGTH = 48, 3, 4, 1280
+PAIRS, REPETITIONS, BATCH, LENGTH = 24, 3, 4, 1280
 GOAL = 1.5
 SETUPS = ("archloop", "archloop packed", "TRL", "TRL, activations kept")
 
@@ -214,13 +214,13 @@ def _trl(
             model=model, args=arguments, train_dataset=Dataset.from_list(pairs), peft_config=lora,
             processing_class=AutoTokenizer.from_pretrained(_model_dir()), callbacks=[Count()],
         )  # fmt: skip
-        collate = trainer.data_collator
+        compute = trainer.compute_loss
 
-        def counting(examples: Any) -> Any:
-            lengths.extend(len(example["input_ids"]) for example in examples)
-            return collate(examples)
+        def counting(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            lengths.append(int(inputs["attention_mask"].sum()))
+            return compute(model, inputs, *args, **kwargs)
 
-        trainer.data_collator = counting
+        trainer.compute_loss = counting
         trainer.train()
     return clock.result()
 
