@@ -72,6 +72,8 @@ def _base(job: FinetuneJob) -> Any:
     base.config.use_cache = False
     if job.config.quantization == "nf4":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        # In evaluation bitsandbytes packs weights for a CPU's inference, and gradients end there.
+        base.train()
     return base
 
 
