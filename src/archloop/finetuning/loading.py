@@ -62,6 +62,9 @@ def load(job: FinetuneJob) -> Any:
 def _base(job: FinetuneJob) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
     if job.config.quantization == "nf4":
+        if job.config.dev_share and not torch.cuda.is_available():
+            # Measuring makes bitsandbytes pack the weights for inference, without gradients.
+            raise UsageError("finetune.quantization: nf4 with finetune.dev_share needs a CUDA GPU")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -72,6 +75,8 @@ def _base(job: FinetuneJob) -> Any:
     base.config.use_cache = False
     if job.config.quantization == "nf4":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        # In evaluation bitsandbytes packs weights for a CPU's inference, and gradients end there.
+        base.train()
     return base
 
 
