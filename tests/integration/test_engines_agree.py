@@ -43,7 +43,7 @@ def answers(
     engine: Any, model_dir: Path, adapter_dir: Path | None, questions: list[str] = QUESTIONS
 ) -> list[str]:
     generator = build_generator(
-        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=12),
+        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=8),
         model_dir=model_dir,
         adapter_dir=adapter_dir,
         dtype="float32",
@@ -67,5 +67,5 @@ def test_openvino_writes_what_transformers_writes() -> None:
     reference = answers("transformers", model_dir, adapter_dir)
     applied = answers("openvino", model_dir, adapter_dir)
     assert agreement(applied, reference, model_dir) >= 0.95
-    unapplied = answers("openvino", model_dir, None, QUESTIONS[:5])
-    assert agreement(unapplied, reference[:5], model_dir) < 0.8
+    unapplied = answers("openvino", model_dir, None, QUESTIONS[:3])
+    assert agreement(unapplied, reference[:3], model_dir) < 0.8
