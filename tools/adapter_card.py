@@ -93,7 +93,7 @@ Final loss {lineage["loss"]} nats a token (mean of the last tenth of the steps);
 
 ## Measured
 
-Asked for at most {m["max_params"]:,} parameters on CIFAR-10 with the decoding of the `embedded` preset
+Asked for at most {m["max_params"]:,} parameters on CIFAR-10 with the decoding that the `embedded` preset had then
 (temperature {decoding["temperature"]}, top-k {decoding["top_k"]}, top-p {decoding["top_p"]}, engine
 {decoding["engine"]}); the sandbox's verdict, over budget counts as invalid. One run of
 `python tools/adapter_card.py`, n = {m["completions"]} completions, on {m["machine"]["processor"]}

@@ -21,7 +21,7 @@ _PACKAGES = (
     "torch",
     "transformers",
     "peft",
-    "trl",
+    "accelerate",
     "datasets",
     "openvino-genai",
     "vllm",
