@@ -14,18 +14,21 @@ import time
 import types
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from archloop.config import SandboxConfig
 from archloop.sandbox import flags, seccomp, state, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
+from archloop.sandbox.conversation import Conversation, FailedError
 from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
 from archloop.sandbox.ring import ring_bytes
-from archloop.sandbox.server import empty_memory, shared_memory
+from archloop.sandbox.server import Child, empty_memory, shared_memory
 from archloop.sandbox.text import MAX_ERROR, one_line
 from archloop.sandbox.watch import LimitError, Output, Watch
 from archloop.sandbox.weights import count, trainable_tensors
@@ -122,6 +125,25 @@ def test_a_closed_receiver_is_a_wire_error() -> None:
     theirs.close()
     with ours, pytest.raises(wire.WireError):
         wire.send(ours, {"stage": "done"})
+
+
+def test_the_last_words_of_a_process_are_read_after_it_is_gone(tmp_path: Path) -> None:
+    """A fake of one moment: it fails and ends while the main process does something else."""
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    os.close(write)
+    child = Child(os.getpid(), -1, ours, tmp_path, Output(read))
+    conversation = Conversation(SandboxConfig(), cast("Any", None), child, {})
+    wire.send(theirs, {"stage": "failed", "outcome": "train_error", "error": "ValueError: bad"})
+    theirs.close()
+    conversation.send({"total": 3})
+    conversation.send_bytes(b"images", 5, "prediction")
+    with pytest.raises(FailedError, match="ValueError: bad"):
+        conversation.expect("trained", 5, "the epoch")
+    conversation.send({"total": 3})
+    with pytest.raises(wire.WireError, match="closed"):
+        conversation.expect("trained", 5, "the epoch")
+    child.close()
 
 
 def test_error_lines_are_bounded_and_printable() -> None:

@@ -6,7 +6,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from archloop.config import SandboxConfig
@@ -101,14 +101,19 @@ class Conversation:
             else:
                 raise wire.WireError("message out of order")
 
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """A message; to a process that is gone, none: its last words are still to be read."""
+        with suppress(wire.WireError):
+            wire.send(self.child.sock, message, fds)
+
     def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
         """Raw bytes that follow a message."""
         with self._limits(seconds, what):
             return wire.receive_bytes(self.child.sock, size, self._deadline(seconds), self._watch)
 
     def send_bytes(self, data: bytes, seconds: float, what: str) -> None:
-        """Raw bytes to a process that may not read them."""
-        with self._limits(seconds, what):
+        """Raw bytes to a process that may not read them; as :meth:`send`."""
+        with self._limits(seconds, what), suppress(wire.WireError):
             wire.send_bytes(self.child.sock, data, self._deadline(seconds), self._watch)
 
     def _deadline(self, seconds: float) -> float:

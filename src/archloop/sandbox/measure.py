@@ -92,7 +92,7 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     job = feeding.job | {"channels_last": channels_last}
     total = _ask(feeding.feeder, job, (feeding.ring, feeding.feeder_end))["total"]
     conversation.phase = Outcome.TRAIN_ERROR
-    wire.send(conversation.child.sock, {"total": total}, (feeding.ring, feeding.candidate_end))
+    conversation.send({"total": total}, (feeding.ring, feeding.candidate_end))
     try:
         message = conversation.expect("trained", config.train_seconds, "the epoch")
     except FailedError as failed:
@@ -172,7 +172,7 @@ def measure(
         "bytes": len(trained.weights),
         "channels_last": trained.channels_last,
     }
-    wire.send(conversation.child.sock, message, (weights_fd,))
+    conversation.send(message, (weights_fd,))
     conversation.expect("ready", config.build_seconds, "loading the weights")
     asker = _Asker(conversation)
     logits = asker(images, asker.batch)
