@@ -1,8 +1,9 @@
 """Banded locality-sensitive hashing as a few sorted arrays: which known signatures share a band.
 
 A table of Python lists takes some 5 kB a network and slows down as it outgrows the caches; here a
-network takes 12 bytes a band. New networks wait in a small dictionary and are merged, a block at a
-time, into sorted blocks of growing size, so one more network costs the same whatever is there.
+network takes 8 bytes a band: the hash of its content and the network's position in one number. New
+networks wait in a small dictionary until they fill a sorted block; four blocks of one size become
+one of the next, so that a network is sorted once a size, five times on the way to a million.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ if TYPE_CHECKING:
 
 _WAITING = 1024
 """Networks in the dictionary before they become a sorted block."""
-_GROWTH = 4
-"""A block at least this many times the next one is left alone."""
+_MERGED = 4
+"""Blocks of one size that become one of the next."""
+_POSITION_BITS = 26
+"""Of a number; the upper 38 are the hash. In a million networks two bands of different content have
+the same one in every thousandth query, which costs an exact comparison."""
+_POSITIONS = np.uint64((1 << _POSITION_BITS) - 1)
 _SEED = 42
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
@@ -35,7 +40,7 @@ class Bands:
         # The raw PCG64 stream is the same in every numpy version.
         raw = np.random.PCG64(_SEED).random_raw(rows + bands)
         self._factors, self._numbers = raw[:rows] | np.uint64(1), raw[rows:]
-        self._blocks: list[tuple[NDArray[np.uint64], NDArray[np.uint32]]] = []
+        self._blocks: list[NDArray[np.uint64]] = []
         self._recent: dict[int, list[int]] = {}
         self._keys: list[NDArray[np.uint64]] = []
         self._count = 0
@@ -43,15 +48,16 @@ class Bands:
     @property
     def nbytes(self) -> int:
         """Memory of the sorted blocks."""
-        return sum(keys.nbytes + positions.nbytes for keys, positions in self._blocks)
+        return sum(block.nbytes for block in self._blocks)
 
     def keys(self, signature: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """(bands,) a hash of each band and its number."""
+        """(bands,) a hash of each band's content and number, in the upper 38 bits."""
         table = signature[: self._bands * self._rows].reshape(self._bands, self._rows)
         keys: NDArray[np.uint64] = (table * self._factors).sum(axis=1)
         keys += self._numbers
         keys ^= keys >> np.uint64(32)
         keys *= _MULTIPLIER
+        keys &= ~_POSITIONS
         return keys
 
     def add(self, keys: NDArray[np.uint64]) -> None:
@@ -63,16 +69,17 @@ class Bands:
         if len(self._keys) == _WAITING:
             self._settle()
 
-    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint32], NDArray[np.intp]]:
+    def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
         """Positions that share a band, ascending, and how many bands they share."""
         waiting: list[int] = []
         for key in keys.tolist():
             waiting += self._recent.get(key, ())
-        parts = [np.array(waiting, np.uint32)]
-        for sorted_keys, positions in self._blocks:
-            starts = np.searchsorted(sorted_keys, keys, "left").tolist()
-            ends = np.searchsorted(sorted_keys, keys, "right").tolist()
-            parts += [positions[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
+        parts = [np.array(waiting, np.uint64)]
+        for block in self._blocks:
+            starts = np.searchsorted(block, keys)
+            ends = np.searchsorted(block, keys | _POSITIONS, "right")
+            here = np.flatnonzero(starts < ends).tolist()
+            parts += [block[starts[i] : ends[i]] & _POSITIONS for i in here]
         found = np.sort(np.concatenate(parts))
         if not found.size:
             return found, np.empty(0, np.intp)
@@ -83,12 +90,12 @@ class Bands:
         return found[ends], shared
 
     def _settle(self) -> None:
-        positions = np.arange(self._count - len(self._keys), self._count, dtype=np.uint32)
-        block = (np.concatenate(self._keys), np.repeat(positions, self._bands))
+        positions = np.arange(self._count - len(self._keys), self._count, dtype=np.uint64)
+        block = np.concatenate(self._keys) | np.repeat(positions, self._bands)
         self._keys, self._recent = [], {}
-        while self._blocks and self._blocks[-1][0].size < _GROWTH * block[0].size:
-            older = self._blocks.pop()
-            block = (np.concatenate((older[0], block[0])), np.concatenate((older[1], block[1])))
-        # Stable: the runs that are sorted already are merged.
-        order = np.argsort(block[0], kind="stable")
-        self._blocks.append((block[0][order], block[1][order]))
+        block.sort()
+        self._blocks.append(block)
+        while len(equal := self._blocks[-_MERGED:]) == _MERGED and equal[0].size == block.size:
+            block = np.concatenate(equal)
+            block.sort(kind="stable")  # merges what is sorted already
+            self._blocks[-_MERGED:] = [block]

@@ -198,7 +198,7 @@ class NoveltyIndex:
         for i in np.argsort(-equal, kind="stable"):
             yield float(equal[i]) / self.config.permutations, int(positions[i])
 
-    def _equal(self, positions: NDArray[np.uint32], sketch: Sketch) -> NDArray[np.int32]:
+    def _equal(self, positions: NDArray[np.uint64], sketch: Sketch) -> NDArray[np.int32]:
         """How many values of each signature are the sketch's."""
         same = self._signatures.take(positions, axis=0) == sketch.signature
         equal: NDArray[np.int32] = same.sum(axis=1, dtype=np.int32)
