@@ -431,15 +431,16 @@ def test_a_line_that_is_not_python_is_refused_every_time() -> None:
             shingles("x = 1\ny = $ + 1\n")
 
 
-def test_bands_find_what_a_plain_comparison_finds() -> None:
+def test_bands_find_what_a_plain_comparison_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bands_module, "_WAITING", 64)
     rng = np.random.default_rng(0)
     bands = Bands(25, 10)
     # Few values, so that many bands are shared; enough to settle and to merge.
-    known = rng.integers(0, 2, (3 * bands_module._WAITING + 50, 256), np.uint32)
+    known = rng.integers(0, 2, ((16 + 4 + 1) * 64 + 50, 256), np.uint32)
     for signature in known:
         bands.add(bands.keys(signature))
-    assert len(bands._blocks) > 0
-    assert bands.nbytes > 0
+    assert [block.size for block in bands._blocks] == [n * 64 * 25 for n in (16, 4, 1)]
+    assert bands.nbytes == 21 * 64 * 25 * 8
     table = known[:, :250].reshape(len(known), 25, 10)
     for query in rng.integers(0, 2, (20, 256), np.uint32):
         expected = (table == query[:250].reshape(25, 10)).all(axis=2).sum(axis=1)
