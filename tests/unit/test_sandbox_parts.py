@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from archloop.config import SandboxConfig
-from archloop.sandbox import flags, seccomp, state, wire
+from archloop.sandbox import flags, harness, seccomp, state, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
 from archloop.sandbox.conversation import Conversation, FailedError
@@ -416,3 +416,11 @@ def test_a_look_sees_files_and_memory(tmp_path: Path) -> None:
     assert caught.value.outcome is Outcome.OUT_OF_MEMORY
     del keep
     os.close(write)
+
+
+def test_what_cannot_be_reported_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    with ours:
+        harness._report(ours, Outcome.TRAIN_ERROR, "ValueError: bad")
+    assert capsys.readouterr().err == "not reported: train_error: ValueError: bad\n"

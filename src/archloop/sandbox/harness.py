@@ -137,7 +137,9 @@ def _build(sock: socket.socket, builder: Builder, net: nn.Module) -> None:
 
 
 def _report(sock: socket.socket, outcome: Outcome, error: str) -> None:
+    error = one_line(error)
     try:
-        wire.send(sock, {"stage": "failed", "outcome": outcome.value, "error": one_line(error)})
+        wire.send(sock, {"stage": "failed", "outcome": outcome.value, "error": error})
     except (wire.WireError, MemoryError):
-        return
+        # Where the channel is lost, the output still says why this process ended.
+        print(f"not reported: {outcome.value}: {error}", file=sys.stderr)
