@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from archloop.config import SandboxConfig
-from archloop.sandbox import flags, harness, seccomp, state, wire
+from archloop.sandbox import flags, harness, landlock, seccomp, state, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
 from archloop.sandbox.conversation import Conversation, FailedError
@@ -424,3 +424,55 @@ def test_what_cannot_be_reported_is_printed(capsys: pytest.CaptureFixture[str]) 
     with ours:
         harness._report(ours, Outcome.TRAIN_ERROR, "ValueError: bad")
     assert capsys.readouterr().err == "not reported: train_error: ValueError: bad\n"
+
+
+@pytest.mark.skipif(landlock.abi() < landlock.MIN_ABI, reason="needs Landlock")
+@pytest.mark.parametrize("beside", ["", "private", "private/deeper/still"])
+def test_a_fence_leaves_a_process_its_own_folder(tmp_path: Path, beside: str) -> None:
+    """Wherever what may be read lies: apart from the private folders, among them or above them."""
+    private = tmp_path / "private"
+    own, other = private / "1", private / "2"
+    readable = tmp_path / "readable" if not beside else tmp_path / beside / "readable"
+    for folder in (own, other, readable):
+        folder.mkdir(parents=True)
+    for name in ("a", "b"):
+        (readable / name).write_text("x")
+    (other / "secret").write_text("x")
+    (tmp_path / "secret").write_text("x")
+    made = landlock.fence({str(readable / "a"): landlock.READ}, private)
+    attempts = [
+        (readable / "a", "r", True),
+        (own / "new", "w", True),
+        (readable / "b", "r", False),
+        (readable / "a", "w", False),
+        (other / "secret", "r", False),
+        (other / "new", "w", False),
+        (private / "new", "w", False),
+        (tmp_path / "secret", "r", False),
+    ]
+    pid = os.fork()
+    if not pid:
+        os._exit(_first_surprise(made, own, attempts))
+    _, status = os.waitpid(pid, 0)
+    for fd in (made.ruleset, *made.elsewhere):
+        os.close(fd)
+    code = os.waitstatus_to_exitcode(status)
+    assert code == 0, attempts[code - 1] if code <= len(attempts) else "it could not be limited"
+
+
+def _first_surprise(
+    fence: landlock.Fence, own: Path, attempts: list[tuple[Path, str, bool]]
+) -> int:
+    """The number of the first attempt that goes another way; 0 if there is none."""
+    seccomp.no_new_privileges()
+    landlock.restrict(fence, own)
+    for number, (path, mode, expected) in enumerate(attempts, 1):
+        try:
+            path.open(mode).close()
+        except PermissionError:
+            if expected:
+                return number
+        else:
+            if not expected:
+                return number
+    return 0

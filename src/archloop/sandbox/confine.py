@@ -10,12 +10,12 @@ import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from archloop.errors import IsolationError
 from archloop.sandbox import bwrap, landlock, seccomp
-from archloop.sandbox.landlock import DEVICE, LIST, READ, WRITE, Access
+from archloop.sandbox.landlock import DEVICE, LIST, READ, Access, Fence
 from archloop.types import Isolation
 
 _PR_SET_PDEATHSIG = 1
@@ -184,18 +184,15 @@ def _packages() -> Iterator[Path]:
         yield Path(sysconfig.get_path("platlib")) / name
 
 
-def confine(folder: Path, readable: Mapping[int, Access]) -> None:
+def confine(folder: Path, fence: Fence) -> None:
     """No capabilities, Landlock (write only ``folder``), seccomp; irreversible.
 
     Raises:
         OSError: The kernel refused a step.
     """
     _drop_capabilities()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(seccomp.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
-    own = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    landlock.restrict({**readable, own: WRITE})
+    seccomp.no_new_privileges()
+    landlock.restrict(fence, folder)
     seccomp.install()
 
 

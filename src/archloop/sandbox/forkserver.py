@@ -50,7 +50,7 @@ def main() -> None:
     try:
         _warm_up()
         if setup["isolation"] != "process":
-            setup["readable"] = landlock.opened(readable_paths())
+            setup["fence"] = landlock.fence(readable_paths(), Path(setup["candidates"]))
         gc.collect()
         gc.freeze()
         huge_pages.collapse()
@@ -175,7 +175,7 @@ def _confine(folder: Path, setup: dict[str, Any]) -> None:
         memory=not cuda,
     )
     if setup["isolation"] != "process":
-        confine(folder, setup["readable"])
+        confine(folder, setup["fence"])
 
 
 def _kill(pid: int) -> None:

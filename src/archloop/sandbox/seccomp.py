@@ -169,8 +169,20 @@ def supported() -> bool:
     return platform.machine() in _AUDIT_ARCH
 
 
+def no_new_privileges() -> None:
+    """The calling thread gains none by any program; Landlock and seccomp ask for that first.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
+
+
 def install() -> None:
     """Filter the calling thread's system calls for good, and those of all threads it starts.
+
+    It has to be without new privileges by then.
 
     Raises:
         OSError: The kernel refused.
@@ -178,8 +190,6 @@ def install() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     code = _assemble(platform.machine(), os.getpid())
     program = _Program(len(code) // 8, code)
-    if libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
     if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
         raise OSError(ctypes.get_errno(), "PR_SET_SECCOMP refused")
 

@@ -185,6 +185,7 @@ class ForkServer:
         setup = {
             "data": data,
             "root": str(self._root),
+            "candidates": str(self.candidates),
             "isolation": self._config.isolation,
             "memory_mb": self._config.memory_mb,
             "disk_mb": self._config.disk_mb,
