@@ -67,7 +67,7 @@ def lemur_items() -> list[Item]:
 def ours(items: Sequence[Item]) -> Done:
     """archloop, in one process, with nothing remembered."""
     tokens_module = sys.modules[shingles.__module__]
-    for name in ("_line_words", "_line_hashes", "_token_hash"):
+    for name in ("_line_words", "_line_hashes", "_token_digest"):
         getattr(tokens_module, name).cache_clear()
     started = time.perf_counter()
     kept, _ = deduplicate(items, CONFIG)

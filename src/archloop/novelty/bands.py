@@ -71,18 +71,16 @@ class Bands:
 
     def find(self, keys: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
         """Positions that share a band, ascending, and how many bands they share."""
-        waiting: list[int] = []
-        for key in keys.tolist():
-            waiting += self._recent.get(key, ())
-        parts = [np.array(waiting, np.uint64)]
+        waiting = [self._recent[key] for key in keys.tolist() if key in self._recent]
+        parts = [np.array(sum(waiting, []), np.uint64)]
         for block in self._blocks:
-            starts = np.searchsorted(block, keys)
-            ends = np.searchsorted(block, keys | _POSITIONS, "right")
-            here = np.flatnonzero(starts < ends).tolist()
-            parts += [block[starts[i] : ends[i]] & _POSITIONS for i in here]
-        found = np.sort(np.concatenate(parts))
+            starts = np.searchsorted(block, keys).tolist()
+            ends = np.searchsorted(block, keys | _POSITIONS, "right").tolist()
+            parts += [block[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
+        found = np.concatenate(parts) & _POSITIONS
         if not found.size:
             return found, np.empty(0, np.intp)
+        found.sort()
         ends = np.flatnonzero(np.concatenate((found[1:] != found[:-1], [True])))
         shared = ends.copy()
         shared[1:] -= ends[:-1]

@@ -53,7 +53,7 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 
-_SINGLE = frozenset("+-*/%@&|^~=<>()[]{},:.;")
+_SINGLE = frozenset("+-*/%@&|^~=<>()[]{},:.;_")
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 """Odd, 2**64 over the golden ratio: base of the polynomial that joins the hashes of a shingle."""
@@ -130,8 +130,8 @@ def _line_words(line: str) -> tuple[str, ...] | None:
 
 def _first_odd(words: list[str]) -> str | None:
     """The first character, by code point, that is a token by itself and may not be."""
-    single = {word for word in words if len(word) == 1} - _SINGLE
-    return min((c for c in single if not c.isalnum() and c != "_"), default=None)
+    single = [word for word in set(words) - _SINGLE if len(word) == 1]
+    return min((c for c in single if not c.isalnum()), default=None)
 
 
 def _normalized(words: list[str]) -> list[str]:
@@ -174,7 +174,7 @@ def shingles(code: str, size: int = 10, view: View = "lexical") -> NDArray[np.ui
     hashes = _hashes_by_line(_unix_lines(code)) if view == "lexical" else None
     if hashes is None:
         words = tokens(code, view)
-        hashes = np.fromiter(map(_token_hash, words), np.uint64, len(words))
+        hashes = np.frombuffer(b"".join(map(_token_digest, words)), "<u8")
     if not hashes.size:
         return np.empty(0, np.uint64)
     found = np.sort(_mix(_joined(hashes, min(size, hashes.size))))
@@ -205,17 +205,19 @@ def _power(exponent: int) -> np.uint64:
 def _hashes_by_line(code: str) -> NDArray[np.uint64] | None:
     if _crosses_lines(code):
         return None
-    parts: list[Any] = list(map(_line_hashes, code.split("\n")))
     try:
-        return np.concatenate(parts)
-    except ValueError:  # a line that is not tokens has none
+        # Bytes, which join ten times as fast as arrays.
+        return np.frombuffer(b"".join(map(_line_hashes, code.split("\n"))), "<u8")
+    except CodeTokenError:  # decided by the whole, which may be Python all the same
         return None
 
 
 @lru_cache(maxsize=_LINES_REMEMBERED)
-def _line_hashes(line: str) -> NDArray[np.uint64] | None:
+def _line_hashes(line: str) -> bytes:
     words = _line_words(line)
-    return None if words is None else np.array([_token_hash(w) for w in words], np.uint64)
+    if words is None:
+        raise CodeTokenError
+    return b"".join(map(_token_digest, words))
 
 
 def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
@@ -228,9 +230,8 @@ def jaccard(a: NDArray[np.uint64], b: NDArray[np.uint64]) -> float:
 
 
 @lru_cache(maxsize=1 << 17)
-def _token_hash(word: str) -> int:
-    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+def _token_digest(word: str) -> bytes:
+    return hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
