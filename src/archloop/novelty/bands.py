@@ -73,19 +73,20 @@ class Bands:
         """Positions that share a band, ascending, and how many bands they share."""
         waiting = [self._recent[key] for key in keys.tolist() if key in self._recent]
         parts = [np.array(sum(waiting, []), np.uint64)]
+        edges = np.concatenate((keys, keys | _POSITIONS))
         for block in self._blocks:
-            starts = np.searchsorted(block, keys).tolist()
-            ends = np.searchsorted(block, keys | _POSITIONS, "right").tolist()
+            found = block.searchsorted(edges).tolist()
+            starts, ends = found[: keys.size], found[keys.size :]
             parts += [block[a:b] for a, b in zip(starts, ends, strict=True) if a < b]
-        found = np.concatenate(parts) & _POSITIONS
-        if not found.size:
-            return found, np.empty(0, np.intp)
-        found.sort()
-        ends = np.flatnonzero(np.concatenate((found[1:] != found[:-1], [True])))
+        hits = np.concatenate(parts) & _POSITIONS
+        if not hits.size:
+            return hits, np.empty(0, np.intp)
+        hits.sort()
+        ends = np.flatnonzero(np.concatenate((hits[1:] != hits[:-1], [True])))
         shared = ends.copy()
         shared[1:] -= ends[:-1]
         shared[0] += 1
-        return found[ends], shared
+        return hits[ends], shared
 
     def _settle(self) -> None:
         positions = np.arange(self._count - len(self._keys), self._count, dtype=np.uint64)
