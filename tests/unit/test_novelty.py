@@ -106,7 +106,8 @@ def test_layout_and_comments_do_not_count(other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["x = 'abc\n", 'x = "abc\ny"\n', "a $ b\n", "a?", "`a`", "'''open\n", "€ = 2"]
+    "text",
+    ["x = 'abc\n", 'x = "abc\ny"\n', "a $ b\n", "a?", "`a`", "'''open\n", "€ = 2", "x\n\xa0y"],
 )
 def test_what_is_not_python_is_refused(text: str) -> None:
     with pytest.raises(CodeTokenError, match="not Python"):
