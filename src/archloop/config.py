@@ -80,14 +80,9 @@ class RunConfig(Section):
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
             raise ValueError("generation.replay_from: required by generation.engine = 'replay'")
-        if self.finetune.init == "base":
-            for key in ("replay", "replay_seeds"):
-                if getattr(self.finetune, key):
-                    raise ValueError(f"finetune.{key}: only with finetune.init = 'previous'")
-        if not self.finetune.dev_share:
-            for key in ("dev_steps", "patience"):
-                if getattr(self.finetune, key):
-                    raise ValueError(f"finetune.{key}: only with finetune.dev_share above 0")
+        self.finetune.check()
+        if self.loop.temperature_step and self.loop.temperature_max < self.generation.temperature:
+            raise ValueError("loop.temperature_max: below generation.temperature")
         check_sections(self.generation.engine, {"openai": self.openai, "vllm": self.vllm})
         if self.generation.engine == "openai":
             self._check_remote()

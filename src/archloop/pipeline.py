@@ -22,6 +22,7 @@ from archloop.errors import CapReachedError
 from archloop.executors import Executor, Finished, build_executor
 from archloop.generation import SEPARATE, StoredText
 from archloop.generation.job import GenerationJob, Sampled, generate
+from archloop.generation.temperature import temperature_of
 from archloop.progress import Progress
 from archloop.run_dir import SPENT, RunDir
 from archloop.sandbox import Sandbox
@@ -108,6 +109,7 @@ class _Pipeline:
         stored = self._stored_texts()
         job = GenerationJob.of(
             self._run.config,
+            temperature=self._temperature(),
             model_dir=Path() if stored is not None or self._separate else self._run.model_dir,
             adapter_dir=self._adapter,
             messages=self._run.prompt,
@@ -140,6 +142,10 @@ class _Pipeline:
             if isinstance(failure[0], CapReachedError):  # judge what has been paid for
                 self._drain(lambda: self._open == 0)
             raise failure[0]
+
+    def _temperature(self) -> float:
+        committed = [stats for stats in self._run.store.cycles() if stats.cycle < self._cycle]
+        return temperature_of(self._run.config, committed)
 
     def _requests(self, batch: range) -> list[tuple[int, int]]:
         """(index, seed) of a batch; where completions are separate, of what it lacks."""

@@ -267,6 +267,20 @@ class FinetuneConfig(Section):
     adapter_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the stored adapter weights; bfloat16 halves the files."""
 
+    def check(self) -> None:
+        """Refuse keys that would do nothing beside the others.
+
+        Raises:
+            ValueError: Naming the first.
+        """
+        for needed, keys, without in (
+            ("finetune.init = 'previous'", ("replay", "replay_seeds"), self.init == "base"),
+            ("finetune.dev_share above 0", ("dev_steps", "patience"), not self.dev_share),
+        ):
+            for key in keys:
+                if without and getattr(self, key):
+                    raise ValueError(f"finetune.{key}: only with {needed}")
+
 
 class LoopConfig(Section):
     """How many cycles, and when one ends."""
@@ -276,6 +290,14 @@ class LoopConfig(Section):
     """Completions sampled in a cycle; the cap when ``valid_target`` is set."""
     valid_target: int | None = Field(None, ge=1)
     """End the cycle once this many candidates are valid (decided at batch boundaries)."""
+    temperature_step: float = Field(0.0, ge=0.0, le=1.0)
+    """Raise the temperature by this after a cycle with more than ``most_near_duplicates`` among its
+    valid completions; lower it, never below ``generation.temperature``, after one with less than
+    ``least_valid`` valid ones. 0: it stays (paper)."""
+    temperature_max: float = Field(2.0, ge=0.0, le=5.0)
+    """The highest that ``temperature_step`` leads to."""
+    most_near_duplicates: Fraction = 0.10
+    least_valid: Fraction = 0.85
     final_finetune: bool = False
     """Fine-tune once more after the last cycle, so the run ends with an adapter of everything
     accepted."""

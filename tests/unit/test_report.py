@@ -147,7 +147,7 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     assert [path.name for path in files] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names), "nothing half-written"
     text = files[0].read_text("utf-8")
-    assert "| 1 | 44.0 [31.2, 57.7] (22/50) | 47.78 |" in text
+    assert "| 1 | 0.2 | 44.0 [31.2, 57.7] (22/50) | 47.78 |" in text
     assert "4.5 [0.8, 21.8] (1/22)" in text
     assert "| cycle | accepted | distance | memorised | distinct graphs | new motifs |" in text
     assert config_digest(CONFIG) in text

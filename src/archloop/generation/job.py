@@ -37,10 +37,19 @@ class GenerationJob:
     """What the run has used of the server before."""
 
     @classmethod
-    def of(cls, config: RunConfig, **rest: Any) -> GenerationJob:
-        """A job with everything that the configuration of a run says about generation."""
+    def of(cls, config: RunConfig, temperature: float | None = None, **rest: Any) -> GenerationJob:
+        """A job with everything that the configuration of a run says about generation.
+
+        Args:
+            config: The run's.
+            temperature: In the place of the configured one.
+            rest: The other fields.
+        """
+        decoding = config.generation
+        if temperature is not None:
+            decoding = decoding.model_copy(update={"temperature": temperature})
         return cls(
-            config=config.generation,
+            config=decoding,
             dtype=config.llm.dtype,
             vllm=config.vllm,
             server=config.openai,

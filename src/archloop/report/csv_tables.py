@@ -27,14 +27,17 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
 
 def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
-        for cycle, threshold in zip(run.summary.cycles, run.thresholds, strict=True):
-            yield {"run": run.label, **_cycle_row(cycle, threshold)}
+        for cycle, threshold, temperature in zip(
+            run.summary.cycles, run.thresholds, run.temperatures, strict=True
+        ):
+            yield {"run": run.label, **_cycle_row(cycle, threshold, temperature)}
 
 
-def _cycle_row(cycle: CycleSummary, threshold: float) -> dict[str, Any]:
+def _cycle_row(cycle: CycleSummary, threshold: float, temperature: float) -> dict[str, Any]:
     stats = cycle.stats
     return {
         "cycle": stats.cycle,
+        "temperature": temperature,
         **_proportion_columns("valid", cycle.valid),
         "best_accuracy": cycle.best,
         **_mean_columns("accuracy", cycle.mean),

@@ -115,6 +115,7 @@ def _best(candidates: Sequence[Candidate]) -> str:
 def _cycle_table(run: ReportedRun) -> str:
     head = (
         "cycle",
+        "temperature",
         "valid",
         "best",
         "mean",
@@ -130,6 +131,7 @@ def _cycle_table(run: ReportedRun) -> str:
     rows = [
         (
             cycle.stats.cycle,
+            f"{warmth:g}",
             proportion(cycle.valid),
             percent(cycle.best),
             mean(cycle.mean),
@@ -142,7 +144,9 @@ def _cycle_table(run: ReportedRun) -> str:
             count(cycle.stats.n_tokens),
             _seconds(cycle.stats.wall_seconds),
         )
-        for cycle, least in zip(run.summary.cycles, run.thresholds, strict=True)
+        for cycle, least, warmth in zip(
+            run.summary.cycles, run.thresholds, run.temperatures, strict=True
+        )
     ]
     return _table(head, rows)
 

@@ -10,6 +10,7 @@ from typing import Any
 from archloop.config import RunConfig
 from archloop.corpus import distinct_codes, read_pairs
 from archloop.diversity import Diversity, Network, Seeds, of_cycles
+from archloop.generation.temperature import temperature_of
 from archloop.graphs import traced_before
 from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
@@ -37,6 +38,8 @@ class ReportedRun:
     """Of the cycle under way too."""
     thresholds: tuple[float, ...]
     """The first-epoch accuracy to reach in each committed cycle."""
+    temperatures: tuple[float, ...]
+    """Of sampling, in each committed cycle."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
     spending: Spending | None
@@ -71,6 +74,7 @@ def _read(label: str, path: Path) -> ReportedRun:
             thresholds=tuple(
                 threshold_of(selection, accuracies[:n]) for n in range(1, len(cycles) + 1)
             ),
+            temperatures=tuple(temperature_of(run.config, cycles[:n]) for n in range(len(cycles))),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
             diversity=tuple(_diversity(run, path, candidates)),

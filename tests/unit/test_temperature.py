@@ -1,0 +1,72 @@
+"""The temperature of each cycle, from what the cycles before came to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archloop.config import RunConfig, load_config, resolve
+from archloop.errors import ConfigError
+from archloop.generation.job import GenerationJob
+from archloop.generation.temperature import temperature_of
+from archloop.types import CycleStats
+
+
+def configured(**loop: Any) -> RunConfig:
+    return resolve({"generation": {"temperature": 1.0}, "loop": loop})
+
+
+def cycle(valid: int, near_duplicates: int) -> CycleStats:
+    return CycleStats(
+        cycle=1,
+        n_gen=100,
+        n_valid=valid,
+        n_above_threshold=valid,
+        n_near_duplicate=near_duplicates,
+        n_accepted=valid - near_duplicates,
+        accuracies=(),
+        corpus_size=1,
+        adapter="cycle_01",
+        corpus_sha256="",
+        outcomes={},
+    )
+
+
+REPEATS, INVALID, SOUND = cycle(90, 10), cycle(84, 80), cycle(85, 8)
+
+
+@pytest.mark.parametrize(
+    ("cycles", "wanted"),
+    [
+        ([], 1.0),
+        ([SOUND], 1.0),
+        ([REPEATS], 1.1),
+        ([REPEATS] * 3, 1.3),
+        ([REPEATS] * 9, 1.3),  # whole steps up to 1.35
+        ([INVALID], 1.0),  # never below the configured one
+        ([INVALID, REPEATS], 1.1),
+        ([REPEATS, REPEATS, INVALID, SOUND], 1.1),
+        ([REPEATS] * 9 + [INVALID], 1.2),
+    ],
+)
+def test_it_rises_while_the_llm_repeats_itself(cycles: list[CycleStats], wanted: float) -> None:
+    config = configured(temperature_step=0.1, temperature_max=1.35)
+    assert temperature_of(config, cycles) == wanted
+
+
+def test_it_stays_unless_asked_for() -> None:
+    assert temperature_of(configured(), [REPEATS] * 5) == 1.0
+
+
+def test_a_highest_below_the_first_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"loop\.temperature_max: below generation\.temperature"):
+        configured(temperature_step=0.1, temperature_max=0.9)
+
+
+def test_the_job_samples_at_it() -> None:
+    rest: dict[str, Any] = {"model_dir": ".", "adapter_dir": None, "messages": [], "batches": []}
+    config = load_config("embedded")
+    job = GenerationJob.of(config, temperature=1.7, **rest)
+    assert job.to_json()["config"] == config.generation.model_dump() | {"temperature": 1.7}
+    assert GenerationJob.of(config, **rest).config == config.generation
