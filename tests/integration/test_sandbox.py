@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -384,6 +386,28 @@ def test_closing_leaves_nothing(blobs: TaskData) -> None:
     made.close()
     assert not psutil.pid_exists(pid)
     assert not folder.exists()
+
+
+def test_a_closed_sandbox_is_gone_with_its_images(blobs: TaskData) -> None:
+    """At once, without the garbage collector, whatever its networks ended in."""
+    codes = (
+        network(),
+        "import nothing_of_this_name",
+        network(learn="import os; os._exit(3)"),
+        network(learn="while True: pass"),
+        network(forward="assert self.conv.weight.is_contiguous()"),
+    )
+    gc.disable()
+    try:
+        with sandbox_at(blobs) as opened:
+            outcomes = {opened.evaluate(code, seed=3).outcome.value for code in codes}
+            reference = weakref.ref(opened)
+            del opened
+        kept = reference()
+    finally:
+        gc.enable()
+    assert outcomes == {"valid", "import_error", "train_error", "timeout"}
+    assert kept is None
 
 
 def test_the_self_test_passes() -> None:

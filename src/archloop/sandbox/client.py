@@ -342,7 +342,11 @@ class Sandbox:
             output=child.output.text()[-_OUTPUT:],
             flags=(flags.LEFT_PROCESSES,) if strays else (),
         )
-        raise failed from None
+        try:
+            raise failed from None
+        finally:
+            # Else it and this frame would keep each other, and the sandbox with its images.
+            del failed
 
     def close(self) -> None:
         """End the fork server and everything under it; candidates still running are lost."""
