@@ -281,6 +281,12 @@ def test_errors_name_the_line(sandbox: Sandbox) -> None:
     assert sandbox.evaluate(code, seed=3).error == f"ValueError: bad (line {line}, in learn)"
 
 
+def test_errors_name_no_place_of_this_machine(sandbox: Sandbox) -> None:
+    verdict = sandbox.probe("from torch import nothing", shape=(1, 8, 8), classes=4)
+    wanted = "cannot import name 'nothing' from 'torch' (torch/__init__.py) (line 1)"
+    assert verdict.error == f"ImportError: {wanted}"
+
+
 def test_another_seed_gives_another_network(sandbox: Sandbox) -> None:
     hard = network(learn="self.optimizer = torch.optim.SGD(self.parameters(), lr=1e-5)")
     scores = {sandbox.evaluate(hard, seed=s).first_epoch_accuracy for s in range(4)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import sysconfig
 import traceback
 
 from archloop.sandbox import wire
@@ -62,6 +64,8 @@ def _is_denial(error: BaseException) -> bool:
 def error_line(error: BaseException) -> str:
     """``Type: message (line N, in function)`` on one line, bounded, without control characters."""
     line = next((part for part in str(error).splitlines() if part.strip()), "")
+    # The same on every machine: paths of installed packages begin at the package.
+    line = line.replace(sysconfig.get_path("platlib") + os.sep, "")
     text = one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
     place = _place(error)
     return f"{text[: 300 - len(place)]}{place}"
