@@ -1,5 +1,5 @@
 # expected: sandbox_violation
-# C8: writes what lies beside its private folder, where other networks have theirs.
+# C8: writes beside its private folder, where other networks have theirs.
 import torch
 import torch.nn as nn
 import os
