@@ -20,8 +20,8 @@ _WAITING = 1024
 _MERGED = 4
 """Blocks of one size that become one of the next."""
 _POSITION_BITS = 26
-"""Of a number; the upper 38 are the hash. In a million networks of 25 bands one query in 440 meets a
-band of other content with the same one (25 * 25e6 / 2**38), and compares a network more."""
+"""Of a number; the upper 38 are the hash. In a million networks of 25 bands one query in 440 meets
+a band of other content with the same one (25 * 25e6 / 2**38), and compares a network more."""
 _POSITIONS = np.uint64((1 << _POSITION_BITS) - 1)
 _SEED = 42
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
