@@ -13,7 +13,7 @@ from archloop.errors import ConfigError
 from archloop.llm import resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
-from archloop.provenance import resolved_precision, session
+from archloop.provenance import on_this_machine, resolved_precision, session
 from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, RunDir
 from archloop.store import Store
 from archloop.tasks import load_task
@@ -108,10 +108,18 @@ class RunContext:
             self.store.set_meta(PINNED, pinned)
         elif before != pinned:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
-            raise ConfigError(f"{self.paths.root}: changed since the run began: {names}")
+            why = self._about_precision() if before.get("protocol") != self.protocol else ""
+            raise ConfigError(f"{self.paths.root}: changed since the run began: {names}{why}")
         size = {"shape": list(self.input_shape), "classes": self.task.info.classes}
         self.store.set_meta(TASK_SIZE, size)
         self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])
+
+    def _about_precision(self) -> str:
+        """What another machine may change of the protocol; a run goes on where it is the same."""
+        wanted = self.config.protocol.precision
+        if wanted != "auto":
+            return ""
+        return f" (protocol.precision = 'auto' is {resolved_precision(wanted)!r} on this machine)"
 
 
 def open_context(config: RunConfig | None, root: Path, observer: Observer) -> RunContext:
@@ -126,6 +134,7 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
         ConfigError: The run began with another configuration; the message names the changed keys.
     """
     paths = RunDir(root)
+    config = config and on_this_machine(config)
     if paths.config.is_file():
         before = resolve(json.loads(paths.config.read_text("utf-8")))
         if changes := changed_keys(before, config or before):

@@ -22,7 +22,7 @@ from archloop.config import RunConfig, load_config
 from archloop.errors import IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
 from archloop.llm import EMBEDDED, resolve_adapter
-from archloop.provenance import nvidia_gpus, usable_cores
+from archloop.provenance import nvidia_gpus, on_this_machine, usable_cores
 
 _GIB = 2**30
 
@@ -91,6 +91,7 @@ def diagnose(
     """
     if not isinstance(config, RunConfig):
         config = load_config(config)
+    config = on_this_machine(config)
     machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
     looks = [_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation]
     found = [check for look in looks for check in look(machine)]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from archloop import __version__
+from archloop.config import RunConfig
 
 _PACKAGES = (
     "torch",
@@ -31,6 +32,7 @@ _PACKAGES = (
 )
 """The packages that can change a figure."""
 
+_CPUINFO = Path("/proc/cpuinfo")
 _NVIDIA_SECONDS = 20
 _AMPERE = 8.0
 """The compute capability from which GPUs have bfloat16 units."""
@@ -101,14 +103,15 @@ def computes_in_bf16() -> bool:
     """Whether the GPU, or without one the processor, multiplies bfloat16 in hardware."""
     if capabilities := _nvidia_smi("compute_cap"):
         return all(float(text) >= _AMPERE for text in capabilities)
-    info = Path("/proc/cpuinfo")
-    if not info.is_file():
-        return False
-    for line in info.read_text(errors="replace").splitlines():
-        key, _, value = line.partition(":")
-        if key.strip() in ("flags", "Features"):
-            return not _BF16_FLAGS.isdisjoint(value.split())
-    return False
+    return any(not _BF16_FLAGS.isdisjoint(flags.split()) for flags in _cpuinfo("flags", "Features"))
+
+
+def _cpuinfo(*keys: str) -> list[str]:
+    """The values of some keys in what Linux says of the processor, one a core."""
+    if not _CPUINFO.is_file():
+        return []
+    rows = [line.partition(":") for line in _CPUINFO.read_text(errors="replace").splitlines()]
+    return [value for key, _, value in rows if key.strip() in keys]
 
 
 def resolved_precision(precision: str) -> str:
@@ -118,11 +121,21 @@ def resolved_precision(precision: str) -> str:
     return "bf16" if computes_in_bf16() else "fp32"
 
 
+def resolved_dtype(dtype: str) -> str:
+    """The LLM's ``auto`` as this machine takes it; anything else as it is."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if computes_in_bf16() else "float32"
+
+
+def on_this_machine(config: RunConfig) -> RunConfig:
+    """A configuration with the type that the LLM is computed in here in the place of ``auto``."""
+    llm = config.llm.model_copy(update={"dtype": resolved_dtype(config.llm.dtype)})
+    return config.model_copy(update={"llm": llm})
+
+
 def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(value.split())
+    names = _cpuinfo("model name")
+    if names:
+        return " ".join(names[0].split())
     return platform.processor() or platform.machine()

@@ -26,7 +26,9 @@ class LLMConfig(Section):
     the name that the server knows."""
     revision: str | None = None
     """Commit of a Hugging Face id; pin it for a run that must be repeatable."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Of its weights and products; ``auto``: bfloat16 where the GPU or the processor multiplies it
+    in hardware, else float32. A run keeps what it began with."""
     warm_start: str | None = None
     """Adapter of cycle 1: a packaged name (``smollm2-135m-lemur``) or a folder. ``None``: fine-tune
     on the seeds."""

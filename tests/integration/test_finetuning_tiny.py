@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from archloop.assets import sha256_of
 from archloop.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
 from archloop.corpus import write_pairs
-from archloop.errors import UsageError
+from archloop.errors import ConfigError, DivergedError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
@@ -175,6 +176,23 @@ def test_what_is_adapted_is_in_the_lineage_and_can_be_less_than_all_layers(
         "parameters": 4 * (64 + 48 + 48 + 64 + 96 + 96 + 96),
     }
     assert any("fused 32-bit AdamW" in note for note in known["notes"])
+
+
+def test_another_rank_than_the_parents_is_refused(job: Callable[..., FinetuneJob]) -> None:
+    parent = finetune(job("parent", max_steps=1)).adapter
+    other = replace(job("other", lora_r=8), parent=parent)
+    with pytest.raises(ConfigError, match=r"finetune\.lora_r"):
+        finetune(other)
+    assert not other.output.exists()
+
+
+def test_a_diverged_fine_tune_leaves_no_adapter(job: Callable[..., FinetuneJob]) -> None:
+    """It ends at the first loss that is not finite, which transformers would log as 0."""
+    wild, told = job("wild", lr=1e30, max_steps=4), list[FinetuneProgress]()
+    with pytest.raises(DivergedError, match="diverged: the loss is not finite"):
+        finetune(wild, told.append)
+    assert [p.step for p in told] == [1, 2]
+    assert list(wild.output.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -32,7 +32,7 @@ SHAPE = (3, 32, 32)
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(SandboxConfig(build_seconds=10)) as sandbox:
+    with Sandbox(SandboxConfig(build_seconds=60)) as sandbox:
         yield sandbox
 
 

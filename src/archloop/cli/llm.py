@@ -123,6 +123,7 @@ def finetune_command(
     from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
     from archloop.llm import resolve_adapter, resolve_model
     from archloop.progress import Progress
+    from archloop.provenance import resolved_dtype
 
     config = load_config(source, overrides)
     if out.exists():
@@ -135,7 +136,7 @@ def finetune_command(
         corpus=corpus,
         output=out,
         config=config.finetune,
-        dtype=config.llm.dtype,
+        dtype=resolved_dtype(config.llm.dtype),
         seed=config.seed,
         parent=resolve_adapter(parent) if parent else None,
     )

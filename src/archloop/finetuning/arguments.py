@@ -56,6 +56,7 @@ def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool
         save_steps=CHECKPOINT_STEPS,
         save_total_limit=1,
         logging_steps=1,
+        logging_nan_inf_filter=False,  # it would log a NaN as 0, the best loss there is
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -79,14 +80,19 @@ class PairTrainer(Trainer):  # type: ignore[misc]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Emits one event after every optimiser step and every measurement of the dev loss."""
+    """Emits one event after every optimiser step and every measurement of the dev loss.
+
+    A loss that is not finite ends the training: the weights are beyond repair.
+    """
 
     def __init__(self, emit: Emit) -> None:
         self._emit, self._since = emit, (time.monotonic(), 0)
         self.trainer: PairTrainer | None = None
 
-    def on_log(self, _args: Any, state: Any, _control: Any, logs: Any = None, **_: Any) -> None:
+    def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Called by the trainer with the step's loss, or the dev loss."""
+        if logs and not math.isfinite(logs.get("loss", 0.0)):
+            control.should_training_stop = True
         if not logs or not state.is_world_process_zero or not {"loss", "eval_loss"} & logs.keys():
             return
         assert self.trainer is not None

@@ -10,6 +10,7 @@ from typing import Any
 from archloop.config import GenerationConfig, RunConfig
 from archloop.engine_config import OpenAIConfig, VLLMConfig
 from archloop.generation import GeneratedText, StoredText, build_generator
+from archloop.provenance import resolved_dtype
 from archloop.spending import Budget, Remote, Spent
 from archloop.types import Completion, Message
 from archloop.worker import Emit, run_worker, serve
@@ -50,7 +51,7 @@ class GenerationJob:
             decoding = decoding.model_copy(update={"temperature": temperature})
         return cls(
             config=decoding,
-            dtype=config.llm.dtype,
+            dtype=resolved_dtype(config.llm.dtype),
             vllm=config.vllm,
             server=config.openai,
             model=config.llm.model,

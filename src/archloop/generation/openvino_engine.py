@@ -26,6 +26,20 @@ logger = logging.getLogger(__name__)
 _PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
 
+def _precision(dtype: str) -> str:
+    """OpenVINO's name of the type; float32 where the processor has no bfloat16.
+
+    There OpenVINO itself computes in float32, but takes no bfloat16 cache.
+    """
+    import openvino as ov
+
+    offered = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if dtype == "bfloat16" and "BF16" not in offered:
+        logger.warning("this processor has no bfloat16: generation computes in float32")
+        return "f32"
+    return _PRECISIONS[dtype]
+
+
 class OpenVINOGenerator:
     """The ``openvino`` engine."""
 
@@ -67,8 +81,8 @@ class OpenVINOGenerator:
         scheduler.cache_size = 0  # grows with what the sequences need
         scheduler.enable_prefix_caching = True
         scheduler.max_num_seqs = self._config.batch_size
-        precision = _PRECISIONS[dtype]
-        # The default cache type is 8-bit; the sampled distribution should be that of ``dtype``.
+        precision = _precision(dtype)
+        # The default cache type is 8-bit; what is sampled should be the distribution of ``dtype``.
         properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
         return self._genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 

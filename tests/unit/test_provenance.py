@@ -1,0 +1,76 @@
+"""What a machine decides of a run, and what happens to the run on another machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from archloop import provenance
+from archloop.config import RunConfig, load_config
+from archloop.context import RunContext, open_context
+from archloop.errors import ConfigError
+from archloop.progress import Silent
+
+
+@pytest.fixture
+def bf16(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine that multiplies bfloat16 in hardware; ``without`` makes it another one."""
+    monkeypatch.setattr(provenance, "computes_in_bf16", lambda: True)
+    return monkeypatch
+
+
+def without(machine: pytest.MonkeyPatch) -> None:
+    machine.setattr(provenance, "computes_in_bf16", lambda: False)
+
+
+def opened(config: RunConfig | None, root: Path) -> RunContext:
+    return open_context(config, root, Silent())
+
+
+@pytest.mark.parametrize(
+    ("flags", "there"),
+    [("fpu avx2", False), ("fpu avx512f avx512_bf16", True), ("amx_bf16", True)],
+)
+def test_bf16_is_what_the_processor_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, flags: str, there: bool
+) -> None:
+    file = tmp_path / "cpuinfo"
+    file.write_text(f"model name\t: X\nflags\t\t: {flags}\n")
+    monkeypatch.setattr(provenance, "_CPUINFO", file)
+    monkeypatch.setattr(provenance, "_nvidia_smi", lambda _query: [])
+    assert provenance.computes_in_bf16() is there
+    assert provenance.resolved_dtype("auto") == ("bfloat16" if there else "float32")
+    assert provenance.resolved_precision("auto") == ("bf16" if there else "fp32")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
+    for _ in range(2):
+        assert provenance.resolved_dtype(dtype) == dtype
+        without(bf16)
+
+
+def test_a_run_keeps_the_type_it_began_with(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened(load_config("smoke"), tmp_path).store.close()
+    assert json.loads((tmp_path / "config.json").read_text())["llm"]["dtype"] == "bfloat16"
+    without(bf16)
+    with pytest.raises(ConfigError, match=r"changed: llm\.dtype: 'bfloat16' -> 'float32'"):
+        opened(load_config("smoke"), tmp_path)
+    for config in (None, load_config("smoke", ["llm.dtype=bfloat16"])):
+        context = opened(config, tmp_path)
+        assert context.config.llm.dtype == "bfloat16"
+        context.store.close()
+
+
+def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = load_config("smoke", ["llm.dtype=float32", "protocol.precision=auto"])
+    context = opened(config, tmp_path)
+    context.pin()
+    context.store.close()
+    without(bf16)
+    context = opened(config, tmp_path)
+    with pytest.raises(ConfigError, match=r"began: protocol \(protocol.precision = 'auto' is 'fp"):
+        context.pin()
+    context.store.close()
