@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## A whole real loop in minutes: run or resume runs/demo (start anew: make demo RUN=runs/other)
 	$(BIN)/archloop run demo --run-dir $(RUN)
 
+# Two files at a time, each test's processes on one thread: more would get in each other's way.
 test: $(STAMP)  ## Run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP)  ## Lint, check the format, check the types
 	$(BIN)/ruff check .
