@@ -19,10 +19,11 @@ from archloop import checks
 from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, WheelAsset, cache_dir
 from archloop.checks import Check
 from archloop.config import RunConfig, load_config
-from archloop.errors import IsolationError, UsageError
+from archloop.corpus import packaged_corpus
+from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
 from archloop.llm import EMBEDDED, resolve_adapter
-from archloop.provenance import nvidia_gpus, on_this_machine, usable_cores
+from archloop.provenance import computes_in_bf16, nvidia_gpus, on_this_machine, usable_cores
 
 _GIB = 2**30
 
@@ -93,7 +94,8 @@ def diagnose(
         config = load_config(config)
     config = on_this_machine(config)
     machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
-    looks = [_python, _torch, _gpu, _memory, _packages, _llm, _seeds, _task, _disk, _isolation]
+    looks = [_python, _torch, _gpu, _processor, _memory, _packages, _llm]
+    looks += [_seeds, _task, _disk, _isolation]
     found = [check for look in looks for check in look(machine)]
     if attack_sandbox and found[-1].ok:
         found += _attacks(machine)
@@ -147,6 +149,18 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
         yield Check("GPU", False, found, needed)
     else:
         yield Check("GPU", True, f"{found}; not needed for this LLM")
+
+
+def _processor(machine: _Machine) -> Iterator[Check]:
+    """Whether bfloat16 is fast, where the processor computes."""
+    if machine.gpu is not None or machine.needs_gpu or computes_in_bf16():
+        return
+    seconds = machine.config.sandbox.train_seconds
+    needed = (
+        "one with bfloat16 (AVX512-BF16, AMX, Arm's bf16) is several times faster; without it "
+        f"accurate networks may reach sandbox.train_seconds = {seconds:g}"
+    )
+    yield Check("processor", None, f"{usable_cores()} cores, no bfloat16: float32", needed)
 
 
 def _memory(machine: _Machine) -> Iterator[Check]:
@@ -207,6 +221,12 @@ def _seeds(machine: _Machine) -> Iterator[Check]:
     source, path = machine.config.seeds.source, machine.config.seeds.path
     if source == "lemur":
         yield _wheel("seeds", LEMUR_WHEEL)
+    elif source == "packaged":
+        try:
+            packaged_corpus(path or "")
+            yield Check("seeds", True, f"packaged with {path}")
+        except ConfigError as error:
+            yield Check("seeds", False, "not found", str(error))
     elif path is not None:
         there = Path(path).exists()
         yield Check("seeds", there, path, "" if there else f"{path} does not exist (seeds.path)")

@@ -34,6 +34,23 @@ def look(config: RunConfig | str, run_dir: Path = Path("runs")) -> dict[str, Che
 
 
 @ONLY_CPU
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_processor_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
+    monkeypatch.setattr(doctor, "computes_in_bf16", lambda: bf16)
+    found = look("embedded").get("processor")
+    assert (found is None) == bf16
+    assert bf16 or (found and "float32" in found.detail and "= 90" in found.needed)
+
+
+def test_packaged_seeds_are_found_by_name() -> None:
+    found = look("embedded")["seeds"]
+    assert (found.ok, found.detail) == (True, "packaged with smollm2-135m-lemur")
+    wrong = look(load_config("embedded", ["seeds.path=nobody"]))["seeds"]
+    assert wrong.ok is False
+    assert "nobody" in wrong.needed
+
+
+@ONLY_CPU
 def test_the_paper_on_a_laptop_lists_everything_that_is_missing() -> None:
     checks = look("paper")
     missing = {name for name, check in checks.items() if check.ok is False}

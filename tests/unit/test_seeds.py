@@ -418,3 +418,10 @@ def test_a_lemur_folder_or_wheel_is_a_source(tmp_path: Path) -> None:
         assert len(source.digest) == 64
     with pytest.raises(UsageError, match="no nn/NAME.py"):
         open_source(SeedsConfig(source="lemur", path=str(root / "ab" / "nn" / "stat")))
+
+
+def test_a_file_that_is_no_wheel_is_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / "lemur.whl"
+    file.write_text("not a zip archive")
+    with pytest.raises(UsageError, match=r"lemur\.whl is no wheel of LEMUR: File is not a zip"):
+        LemurSource(file)

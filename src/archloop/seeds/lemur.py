@@ -29,7 +29,7 @@ class LemurSource:
             first use.
 
     Raises:
-        UsageError: There are no networks.
+        UsageError: It is no wheel or folder, or there are no networks.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -37,6 +37,8 @@ class LemurSource:
         self._path = path or fetch_wheel(LEMUR_WHEEL)
         if not self._path.exists():
             raise UsageError(f"seeds.path: {self._path} is no folder or wheel of LEMUR")
+        # Listing the members of a release takes a second: it stays open, for all threads.
+        self._archive = _opened(self._path) if self._path.is_file() else None
         self._members = self._list()
         self._networks = _networks(self._members)
         if not self._networks:
@@ -66,9 +68,8 @@ class LemurSource:
         return sum(len(json.loads(text)) for _, text in self._texts(self._trials()))
 
     def _list(self) -> list[str]:
-        if self._path.is_file():
-            with zipfile.ZipFile(self._path) as archive:
-                return sorted(archive.namelist())
+        if self._archive is not None:
+            return sorted(self._archive.namelist())
         return sorted(
             file.relative_to(self._path).as_posix()
             for kind in ("*.py", "*.json")
@@ -76,12 +77,10 @@ class LemurSource:
         )
 
     def _texts(self, members: list[str]) -> Iterator[tuple[str, str]]:
-        if self._path.is_file():
-            with zipfile.ZipFile(self._path) as archive:
-                for name in members:
-                    yield name, archive.read(name).decode("utf-8", "replace")
-        else:
-            for name in members:
+        for name in members:
+            if self._archive is not None:
+                yield name, self._archive.read(name).decode("utf-8", "replace")
+            else:
                 yield name, (self._path / name).read_text("utf-8", "replace")
 
     def _trials(self) -> list[str]:
@@ -94,6 +93,14 @@ class LemurSource:
             values = [t["accuracy"] for t in trials if isinstance(t.get("accuracy"), int | float)]
             if values:
                 yield Path(member).parent.name.split("_", 3)[3], max(values)
+
+
+def _opened(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except (zipfile.BadZipFile, OSError) as error:
+        reason = f"seeds.path: {wheel} is no wheel of LEMUR: {error}"
+        raise UsageError(reason) from None
 
 
 def _networks(members: list[str]) -> list[str]:
