@@ -129,7 +129,12 @@ def resolved_dtype(dtype: str) -> str:
 
 
 def on_this_machine(config: RunConfig) -> RunConfig:
-    """A configuration with the type that the LLM is computed in here in the place of ``auto``."""
+    """A configuration with the type that the LLM is computed in here in the place of ``auto``.
+
+    An LLM on a server is not computed here.
+    """
+    if config.generation.engine == "openai":
+        return config
     llm = config.llm.model_copy(update={"dtype": resolved_dtype(config.llm.dtype)})
     return config.model_copy(update={"llm": llm})
 

@@ -64,6 +64,14 @@ def test_a_run_keeps_the_type_it_began_with(bf16: pytest.MonkeyPatch, tmp_path: 
         context.store.close()
 
 
+def test_a_run_with_its_llm_on_a_server_goes_on_anywhere(
+    bf16: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened(load_config("openai"), tmp_path).store.close()
+    without(bf16)
+    opened(load_config("openai"), tmp_path).store.close()
+
+
 def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = load_config("smoke", ["llm.dtype=float32", "protocol.precision=auto"])
     context = opened(config, tmp_path)
