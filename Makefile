@@ -19,7 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## A whole real loop in minutes: run or resume runs/demo (start anew: make demo RUN=runs/other)
 	$(BIN)/archloop run demo --run-dir $(RUN)
 
-# Two files at a time, each test's processes on one thread: more would get in each other's way.
+# Two files at a time, each test's processes on one thread: more would get in each other's way. In the
+# order of their names, as the slow ones come first.
 test: $(STAMP)  ## Run all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

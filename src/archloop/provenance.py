@@ -1,6 +1,7 @@
 """Where a figure comes from: the machine, the versions and the command of one session of a run.
 
-The machine is described, never named, so a report can be given away.
+The machine is described, never named, so a report can be given away. What a configuration leaves to
+the machine (``auto``) is decided here too.
 """
 
 from __future__ import annotations

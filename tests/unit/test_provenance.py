@@ -67,9 +67,11 @@ def test_a_run_keeps_the_type_it_began_with(bf16: pytest.MonkeyPatch, tmp_path: 
 def test_a_run_with_its_llm_on_a_server_goes_on_anywhere(
     bf16: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    opened(load_config("openai"), tmp_path).store.close()
-    without(bf16)
-    opened(load_config("openai"), tmp_path).store.close()
+    for _ in range(2):
+        context = opened(load_config("openai"), tmp_path)
+        assert context.config.llm.dtype == "auto"
+        context.store.close()
+        without(bf16)
 
 
 def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
