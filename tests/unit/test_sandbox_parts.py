@@ -64,6 +64,39 @@ def test_no_system_call_is_listed_twice() -> None:
         assert len(numbers) == len(set(numbers))
 
 
+LATE_FILTER = """
+import queue, socket, threading
+from archloop.sandbox import seccomp
+
+def attempt():
+    try:
+        socket.socket().close()
+        return "open"
+    except PermissionError:
+        return "denied"
+
+asked, answers = queue.Queue(), queue.Queue()
+def work():
+    while asked.get():
+        answers.put(attempt())
+threading.Thread(target=work, daemon=True).start()
+asked.put(True)
+print(answers.get())
+seccomp.no_new_privileges()
+seccomp.install()
+asked.put(True)
+print(answers.get(), attempt())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+def test_the_filter_holds_for_threads_that_were_there_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LATE_FILTER], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.split() == ["open", "denied", "denied"]
+
+
 def frame(body: bytes, size: int | None = None) -> bytes:
     return (len(body) if size is None else size).to_bytes(4) + body
 

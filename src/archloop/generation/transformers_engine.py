@@ -56,6 +56,8 @@ class TransformersGenerator:
         self._config = config
         self._tokenizer = ChatTokenizer(model_dir)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # cuDNN's attention plans anew for every length of the cache: most of a step's time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
         model, _ = load_language_model(model_dir, adapter_dir, _DTYPES[dtype])
         self._model: Any = model.to(self._device)
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from archloop.errors import IsolationError
@@ -37,6 +37,7 @@ _SYSTEM_FILES = (
     "/sys/devices/system/cpu",
     "/usr/share/zoneinfo",
 )
+_GPU_FILES = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices", "/etc/ld.so.cache")
 _LAZY_PACKAGES = ("nvidia", "triton", "functorch", "torchgen")
 """Parts of torch that it opens later."""
 
@@ -151,8 +152,8 @@ def readable_paths() -> dict[str, Access]:
     for name in ("purelib", "platlib", "stdlib", "platstdlib"):
         rules[sysconfig.get_path(name)] = LIST
     if gpus := list(Path("/dev").glob("nvidia*")):
-        rules |= {str(gpu): DEVICE for gpu in gpus if not gpu.is_dir()}
-        rules |= {path: READ for path in ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices")}
+        rules |= {str(gpu): DEVICE | LIST if gpu.is_dir() else DEVICE for gpu in gpus}
+        rules |= {path: READ for path in (*_GPU_FILES, *_driver_folders())}
     rules[os.devnull] = Access.READ_FILE | Access.WRITE_FILE
     return {path: access for path, access in rules.items() if Path(path).exists()}
 
@@ -184,8 +185,21 @@ def _packages() -> Iterator[Path]:
         yield Path(sysconfig.get_path("platlib")) / name
 
 
-def confine(folder: Path, fence: Fence) -> None:
+def _driver_folders() -> set[str]:
+    """Where this process has the GPU driver's libraries from; it opens more of them later."""
+    maps = Path("/proc/self/maps")
+    names = [line.split()[-1] for line in maps.read_text().splitlines()] if maps.is_file() else []
+    return {str(Path(n).parent) for n in names if Path(n).name.startswith("libcuda.so")}
+
+
+def confine(folder: Path, fence: Fence, start: Callable[[], None]) -> None:
     """No capabilities, Landlock (write only ``folder``), seccomp; irreversible.
+
+    Args:
+        folder: The private one.
+        fence: The files that may be reached.
+        start: Called inside the fence, as threads that it starts would stay outside for good, and
+            before the filter, which the start of a GPU does not get through.
 
     Raises:
         OSError: The kernel refused a step.
@@ -193,6 +207,7 @@ def confine(folder: Path, fence: Fence) -> None:
     _drop_capabilities()
     seccomp.no_new_privileges()
     landlock.restrict(fence, folder)
+    start()
     seccomp.install()
 
 

@@ -104,6 +104,9 @@ def _warm_up() -> None:
     of a forward pass on the meta device.
     """
     torch.set_num_threads(1)
+    if torch.cuda.is_available():
+        # Loaded, not started: inside its fence a candidate would not find it.
+        ctypes.CDLL("libcuda.so.1")
     meta.install()
     seed_everything(0)
     with torch.device("meta"), torch.no_grad():
@@ -148,7 +151,7 @@ def _fork(
             os.close(spec["fd"])
         job = wire.receive(sock)
         try:
-            _confine(folder, setup)
+            _confine(folder, setup, meta=job["meta"])
         except OSError as error:
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
@@ -161,21 +164,35 @@ def _fork(
         os._exit(0)
 
 
-def _confine(folder: Path, setup: dict[str, Any]) -> None:
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        total = torch.cuda.get_device_properties(0).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, (setup["memory_mb"] << 20) / total))
+def _confine(folder: Path, setup: dict[str, Any], *, meta: bool) -> None:
+    gpu = torch.cuda.is_available() and not meta
+    if not gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     limit(
         setup["memory_mb"],
         setup["disk_mb"],
         setup["threads"],
         cpu_seconds=setup["cpu_seconds"],
-        memory=not cuda,
+        memory=not gpu,
     )
-    if setup["isolation"] != "process":
-        confine(folder, setup["fence"])
+
+    def start() -> None:
+        if gpu:
+            _start_gpu(setup["memory_mb"] << 20)
+
+    if setup["isolation"] == "process":
+        start()
+    else:
+        confine(folder, setup["fence"], start)
+
+
+def _start_gpu(memory: int) -> None:
+    """The first GPU, with so many bytes of its memory; the same network gives the same accuracy."""
+    torch.cuda.init()  # type: ignore[no-untyped-call]
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total))
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 def _kill(pid: int) -> None:

@@ -16,8 +16,8 @@ import struct
 from typing import NamedTuple
 
 PR_SET_NO_NEW_PRIVS = 38
-PR_SET_SECCOMP = 22
-SECCOMP_MODE_FILTER = 2
+_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
+_SET_MODE_FILTER, _FLAG_TSYNC = 1, 1
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
 _KILL = 0x80000000
@@ -180,18 +180,21 @@ def no_new_privileges() -> None:
 
 
 def install() -> None:
-    """Filter the calling thread's system calls for good, and those of all threads it starts.
+    """Filter the system calls of all threads of this process for good, and of those to come.
 
-    It has to be without new privileges by then.
+    They have to be without new privileges by then.
 
     Raises:
         OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    code = _assemble(platform.machine(), os.getpid())
+    machine = platform.machine()
+    code = _assemble(machine, os.getpid())
     program = _Program(len(code) // 8, code)
-    if libc.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0):
-        raise OSError(ctypes.get_errno(), "PR_SET_SECCOMP refused")
+    number = _SYS_SECCOMP[machine]
+    # A number above 0 is a thread that could not be filtered.
+    if left := libc.syscall(number, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(program)):
+        raise OSError(ctypes.get_errno() if left < 0 else errno.EBUSY, "seccomp refused")
 
 
 def _assemble(machine: str, pid: int) -> bytes:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from archloop.config import SandboxConfig
 from archloop.sandbox.client import Sandbox
 from archloop.types import Outcome
 
 _SECRET = "ARCHLOOP_SELF_TEST_SECRET"
+_HOME = next(str(path) for path in (Path(os.environ.get("HOME", "/")), Path("/")) if path.is_dir())
 
 _NET = """
 import torch
@@ -69,7 +71,7 @@ _ATTACKS = (
     ),
     _Attack(
         "the home folder cannot be read",
-        "import os, pwd; os.listdir(pwd.getpwuid(os.getuid()).pw_dir)",
+        f"import os; os.listdir({_HOME!r})",
         (Outcome.SANDBOX_VIOLATION,),
         True,
     ),

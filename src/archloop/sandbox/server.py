@@ -222,6 +222,7 @@ class ForkServer:
             "PYTHONHASHSEED": "0",
             "TORCHDYNAMO_DISABLE": "1",
             "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+            "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
             "PYTHONDONTWRITEBYTECODE": "1",
