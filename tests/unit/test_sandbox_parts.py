@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import queue
 import re
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 import types
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +27,7 @@ from archloop.config import SandboxConfig
 from archloop.sandbox import flags, harness, landlock, seccomp, state, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
+from archloop.sandbox.confine import confine
 from archloop.sandbox.conversation import Conversation, FailedError
 from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
 from archloop.sandbox.ring import ring_bytes
@@ -491,6 +494,56 @@ def test_a_fence_leaves_a_process_its_own_folder(tmp_path: Path, beside: str) ->
         os.close(fd)
     code = os.waitstatus_to_exitcode(status)
     assert code == 0, attempts[code - 1] if code <= len(attempts) else "it could not be limited"
+
+
+@pytest.mark.skipif(landlock.abi() < landlock.MIN_ABI, reason="needs Landlock")
+def test_threads_started_inside_the_fence_stay_in_it_and_are_filtered(tmp_path: Path) -> None:
+    """As CUDA's are: it starts where files are out of reach, and before the filter."""
+    own = tmp_path / "private" / "1"
+    own.mkdir(parents=True)
+    (tmp_path / "secret").write_text("x")
+    pid = os.fork()
+    if not pid:
+        try:
+            made = landlock.fence({}, own.parent)
+            found = _attempts_of_a_thread(made, own, tmp_path / "secret")
+        except BaseException:  # noqa: BLE001 - this process must not go on as a second pytest
+            os._exit(2)
+        os._exit(int(found != [("denied", "allowed"), ("denied", "denied")]))
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def _attempts_of_a_thread(fence: landlock.Fence, own: Path, secret: Path) -> list[tuple[str, str]]:
+    """What reading a file and opening a socket come to, before the filter and after it."""
+    asked: queue.Queue[None] = queue.Queue()
+    answers: queue.Queue[tuple[str, str]] = queue.Queue()
+
+    def attempt(what: Callable[[], Any]) -> str:
+        try:
+            what().close()
+        except PermissionError:
+            return "denied"
+        return "allowed"
+
+    def work() -> None:
+        while True:
+            asked.get()
+            answers.put((attempt(secret.open), attempt(socket.socket)))
+
+    found: list[tuple[str, str]] = []
+
+    def ask() -> None:
+        asked.put(None)
+        found.append(answers.get(timeout=10))
+
+    def start() -> None:
+        threading.Thread(target=work, daemon=True).start()
+        ask()
+
+    confine(own, fence, start)
+    ask()
+    return found
 
 
 def _first_surprise(
