@@ -140,7 +140,8 @@ def _probe(
     def probe(code: str) -> Verdict:
         return sandbox.probe(code, shape=subject.shape, classes=subject.classes, meta=True)
 
-    with ThreadPoolExecutor(config.workers or usable_cores()) as pool:
+    # One more than there are cores: each of them waits for its process now and then.
+    with ThreadPoolExecutor(config.workers or usable_cores() + 1) as pool:
         jobs = [pool.submit(probe, code) for code in codes]
         for job in jobs:
             verdicts.append(job.result())
