@@ -217,7 +217,7 @@ class ForkServer:
             "TMPDIR": str(self._root / "home"),
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
-            "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+            "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(512 << 20),
             "PYTHONHASHSEED": "0",
             "TORCHDYNAMO_DISABLE": "1",
