@@ -152,7 +152,7 @@ def _fork(
         job = wire.receive(sock)
         try:
             _confine(folder, setup, meta=job["meta"])
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # CUDA raises the latter
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
         wire.send(sock, {"stage": "confined"})
