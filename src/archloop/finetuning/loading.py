@@ -44,7 +44,7 @@ def load(job: FinetuneJob) -> Any:
         UsageError: A LoRA target does not exist in this LLM, or its loss cannot be computed here.
         ConfigError: The parent's adapter is of another shape.
     """
-    # cuDNN's attention plans anew for every length, and each document of a batch has its own.
+    # As in generation: cuDNN's attention plans anew for every length.
     torch.backends.cuda.enable_cudnn_sdp(False)
     base = _base(job)
     check_targets(base, job.config)

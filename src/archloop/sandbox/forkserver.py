@@ -187,7 +187,10 @@ def _confine(folder: Path, setup: dict[str, Any], *, meta: bool) -> None:
 
 
 def _start_gpu(memory: int) -> None:
-    """The first GPU, with so many bytes of its memory; the same network gives the same accuracy."""
+    """The first GPU, with so many bytes of its memory, and operators that repeat exactly.
+
+    Of the latter only those that torch has; others warn in the candidate's output.
+    """
     torch.cuda.init()  # type: ignore[no-untyped-call]
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, memory / total))
