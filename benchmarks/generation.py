@@ -11,6 +11,7 @@ takes less time.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import statistics
 import time
@@ -23,6 +24,7 @@ from archloop.config import load_config
 from archloop.context import derive_seed, task_prompt
 from archloop.generation import EXTRAS, build_generator
 from archloop.llm import resolve_adapter, resolve_model
+from archloop.provenance import on_this_machine
 from archloop.types import Message
 from benchmarks.table import Row
 
@@ -56,7 +58,7 @@ class Rate(NamedTuple):
 
 
 def _setup() -> tuple[Any, list[Message]]:
-    config = load_config("embedded", ["task.name=cifar10"])
+    config = on_this_machine(load_config("embedded"))
     return config, task_prompt(config)
 
 
@@ -73,13 +75,14 @@ def plain(size: Size) -> Sample:
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=config.llm.dtype)
     adapter = resolve_adapter(config.llm.warm_start)
     model = PeftModel.from_pretrained(model, adapter).merge_and_unload().eval()
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     inputs = tokenizer.apply_chat_template(
         [messages] * size.sequences,
         add_generation_prompt=True,
         padding=True,
         return_tensors="pt",
         return_dict=True,
-    )
+    ).to(model.device)
     length = inputs["input_ids"].shape[1]
 
     def sample(repetition: int) -> int:
@@ -123,33 +126,36 @@ def ours(engine: str, size: Size) -> Sample:
 
 
 def _contest(way: str, size: Size, pipe: Connection) -> None:
+    """Load, then sample whenever told to, until the other end is closed."""
     sample = plain(size) if way == "plain" else ours(way, size)
     pipe.send("ready")
-    while (repetition := pipe.recv()) is not None:
-        started = time.perf_counter()
-        tokens = sample(repetition)
-        pipe.send(Rate(tokens, time.perf_counter() - started))
+    with contextlib.suppress(EOFError):
+        while True:
+            repetition = pipe.recv()
+            started = time.perf_counter()
+            tokens = sample(repetition)
+            pipe.send(Rate(tokens, time.perf_counter() - started))
 
 
-def measure(ways: list[str], size: Size) -> dict[str, list[Rate]]:
-    """Every way in turn, ``REPETITIONS`` times."""
+def measure(ways: list[str], size: Size, repetitions: int) -> dict[str, list[Rate]]:
+    """Every way in turn, ``repetitions`` times."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    processes = []
-    for way in ways:
-        pipes[way], theirs = context.Pipe()
-        processes.append(context.Process(target=_contest, args=(way, size, theirs), daemon=True))
-        processes[-1].start()
-        theirs.close()
-        assert pipes[way].recv() == "ready"
     rates: dict[str, list[Rate]] = {way: [] for way in ways}
-    for repetition in range(1, REPETITIONS + 1):
+    try:
         for way in ways:
-            pipes[way].send(repetition)
-            rates[way].append(pipes[way].recv())
-    for way, process in zip(ways, processes, strict=True):
-        pipes[way].send(None)
-        process.join()
+            pipes[way], theirs = context.Pipe()
+            # No daemon: vLLM starts a process of its own.
+            context.Process(target=_contest, args=(way, size, theirs)).start()
+            theirs.close()
+            assert pipes[way].recv() == "ready"
+        for repetition in range(1, repetitions + 1):
+            for way in ways:
+                pipes[way].send(repetition)
+                rates[way].append(pipes[way].recv())
+    finally:
+        for pipe in pipes.values():
+            pipe.close()
     return rates
 
 
@@ -164,10 +170,12 @@ def installed() -> list[str]:
     return found
 
 
-def all_rows(size: Size = WHOLE, engines: list[str] | None = None) -> Iterator[Row]:
+def all_rows(
+    size: Size = WHOLE, engines: list[str] | None = None, repetitions: int = REPETITIONS
+) -> Iterator[Row]:
     """A row for each engine; ``None``: all that can run here."""
     engines = engines or installed()
-    rates = measure(["plain", *engines], size)
+    rates = measure(["plain", *engines], size, repetitions)
     beside = rates["plain"]
     for engine in engines:
         ratios = [a.per_second / b.per_second for a, b in zip(rates[engine], beside, strict=True)]

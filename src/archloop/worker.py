@@ -2,7 +2,8 @@
 
 The job travels as one JSON line on stdin, events come back as JSON lines on a pipe of their own;
 what libraries print goes to stderr. The process dies with its parent: it holds the read end of
-stdin open and leaves when that closes.
+stdin open and leaves when that closes. It leads a process group, so that processes which a library
+starts (vLLM's engine, the ranks of a fine-tune) end with it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -42,12 +44,17 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         pass_fds=[writer],
         env={**os.environ, _EVENT_FD: str(writer), "TOKENIZERS_PARALLELISM": "false"},
         text=True,
+        start_new_session=True,
     )
     os.close(writer)
     assert process.stdin and process.stderr
     tail: deque[str] = deque(maxlen=50)
-    drain = threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True)
-    drain.start()
+    helpers = [
+        threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True),
+        threading.Thread(target=_reap, args=(process,), daemon=True),
+    ]
+    for helper in helpers:
+        helper.start()
     finished = False
     try:
         with os.fdopen(reader, "r", encoding="utf-8") as events:
@@ -61,9 +68,13 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 finished = finished or event["event"] == "result"
                 yield event
         process.wait()
-        drain.join()
     finally:
-        _end(process)
+        process.kill()
+        for helper in helpers:
+            helper.join()
+        for stream in (process.stdin, process.stderr):
+            with suppress(BrokenPipeError):
+                stream.close()
     if not finished:
         last = next((line for line in reversed(tail) if line.strip()), "no output")
         raise ArchloopError(f"{module} ended with code {process.returncode}: {last.strip()}")
@@ -75,14 +86,11 @@ def _drain(stream: TextIO, tail: deque[str]) -> None:
         logger.debug("%s", line.rstrip())
 
 
-def _end(process: subprocess.Popen[str]) -> None:
-    if process.poll() is None:
-        process.kill()
+def _reap(process: subprocess.Popen[str]) -> None:
+    """When the process has ended, end what is left of its group, which holds its pipes open."""
     process.wait()
-    for stream in (process.stdin, process.stderr):
-        if stream:
-            with suppress(BrokenPipeError):
-                stream.close()
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def serve(work: Callable[[dict[str, Any], Emit], dict[str, Any]]) -> None:
@@ -107,5 +115,10 @@ def _kind(error: ArchloopError) -> str:
 
 
 def _leave_with_parent() -> None:
-    sys.stdin.read()
+    # Not sys.stdin.read(): its lock would be held for good in a process that a library forks, and
+    # multiprocessing closes sys.stdin there.
+    while os.read(0, 1):
+        pass
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from archloop.config import GenerationConfig, LLMConfig
-from archloop.generation import build_generator
+from archloop.generation import Generator, build_generator
 from archloop.llm import resolve_adapter, resolve_model
 from archloop.types import Message
 
@@ -39,17 +41,25 @@ def agreement(ours: list[str], theirs: list[str], model_dir: Path) -> float:
     return same / sum(max(len(a), len(b)) for a, b in pairs)
 
 
-def answers(
-    engine: Any, model_dir: Path, adapter_dir: Path | None, questions: list[str] = QUESTIONS
-) -> list[str]:
-    generator = build_generator(
-        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=8),
+def build(engine: Any, model_dir: Path, adapter_dir: Path | None, **decoding: Any) -> Any:
+    return build_generator(
+        GenerationConfig(engine=engine, **({"temperature": 0.0, "max_new_tokens": 8} | decoding)),
         model_dir=model_dir,
         adapter_dir=adapter_dir,
         dtype="float32",
     )
+
+
+def greedy(generator: Generator, questions: list[str]) -> list[str]:
     prompts: list[list[Message]] = [[{"role": "user", "content": q}] for q in questions]
-    texts = [next(generator.generate(messages, [(0, 0)])).text for messages in prompts]
+    return [next(iter(generator.generate(messages, [(0, 0)]))).text for messages in prompts]
+
+
+def answers(
+    engine: Any, model_dir: Path, adapter_dir: Path | None, questions: list[str] = QUESTIONS
+) -> list[str]:
+    generator = build(engine, model_dir, adapter_dir)
+    texts = greedy(generator, questions)
     generator.close()
     return texts
 
@@ -69,3 +79,32 @@ def test_openvino_writes_what_transformers_writes() -> None:
     assert agreement(applied, reference, model_dir) >= 0.95
     unapplied = answers("openvino", model_dir, None, QUESTIONS[:3])
     assert agreement(unapplied, reference[:3], model_dir) < 0.8
+
+
+@pytest.mark.gpu
+@pytest.mark.llm
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("vllm") is None, reason="needs a CUDA GPU and vLLM"
+)
+def test_vllm_writes_what_transformers_writes() -> None:
+    """As above; and the adapter changes while the base stays, and a seed decides its own answer."""
+    model_dir, adapter_dir = resolve_model(LLMConfig()), resolve_adapter("smollm2-135m-lemur")
+    reference = answers("transformers", model_dir, adapter_dir)
+    bare = answers("transformers", model_dir, None, QUESTIONS[:3])
+    generator = build("vllm", model_dir, adapter_dir)
+    try:
+        assert agreement(greedy(generator, QUESTIONS), reference, model_dir) >= 0.95
+        generator.use_adapter(None)
+        unapplied = greedy(generator, QUESTIONS[:3])
+        assert agreement(unapplied, bare, model_dir) >= 0.95
+        assert agreement(unapplied, reference[:3], model_dir) < 0.8
+        generator.use_adapter(adapter_dir)
+        assert agreement(greedy(generator, QUESTIONS[:3]), reference[:3], model_dir) >= 0.95
+        generator._config = generator._config.model_copy(update={"temperature": 1.0})
+        question: list[Message] = [{"role": "user", "content": QUESTIONS[0]}]
+        together = {t.index: t.text for t in generator.generate(question, [(0, 5), (1, 6), (2, 5)])}
+        (alone,) = generator.generate(question, [(0, 5)])
+        assert together[0] == together[2] == alone.text != together[1]
+    finally:
+        generator.close()

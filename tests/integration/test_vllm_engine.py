@@ -203,6 +203,14 @@ def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
 
+@pytest.mark.usefixtures("vllm")
+def test_float32_is_refused() -> None:
+    with pytest.raises(UsageError, match="bfloat16 only.*'transformers'"):
+        build_generator(
+            GenerationConfig(engine="vllm"), model_dir=Path(), adapter_dir=None, dtype="float32"
+        )
+
+
 @pytest.mark.parametrize(
     ("engine", "module", "install"),
     [

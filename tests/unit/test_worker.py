@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.worker import run_worker
 
 MODULE = """
-import os, sys, time
+import multiprocessing, os, subprocess, sys, time
 from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.worker import serve
 
@@ -32,6 +34,19 @@ def work(job, emit):
         raise RuntimeError("the last line")
     if job["do"] == "die":
         os._exit(3)
+    if job["do"] == "fork":
+        child = multiprocessing.get_context("fork").Process(target=int, daemon=True)
+        child.start()
+        child.join(20)
+        return {"code": child.exitcode}
+    if job["do"] == "die before a child":
+        pid = os.fork() or time.sleep(600)
+        emit("tick", {"pid": pid})
+        os._exit(3)
+    if job["do"] == "leave a child":
+        child = subprocess.Popen(["sleep", "600"])
+        emit("tick", {"pid": child.pid})
+        time.sleep(600)
     emit("tick", {"pid": os.getpid()})
     if job["do"] == "wait":
         time.sleep(600)
@@ -70,9 +85,49 @@ def test_a_failure_is_one_line(do: str, kind: type[Exception], said: str) -> Non
     assert "\n" not in str(error.value)
 
 
-def test_closing_the_iterator_ends_the_process() -> None:
-    events = run_worker("a_worker", {"do": "wait"})
+def test_a_library_may_fork() -> None:
+    """vLLM does, for the process with its engine; the forked process closes its stdin first."""
+    (result,) = run_worker("a_worker", {"do": "fork"})
+    assert result["data"] == {"code": 0}
+
+
+@pytest.mark.parametrize("do", ["wait", "leave a child"])
+def test_closing_the_iterator_ends_the_process_and_what_it_started(do: str) -> None:
+    events = run_worker("a_worker", {"do": do})
     pid = next(events)["data"]["pid"]
     events.close()  # type: ignore[attr-defined]
-    time.sleep(0.1)
-    assert not psutil.pid_exists(pid)
+    assert _is_gone(pid)
+
+
+def test_a_process_that_outlives_the_worker_does_not_keep_it_open() -> None:
+    events = run_worker("a_worker", {"do": "die before a child"})
+    pid = next(events)["data"]["pid"]
+    with pytest.raises(ArchloopError, match="ended with code 3"):
+        next(events)
+    assert _is_gone(pid)
+
+
+def test_what_a_worker_started_goes_with_the_process_that_started_the_worker(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "parent.py").write_text(
+        "from archloop.worker import run_worker\n"
+        "for event in run_worker('a_worker', {'do': 'leave a child'}):\n"
+        "    print(event['data']['pid'], flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        pid = int(parent.stdout.readline())
+        parent.kill()
+    assert _is_gone(pid)
+
+
+def _is_gone(pid: int) -> bool:
+    """Within five seconds; a process that nobody has waited for counts as gone."""
+    for _ in range(50):
+        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.1)
+    return False

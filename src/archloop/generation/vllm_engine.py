@@ -47,9 +47,15 @@ class VLLMGenerator:
         """Load the base LLM and take the adapter.
 
         Raises:
-            UsageError: There is no CUDA GPU, or the adapter is none.
+            UsageError: There is no CUDA GPU, the adapter is none, or ``dtype`` is one that vLLM
+                has no kernels for adapters in.
         """
         _require_gpu()
+        if dtype == "float32":
+            raise UsageError(
+                "vLLM applies adapters in bfloat16 only, and llm.dtype is 'float32' here; set it "
+                "to 'bfloat16', or generation.engine to 'transformers'"
+            )
         self._config = config
         self._tokenizer = ChatTokenizer(model_dir)
         self._rank = _largest_rank(adapter_dir)
