@@ -79,6 +79,9 @@ class _Pipeline:
     def work(self) -> None:
         for completion in self._run.store.pending(self._cycle):
             self._judge(completion)
+        if self._run.config.generation.engine == "vllm":
+            # It weighs the GPU's memory while it loads, and fails when others give some back.
+            self._drain(lambda: self._open == 0)
         for batches in self._rounds():
             self._generate(batches)
             self._drain(lambda: self._open == 0)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -26,6 +27,7 @@ from archloop.errors import ArchloopError
 logger = logging.getLogger(__name__)
 
 _EVENT_FD = "ARCHLOOP_EVENT_FD"
+_VLLM_ERROR = re.compile(r"\(EngineCore[^)]*\) (\w*(?:Error|Exception)\b.*)")
 Emit = Callable[[str, dict[str, Any]], None]
 
 
@@ -48,7 +50,7 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     )
     os.close(writer)
     assert process.stdin and process.stderr
-    tail: deque[str] = deque(maxlen=50)
+    tail: deque[str] = deque(maxlen=400)
     helpers = [
         threading.Thread(target=_drain, args=(process.stderr, tail), daemon=True),
         threading.Thread(target=_reap, args=(process,), daemon=True),
@@ -76,14 +78,22 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             with suppress(BrokenPipeError):
                 stream.close()
     if not finished:
-        last = next((line for line in reversed(tail) if line.strip()), "no output")
-        raise ArchloopError(f"{module} ended with code {process.returncode}: {last.strip()}")
+        raise ArchloopError(f"{module} ended with code {process.returncode}: {_last_word(tail)}")
 
 
 def _drain(stream: TextIO, tail: deque[str]) -> None:
     for line in stream:
         tail.append(line)
         logger.debug("%s", line.rstrip())
+
+
+def _last_word(output: Iterable[str]) -> str:
+    """The error line of a process that failed, or of vLLM's, which it may point to."""
+    lines = [line.strip() for line in output if line.strip()] or ["no output"]
+    if "See root cause above" in lines[-1]:
+        found = [match[1] for line in lines if (match := _VLLM_ERROR.match(line))]
+        return found[-1] if found else lines[-1]
+    return lines[-1]
 
 
 def _reap(process: subprocess.Popen[str]) -> None:

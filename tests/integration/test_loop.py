@@ -13,16 +13,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from archloop import stages
+from archloop import pipeline, stages
 from archloop.chat import make_pair, render_code
 from archloop.config import RunConfig, resolve
 from archloop.context import RunContext
 from archloop.corpus import read_pairs, write_pairs
 from archloop.errors import ConfigError, DivergedError, RunLockedError
+from archloop.generation.job import Sampled
 from archloop.loop import run
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.rejudge import rejudge
@@ -283,6 +285,34 @@ def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path:
     changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
     run(config(source, **changed), tmp_path / "run").close()
     assert len(rows(tmp_path / "run")) == 3
+
+
+def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    changed = {"generation": {"engine": "vllm"}, "loop": {"cycles": 1, "completions": 3}}
+    with Store(RunDir(source).database, read_only=True) as store:
+        texts = store.completions(1)[:3]
+    begun: list[int] = []
+
+    def interrupted(_: object) -> Iterator[Sampled]:
+        yield Sampled(texts[0], None)
+        raise KeyboardInterrupt
+
+    def rest(_: object) -> Iterator[Sampled]:
+        with Store(RunDir(root).database, read_only=True) as store:
+            begun.append(len(store.pending(1)))
+        yield from (Sampled(text, None) for text in texts)
+
+    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
+    monkeypatch.setattr(pipeline, "generate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(config(source, **changed), root)
+    monkeypatch.setattr(pipeline, "generate", rest)
+    run(config(source, **changed), root).close()
+    assert begun == [0]
+    assert len(rows(root)) == 3
 
 
 def test_without_novelty_nothing_is_a_near_duplicate(source: Path, tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ def work(job, emit):
         raise CapReachedError("enough")
     if job["do"] == "fault":
         raise ArchloopError("machine fault")
+    if job["do"] == "vllm":
+        print("(EngineCore pid=7)     assert free >= before, (", file=sys.stderr)
+        print("(EngineCore pid=7) AssertionError: Error in memory profiling.", file=sys.stderr)
+        print("[rank0]: Warning: a process group was not destroyed", file=sys.stderr)
+        raise RuntimeError("Engine core initialization failed. See root cause above. Failed: {}")
     if job["do"] == "crash":
         raise RuntimeError("the last line")
     if job["do"] == "die":
@@ -77,6 +82,7 @@ def test_events_come_as_they_happen_and_the_result_last() -> None:
         ("fault", ArchloopError, "machine fault"),
         ("crash", ArchloopError, "RuntimeError: the last line"),
         ("die", ArchloopError, "ended with code 3"),
+        ("vllm", ArchloopError, "ended with code 1: AssertionError: Error in memory profiling.$"),
     ],
 )
 def test_a_failure_is_one_line(do: str, kind: type[Exception], said: str) -> None:
