@@ -21,9 +21,10 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from archloop.config import load_config
-from archloop.context import derive_seed, task_prompt
+from archloop.context import derive_seed
 from archloop.generation import EXTRAS, build_generator
 from archloop.llm import resolve_adapter, resolve_model
+from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import on_this_machine
 from archloop.types import Message
 from benchmarks.table import Row
@@ -59,7 +60,8 @@ class Rate(NamedTuple):
 
 def _setup() -> tuple[Any, list[Message]]:
     config = on_this_machine(load_config("embedded"))
-    return config, task_prompt(config)
+    template = PromptTemplate.from_config(config.prompt)
+    return config, template.render(CIFAR10, config.task.max_params)
 
 
 def plain(size: Size) -> Sample:
@@ -203,9 +205,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sequences", type=int, default=WHOLE.sequences)
     parser.add_argument("--tokens", type=int, default=WHOLE.max_new_tokens)
+    parser.add_argument("--repetitions", type=int, default=REPETITIONS)
     parser.add_argument("--engines", nargs="+", choices=installed())
     given = parser.parse_args()
-    for row in all_rows(Size(given.sequences, given.tokens), given.engines):
+    size = Size(given.sequences, given.tokens)
+    for row in all_rows(size, given.engines, given.repetitions):
         print(row.markdown(), flush=True)
 
 

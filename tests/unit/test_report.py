@@ -76,6 +76,8 @@ def make_run(
     paths = RunDir(folder)
     folder.mkdir(parents=True)
     paths.config.write_text(config.model_dump_json(), "utf-8")
+    paths.corpus(1).parent.mkdir()
+    paths.corpus(1).touch()
     with Store(paths.database) as store:
         store.set_meta(SESSIONS, [session()])
         for cycle, (accuracies, n_gen) in enumerate(cycles, start=1):
@@ -137,6 +139,14 @@ def test_a_part_not_measured_makes_the_total_unknown(run: Path) -> None:
     with Run.open(run) as opened:
         stats = opened.cycles()
     assert RunSummary.of([stats[0], replace(stats[1], n_tokens=None)]).n_tokens is None
+
+
+def test_without_its_seeds_nothing_is_said_of_memorisation(run: Path, tmp_path: Path) -> None:
+    RunDir(run).corpus(1).unlink()
+    files = {path.name: path.read_text("utf-8") for path in write_report([run], tmp_path / "out")}
+    assert "Not known: the seeds, `corpus/cycle_01.jsonl`" in files["report.md"]
+    assert "| memorised |" not in files["report.md"]
+    assert files["diversity.csv"] == ""
 
 
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:

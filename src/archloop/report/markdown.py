@@ -42,7 +42,8 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         blocks += ["### Outcomes", _outcome_table(run)]
         if run.spans:
             blocks += ["### Time", TIME, f"![Timeline](timeline-{number}.svg)", _time_table(run)]
-        blocks += ["### Memorisation or creativity", DIVERSITY, _diversity_table(run)]
+        blocks.append("### Memorisation or creativity")
+        blocks += [DIVERSITY, _diversity_table(run)] if run.diversity else [NO_SEEDS]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -226,6 +227,7 @@ DIVERSITY = (
     "New motifs: share of the neighbourhoods of their graphs that no seed and no network accepted "
     "in an earlier cycle has."
 )
+NO_SEEDS = "Not known: the seeds, `corpus/cycle_01.jsonl`, are not in the run directory."
 
 
 def _diversity_table(run: ReportedRun) -> str:

@@ -45,7 +45,7 @@ class ReportedRun:
     spending: Spending | None
     """What was used of the LLM's server; ``None``: it is local."""
     diversity: tuple[Diversity, ...]
-    """Of what each committed cycle accepted, and of all of it."""
+    """Of what each committed cycle accepted, and of all of it; none where the seeds are missing."""
 
 
 def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
@@ -83,10 +83,10 @@ def _read(label: str, path: Path) -> ReportedRun:
 
 def _diversity(run: Run, path: Path, candidates: Sequence[Candidate]) -> list[Diversity]:
     cycles = [stats.cycle for stats in run.cycles()]
-    if not cycles:
-        return []
     corpus, size = RunDir(path).corpus(1), run.store.get_meta(TASK_SIZE)
-    codes = [code for _, code in distinct_codes(read_pairs(corpus))] if corpus.is_file() else []
+    if not cycles or not corpus.is_file():
+        return []
+    codes = [code for _, code in distinct_codes(read_pairs(corpus))]
     graphs = (
         traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"])
         if size
