@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from archloop.types import Isolation, Training
+from archloop.types import Isolation, LRSchedule, Training
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 NoveltyKind = Literal["lexical", "normalized", "graph"]
@@ -112,6 +112,10 @@ class ProtocolConfig(Section):
     same hyperparameters; ``both``: each in turn, the accuracy is the contract's."""
     batch_size: int = Field(64, ge=1)
     lr: float = Field(0.01, gt=0.0)
+    lr_schedule: LRSchedule = "constant"
+    """``linear``: each step of an optimiser takes a smaller share of its rate, from all of it at
+    the first step of the epoch in a straight line to nothing after the last; a schedule of the
+    network's own still counts. ``constant``: the rate is the network's affair (the paper)."""
     momentum: float = Field(0.9, ge=0.0, lt=1.0)
     dropout: Fraction = 0.2
     """Offered to networks that ask for it."""

@@ -54,6 +54,7 @@ Isolation = Literal["process", "confined", "bwrap"]
 Landlock+seccomp; plus own mount, process and network namespaces."""
 
 Training = Literal["contract", "harness", "both"]
+LRSchedule = Literal["constant", "linear"]
 """Whose loop trains a network: its own ``learn()``, the harness's fixed one, or each in turn."""
 
 

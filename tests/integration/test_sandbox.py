@@ -22,7 +22,7 @@ from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.errors import IsolationError
 from archloop.sandbox import Sandbox, available_isolation, bwrap, confine, self_test, why_not
 from archloop.tasks import load_task
-from archloop.types import Isolation, Outcome, TaskData
+from archloop.types import Isolation, Outcome, TaskData, Training
 from conftest import HOSTILE, network
 
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
@@ -206,6 +206,30 @@ def test_the_fixed_loop_trains_what_the_contract_trains(
         assert fixed.evaluate(network(), seed=3).first_epoch_accuracy == honest.harness_accuracy
         idle = fixed.evaluate(network(learn="raise RuntimeError"), seed=3)
         assert idle.first_epoch_accuracy == honest.harness_accuracy
+
+
+@pytest.mark.parametrize("training", ["contract", "harness"])
+def test_a_schedule_reaches_the_networks_optimiser(blobs: TaskData, training: Training) -> None:
+    hook = """
+        def look(optimizer, *_):
+            self.rates = [*getattr(self, 'rates', []), optimizer.param_groups[0]['lr']]
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+        register_optimizer_step_post_hook(look)
+"""
+    code = network(init=hook.strip(), forward="self.check()").replace(
+        "    def train_setup",
+        "    def check(self):\n"
+        "        rates = getattr(self, 'rates', [1.0])\n"
+        "        assert rates[-1] == rates[0], 'the rate has changed'\n\n"
+        "    def train_setup",
+    )
+    outcomes = []
+    for schedule in ("constant", "linear"):
+        changed = {"training": training, "lr_schedule": schedule}
+        with Sandbox(LIMITS, task=blobs, protocol=PROTOCOL.model_copy(update=changed)) as own:
+            outcomes.append(own.evaluate(code, seed=3).error)
+    assert outcomes[0] is None
+    assert "the rate has changed" in (outcomes[1] or "")
 
 
 def test_a_network_that_needs_contiguous_images_gets_them(blobs: TaskData) -> None:

@@ -29,6 +29,7 @@ from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import Child, empty_memory, shared_memory
 from archloop.sandbox.text import MAX_ERROR, one_line
+from archloop.sandbox.training import scheduled
 from archloop.sandbox.watch import LimitError, Output, Watch
 from archloop.sandbox.weights import count, trainable_tensors
 from archloop.types import Outcome
@@ -319,6 +320,29 @@ def test_flags_of_an_accuracy() -> None:
     assert not flags.is_late(0.0, 9.0, 9.9)
     assert flags.is_late(0.0, 5.0, 9.9)
     assert not flags.is_late(0.0, 0.1, 0.9)
+
+
+def test_a_linear_schedule_leaves_the_networks_own_rates_alone() -> None:
+    def moved(*, own: bool) -> list[float]:
+        weight = nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        steps = []
+        for _ in range(4):
+            before = weight.item()
+            weight.grad = torch.ones(1)
+            optimizer.step()
+            steps.append(before - weight.item())
+            if own:
+                optimizer.param_groups[0]["lr"] *= 0.5
+        assert optimizer.param_groups[0]["lr"] == (0.0625 if own else 1.0)
+        return steps
+
+    with scheduled("linear", 4):
+        assert moved(own=False) == [1.0, 0.75, 0.5, 0.25]
+        assert moved(own=True) == [1.0, 0.375, 0.125, 0.03125]
+    with scheduled("constant", 4):
+        assert moved(own=False) == [1.0] * 4
+    assert moved(own=False) == [1.0] * 4
 
 
 def test_normalised_images_have_the_mean_and_deviation_asked_for() -> None:

@@ -268,6 +268,7 @@ class Sandbox:
             "mean": [] if info is None else list(info.mean),
             "std": [] if info is None else list(info.std),
             "steps_per_batch": protocol.steps_per_batch,
+            "lr_schedule": protocol.lr_schedule,
             "channels_last": protocol.channels_last,
             "bf16": resolved_precision(protocol.precision) == "bf16",
             "prm": {

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from archloop.sandbox.feed import TrainData
 from archloop.sandbox.network import Builder
 from archloop.sandbox.phase import Fault, Phase
 from archloop.sandbox.weights import trainable_tensors
-from archloop.types import Outcome
+from archloop.types import LRSchedule, Outcome
 
 MOST_PASSES = 2
 """Forward passes of an image in training mode that one epoch may hold: methods such as
@@ -30,7 +36,7 @@ def train(
         builder: Made ``net``.
         net: Fresh.
         batches: The epoch.
-        job: ``training``, ``prm``, ``steps_per_batch``, ``images``.
+        job: ``training``, ``prm``, ``steps_per_batch``, ``lr_schedule``, ``images``.
         phase: Told how far it is.
 
     Returns:
@@ -39,14 +45,15 @@ def train(
     phase.enter(Outcome.TRAIN_ERROR)
     steps, passes = _OptimiserSteps(), _Passes(net)
     contract: Any = net
-    if job["training"] == "contract":
-        contract.train_setup(dict(job["prm"]))
-        net.train()
-        contract.learn(batches)
-    else:
-        net.train()
-        _fixed_loop(net, batches, job["prm"], builder.device)
     most = len(batches) * job["steps_per_batch"]
+    with scheduled(job["lr_schedule"], most):
+        if job["training"] == "contract":
+            contract.train_setup(dict(job["prm"]))
+            net.train()
+            contract.learn(batches)
+        else:
+            net.train()
+            _fixed_loop(net, batches, job["prm"], builder.device)
     if steps.most > most:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
@@ -77,6 +84,35 @@ def _fixed_loop(
         optimizer.step()
 
 
+@contextmanager
+def scheduled(schedule: LRSchedule, steps: int) -> Iterator[None]:
+    """Let the rates of all optimisers follow a schedule over so many steps of each."""
+    done: dict[Optimizer, int] = {}
+    rates: dict[Optimizer, list[Any]] = {}
+
+    def lower(optimizer: Optimizer, *_: object) -> None:
+        share = max(0.0, 1.0 - done.get(optimizer, 0) / steps)
+        rates[optimizer] = [group["lr"] for group in optimizer.param_groups]
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * share
+
+    def restore(optimizer: Optimizer, *_: object) -> None:
+        done[optimizer] = done.get(optimizer, 0) + 1
+        for group, rate in zip(optimizer.param_groups, rates.pop(optimizer), strict=True):
+            group["lr"] = rate
+
+    if schedule == "constant":
+        yield
+        return
+    before = register_optimizer_step_pre_hook(lower)
+    after = register_optimizer_step_post_hook(restore)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+
+
 def _check_weights(builder: Builder, net: nn.Module) -> None:
     weights = trainable_tensors(net, builder.module)
     if over := builder.over_budget(sum(w.numel() for w in weights)):
@@ -89,10 +125,10 @@ class _OptimiserSteps:
     """Counts the steps of each optimiser: kept batches can be replayed, steps give it away."""
 
     def __init__(self) -> None:
-        self._counts: dict[torch.optim.Optimizer, int] = {}
+        self._counts: dict[Optimizer, int] = {}
         register_optimizer_step_post_hook(self._count)
 
-    def _count(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _count(self, optimizer: Optimizer, *_: object) -> None:
         self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
 
     @property
