@@ -54,8 +54,10 @@ Isolation = Literal["process", "confined", "bwrap"]
 Landlock+seccomp; plus own mount, process and network namespaces."""
 
 Training = Literal["contract", "harness", "both"]
-LRSchedule = Literal["constant", "linear"]
 """Whose loop trains a network: its own ``learn()``, the harness's fixed one, or each in turn."""
+
+LRSchedule = Literal["constant", "linear"]
+"""What becomes of an optimiser's learning rate over the epoch: it stays, or falls to nothing."""
 
 
 class Message(TypedDict):

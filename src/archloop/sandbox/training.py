@@ -87,6 +87,9 @@ def _fixed_loop(
 @contextmanager
 def scheduled(schedule: LRSchedule, steps: int) -> Iterator[None]:
     """Let the rates of all optimisers follow a schedule over so many steps of each."""
+    if schedule == "constant":
+        yield
+        return
     done: dict[Optimizer, int] = {}
     rates: dict[Optimizer, list[Any]] = {}
 
@@ -101,9 +104,6 @@ def scheduled(schedule: LRSchedule, steps: int) -> Iterator[None]:
         for group, rate in zip(optimizer.param_groups, rates.pop(optimizer), strict=True):
             group["lr"] = rate
 
-    if schedule == "constant":
-        yield
-        return
     before = register_optimizer_step_pre_hook(lower)
     after = register_optimizer_step_post_hook(restore)
     try:
