@@ -1,4 +1,4 @@
-"""The benchmarks that CI does not run for their numbers still run."""
+"""The benchmark of generation, small: that it runs, not what it measures."""
 
 from __future__ import annotations
 
