@@ -23,7 +23,13 @@ from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
 from archloop.llm import EMBEDDED, resolve_adapter
-from archloop.provenance import computes_in_bf16, nvidia_gpus, on_this_machine, usable_cores
+from archloop.provenance import (
+    computes_in_bf16,
+    free_memory,
+    nvidia_gpus,
+    on_this_machine,
+    usable_cores,
+)
 
 _GIB = 2**30
 
@@ -164,9 +170,7 @@ def _processor(machine: _Machine) -> Iterator[Check]:
 
 
 def _memory(machine: _Machine) -> Iterator[Check]:
-    import psutil
-
-    free = psutil.virtual_memory().available / _GIB
+    free = free_memory() / _GIB
     config, workers = machine.config, machine.workers
     found = f"{free:.1f} GiB available"
     if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:

@@ -6,7 +6,6 @@ the machine (``auto``) is decided here too.
 
 from __future__ import annotations
 
-import os
 import platform
 import shlex
 import subprocess
@@ -34,6 +33,12 @@ _PACKAGES = (
 """The packages that can change a figure."""
 
 _CPUINFO = Path("/proc/cpuinfo")
+_GROUPS = Path("/sys/fs/cgroup")
+_MEMORY_FILES = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, use, and which part of the use is files that would make room; control groups 2 and 1."""
 _NVIDIA_SECONDS = 20
 _AMPERE = 8.0
 """The compute capability from which GPUs have bfloat16 units."""
@@ -76,10 +81,34 @@ def versions() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """The CPU cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """The CPU cores this process may use: by its affinity, and by its container's quota."""
+    from joblib import cpu_count
+
+    return int(cpu_count())
+
+
+def free_memory(groups: Path = _GROUPS) -> int:
+    """Bytes that are free on the machine, or in the container that this process is in.
+
+    Args:
+        groups: Where the control group of a container is mounted, of either version.
+    """
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for folder, limit, usage, cache in _MEMORY_FILES:
+        try:
+            left = _number(groups / folder / limit) - _number(groups / folder / usage)
+            rows = (groups / folder / "memory.stat").read_text().splitlines()
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+        left += sum(int(row.split()[1]) for row in rows if row.startswith(f"{cache} "))
+        free = min(free, max(left, 0))
+    return free
+
+
+def _number(file: Path) -> int:
+    return int(file.read_text())
 
 
 def nvidia_gpus() -> list[tuple[str, int]]:

@@ -84,3 +84,23 @@ def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(ConfigError, match=r"began: protocol \(protocol.precision = 'auto' is 'fp"):
         context.pin()
     context.store.close()
+
+
+def test_a_containers_memory_is_its_own(tmp_path: Path) -> None:
+    machine = provenance.free_memory(tmp_path)
+    assert machine > 100 << 20
+    for folder, limit, usage, cache in provenance._MEMORY_FILES:
+        group = tmp_path / limit / folder
+        group.mkdir(parents=True)
+        (group / usage).write_text(f"{90 << 20}\n")
+        (group / "memory.stat").write_text(f"anon 7\n{cache} {20 << 20}\nfile 9\n")
+        (group / limit).write_text(f"{100 << 20}\n")
+        assert provenance.free_memory(tmp_path / limit) == 30 << 20
+        (group / limit).write_text("max\n")
+        assert provenance.free_memory(tmp_path / limit) > 100 << 20
+
+
+def test_cores_that_a_container_may_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By joblib, which reads quotas; what a user says to it shows that it is asked."""
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert provenance.usable_cores() == 1

@@ -6,13 +6,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import TrainingArguments
 
 from archloop.config import FinetuneConfig
 from archloop.finetuning.job import FinetuneJob
 from archloop.footprint import LLMShape, finetune_bytes
+from archloop.provenance import free_memory
 
 CHECKPOINT_STEPS = 20
 _GIB = 2**30
@@ -82,7 +82,7 @@ def free_bytes() -> int:
     """Memory that is free where the LLM will train: of the GPU, or of the machine."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
-    return int(psutil.virtual_memory().available)
+    return free_memory()
 
 
 def recomputes(job: FinetuneJob, model_config: Any, longest: int, free: int) -> tuple[bool, str]:
