@@ -26,6 +26,7 @@ from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
 from archloop.sandbox.conversation import Conversation, FailedError
 from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
+from archloop.sandbox.private_folder import ClosedError, bytes_by_inode, remove_folder
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import Child, empty_memory, shared_memory
 from archloop.sandbox.text import MAX_ERROR, one_line
@@ -107,11 +108,11 @@ def test_the_last_words_of_a_process_are_read_after_it_is_gone(tmp_path: Path) -
     conversation = Conversation(SandboxConfig(), cast("Any", None), child, {})
     wire.send(theirs, {"stage": "failed", "outcome": "train_error", "error": "ValueError: bad"})
     theirs.close()
-    conversation.send({"total": 3})
+    conversation.send_bytes(wire.frame({"total": 3}), 1.0, "feeding")
     conversation.send_bytes(b"images", 5, "prediction")
     with pytest.raises(FailedError, match="ValueError: bad"):
         conversation.expect("trained", 5, "the epoch")
-    conversation.send({"total": 3})
+    conversation.send_bytes(wire.frame({"total": 3}), 1.0, "feeding")
     with pytest.raises(wire.WireError, match="closed"):
         conversation.expect("trained", 5, "the epoch")
     child.close()
@@ -149,8 +150,20 @@ class Fed:
     left: TrainData
 
 
-def fed(recipe: BatchRecipe, n: int, *, seed: int = 0, take: int = 99, last: bool = False) -> Fed:
-    """Feed up to ``take`` batches of n pictures, as the two processes do it."""
+def fed(
+    recipe: BatchRecipe,
+    n: int,
+    *,
+    seed: int = 0,
+    take: int = 99,
+    last: bool = False,
+    ask: int = 0,
+    rest_after: int = 0,
+) -> Fed:
+    """Feed up to ``take`` batches of n pictures, as the two processes do it.
+
+    The candidate may ask so many times without reading, or rest for 0.5 s after a batch.
+    """
     shape = (recipe.batch_size, 3, 8, 8)
     ring = empty_memory(ring_bytes(shape))
     ours, control = socket.socketpair()
@@ -174,9 +187,15 @@ def fed(recipe: BatchRecipe, n: int, *, seed: int = 0, take: int = 99, last: boo
         total = wire.receive(ours)["total"]
         iterator = TrainData(here, ring, shape, total, channels_last=last)
         assert len(iterator) == total
-        batches = list(itertools.islice(iterator, take))
+        for _ in range(ask):
+            here.sendall(b"n")
+        batches = []
+        for batch in itertools.islice(iterator, 0 if ask else take):
+            batches.append(batch)
+            if len(batches) == rest_after:
+                time.sleep(0.5)
         wire.send(ours, {"report": True})
-        report = wire.receive(ours)
+        report = wire.receive(ours, time.monotonic() + 20)
         thread.join()
     return Fed(batches, report, iterator)
 
@@ -317,9 +336,9 @@ def test_flags_of_an_accuracy() -> None:
     assert flags.of_accuracy("cifar10", 0.5, classes=10, steps=700) == []
     assert flags.of_accuracy("cifar10", 0.9, classes=10, steps=0) == ["no_steps", "implausible"]
     assert flags.of_accuracy("mine", 1.0, classes=2, steps=1) == []
-    assert not flags.is_late(0.0, 9.0, 9.9)
-    assert flags.is_late(0.0, 5.0, 9.9)
-    assert not flags.is_late(0.0, 0.1, 0.9)
+    assert not flags.is_long(0.9, 9.9)
+    assert flags.is_long(4.9, 9.9)
+    assert not flags.is_long(0.8, 0.9)
 
 
 def test_a_linear_schedule_leaves_the_networks_own_rates_alone() -> None:
@@ -410,6 +429,96 @@ def test_a_look_sees_files_and_memory(tmp_path: Path) -> None:
     assert caught.value.outcome is Outcome.OUT_OF_MEMORY
     del keep
     os.close(write)
+
+
+def nested(folder: Path, name: str, times: int) -> int:
+    """A descriptor of the innermost of so many folders; paths to it may be too long for a call."""
+    fd = os.open(folder, os.O_RDONLY)
+    for _ in range(times):
+        os.mkdir(name, dir_fd=fd)
+        inner = os.open(name, os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = inner
+    return fd
+
+
+@pytest.mark.parametrize(("name", "times"), [("n" * 250, 20), ("n", 2500)])
+def test_a_folder_too_deep_to_look_into_is_seen_and_removed(
+    name: str, times: int, tmp_path: Path
+) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    fd = nested(root, name, times)
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+    os.close(fd)
+    with pytest.raises(ClosedError):
+        bytes_by_inode(root, 1 << 40)
+    remove_folder(root)
+    assert not root.exists()
+
+
+def test_empty_files_count_and_a_folder_is_removed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "a" / "b", root / "0" / "0", outside):
+        folder.mkdir(parents=True)
+    for n in range(100):
+        (root / "a" / f"{n}").touch()
+    (outside / "file").touch()
+    (root / "a" / "link").symlink_to(outside)
+    (root / "a" / "twin").hardlink_to(root / "a" / "0")
+    assert sum(bytes_by_inode(root, 1 << 40).values()) == 105 * 4096
+    assert 10 <= len(bytes_by_inode(root, 10 * 4096)) <= 11
+    remove_folder(root)
+    assert not root.exists()
+    assert (outside / "file").is_file()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+def test_a_folder_closed_to_its_owner_is_seen_and_removed(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    (root / "closed" / "inner").mkdir(parents=True)
+    (root / "closed").chmod(0o300)
+    with pytest.raises(ClosedError):
+        bytes_by_inode(root, 1 << 40)
+    remove_folder(root)
+    assert not root.exists()
+
+
+def test_shared_memory_keeps_its_size() -> None:
+    fd = empty_memory(4096)
+    for size in (0, 8192):
+        with pytest.raises(OSError, match="not permitted"):
+            os.ftruncate(fd, size)
+    os.close(fd)
+
+
+def test_answers_that_nobody_reads_do_not_hold_up_the_feeder() -> None:
+    got = fed(RECIPE, 100, ask=400)
+    assert got.report["given"] == got.report["total"]
+
+
+@pytest.mark.parametrize(("after", "seen"), [(1, False), (4, True), (7, False)])
+def test_a_pause_between_batches_is_measured(after: int, seen: bool) -> None:
+    pause = fed(RECIPE, 100, rest_after=after).report["pause"]
+    assert isinstance(pause, float)
+    assert (pause >= 0.5) == seen
+
+
+def test_a_tensor_with_two_names_is_one_weight() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    net[1].weight = net[0].weight
+    spec, data = state.pack(net)
+    assert len(spec) == 3
+    other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    other[1].weight = other[0].weight
+    state.load(other, spec, bytearray(data))
+    assert torch.equal(other[1].weight, net[0].weight)
+
+
+def test_a_message_with_descriptors_to_a_process_that_does_not_read_ends_at_its_deadline() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(wire.DeadlineError):
+        wire.send_bytes(ours, bytes(4 << 20), time.monotonic() + 0.2, None, (0,))
 
 
 def test_what_cannot_be_reported_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,20 +101,19 @@ class Conversation:
             else:
                 raise wire.WireError("message out of order")
 
-    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """A message; to a process that is gone, none: its last words are still to be read."""
-        with suppress(wire.WireError):
-            wire.send(self.child.sock, message, fds)
-
     def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
         """Raw bytes that follow a message."""
         with self._limits(seconds, what):
             return wire.receive_bytes(self.child.sock, size, self._deadline(seconds), self._watch)
 
-    def send_bytes(self, data: bytes, seconds: float, what: str) -> None:
-        """Raw bytes to a process that may not read them; as :meth:`send`."""
+    def send_bytes(self, data: bytes, seconds: float, what: str, fds: tuple[int, ...] = ()) -> None:
+        """To a process that may not read them; to one that is gone, none.
+
+        Its last words are still to be read then.
+        """
         with self._limits(seconds, what), suppress(wire.WireError):
-            wire.send_bytes(self.child.sock, data, self._deadline(seconds), self._watch)
+            deadline = self._deadline(seconds)
+            wire.send_bytes(self.child.sock, data, deadline, self._watch, fds)
 
     def _deadline(self, seconds: float) -> float:
         if self._watch is not None:
@@ -143,7 +142,7 @@ class Conversation:
         if not signal_number:
             code = ended.status >> 8
             return self.verdict(self.phase, f"the process ended with code {code} and no result")
-        name = signal.Signals(signal_number).name
+        name = _signal_name(signal_number)
         if name == "SIGKILL":
             text = "killed by the system (SIGKILL), as when memory runs out"
             return self.verdict(Outcome.OUT_OF_MEMORY, text)
@@ -185,6 +184,14 @@ def number(message: dict[str, Any], key: str, most: int = _MOST) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise wire.WireError(f"no number in {key!r}")
     return value
+
+
+def _signal_name(number: int) -> str:
+    """Not every signal has one: a process may end itself with a real-time signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
 
 
 def _failure_of(message: dict[str, Any]) -> Outcome:

@@ -114,6 +114,8 @@ def serve_feed(control: socket.socket, data: TrainingData) -> None:
     slots = _slots(_map(ring, shape), shape, channels_last=job["channels_last"])
     epoch = Epoch(data.images, data.labels, recipe, job["seed"])
     with socket.socket(fileno=peer) as candidate:
+        # It may ask without reading the answers; then it gets no more.
+        candidate.setblocking(False)
         wire.send(control, {"total": epoch.total})
         _give(epoch, slots, candidate, control)
 
@@ -126,20 +128,24 @@ def _give(
     poller.register(control, select.POLLIN)
     given = images = 0
     first = last = time.monotonic()
+    pause = 0.0
     ready = epoch.write(0, *slots[0])
     while True:
         asking = {fd for fd, _ in poller.poll()}
         if control.fileno() in asking:
             wire.receive(control)
             report: dict[str, Any] = {"given": given, "total": epoch.total, "images": images}
-            wire.send(control, report | {"first": first, "last": last})
+            wire.send(control, report | {"first": first, "last": last, "pause": pause})
             return
         if not _asked(candidate):
             poller.unregister(candidate)
             continue
         if ready:
-            last = time.monotonic()
-            first = first if given else last
+            now = time.monotonic()
+            first = first if given else now
+            # Not before the second batch: the first step also prepares the others.
+            pause = max(pause, now - last) if given > 1 else pause
+            last = now
         try:
             candidate.sendall(ready.to_bytes(4))
         except OSError:

@@ -7,7 +7,8 @@
 ``changes_weights``    the forward pass in evaluation mode changed the weights
 ``no_steps``           well above chance without a step of a torch optimiser
 ``extra_passes``       more images passed ``forward()`` in training than the epoch has
-``late_training``      most of the time went by after the last batch was taken
+``late_training``      much of the time went by after the last batch was taken
+``long_pause``         much of the time went by between two batches
 ``implausible``        more accurate than one epoch of a good network on this task
 ``protocol_gap``       its own ``learn()`` and the harness's loop disagree widely
 ``left_processes``     processes had to be killed after it
@@ -26,6 +27,7 @@ CHANGES_WEIGHTS = "changes_weights"
 NO_STEPS = "no_steps"
 EXTRA_PASSES = "extra_passes"
 LATE_TRAINING = "late_training"
+LONG_PAUSE = "long_pause"
 IMPLAUSIBLE = "implausible"
 PROTOCOL_GAP = "protocol_gap"
 LEFT_PROCESSES = "left_processes"
@@ -38,7 +40,7 @@ MOST_BRITTLE = 0.10
 them all, an honest network at one epoch about one in a hundred."""
 ABOVE_CHANCE = 1.5
 """Times chance from which an accuracy needs an explanation."""
-LATE_SHARE, LATE_SECONDS = 0.3, 1.0
+LONG_SHARE, LONG_SECONDS = 0.3, 1.0
 """Of the training time, and at least that long."""
 CEILINGS = {"cifar10": 0.85, "cifar100": 0.60, "svhn": 0.95, "mnist": 0.998}
 """Above what tuned networks reach after one plain epoch (airbench needs several for 0.94 on
@@ -58,16 +60,9 @@ def changed_predictions(a: NDArray[np.float32], b: NDArray[np.float32]) -> float
     return float((a.argmax(axis=1) != b.argmax(axis=1)).mean())
 
 
-def is_late(first: float, last: float, end: float) -> bool:
-    """Whether training went on long after the last batch.
-
-    Args:
-        first: When the first batch was taken, in seconds.
-        last: When the last one was.
-        end: When ``learn()`` was seen to be done.
-    """
-    after, whole = end - last, max(end - first, 1e-9)
-    return after > LATE_SECONDS and after / whole > LATE_SHARE
+def is_long(seconds: float, whole: float) -> bool:
+    """Whether so many seconds without a new batch are much of the training time, ``whole``."""
+    return seconds > LONG_SECONDS and seconds > LONG_SHARE * whole
 
 
 def of_accuracy(task: str, accuracy: float, *, classes: int, steps: int) -> list[str]:

@@ -12,7 +12,6 @@ import ctypes
 import gc
 import mmap
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -34,6 +33,7 @@ from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.feed import TrainingData, serve_feed
 from archloop.sandbox.harness import serve_candidate
 from archloop.sandbox.network import seed_everything
+from archloop.sandbox.private_folder import remove_folder
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
@@ -62,7 +62,7 @@ def main() -> None:
         for pid in children:
             os.waitpid(pid, 0)
         _sweep(set())
-        shutil.rmtree(setup["root"], ignore_errors=True)
+        remove_folder(Path(setup["root"]))
 
 
 def _serve(control: socket.socket, setup: dict[str, Any], children: set[int]) -> None:
@@ -217,7 +217,7 @@ def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
     if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
         _, status = os.waitpid(pid, 0)
     strays = _sweep(others)
-    shutil.rmtree(request["folder"], ignore_errors=True)
+    remove_folder(Path(request["folder"]))
     return {"status": status, "strays": strays}
 
 

@@ -8,6 +8,7 @@ shows goes into the flags.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ BATCH = 250
 """Images asked for at once."""
 _BATCH_BYTES = 64 << 20
 """Of a batch of large images, as the floats they become."""
+_SPARE, _LEAST_SPARE = 0.25, 10_000
+"""Numbers in buffers (running statistics, masks), as a share of the parameter budget, and at least
+so many. What a network trains in a buffer counts as no parameter, but it is no way round."""
 AGAIN = 512
 """Images asked for a second and a third time."""
 _ODD_BATCH = 96
@@ -92,7 +96,8 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     job = feeding.job | {"channels_last": channels_last}
     total = _ask(feeding.feeder, job, (feeding.ring, feeding.feeder_end))["total"]
     conversation.phase = Outcome.TRAIN_ERROR
-    conversation.send({"total": total}, (feeding.ring, feeding.candidate_end))
+    start, fds = wire.frame({"total": total}), (feeding.ring, feeding.candidate_end)
+    conversation.send_bytes(start, config.build_seconds, BUILDING, fds)
     try:
         message = conversation.expect("trained", config.train_seconds, "the epoch")
     except FailedError as failed:
@@ -105,22 +110,26 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
         text = f"learn() took {report['given']} of {total} batches of the epoch"
         raise FailedError(conversation.verdict(Outcome.TRAIN_ERROR, text))
     spec = _spec(message.get("spec"))
+    _require_budget(conversation, spec)
     size = number(message, "bytes", config.memory_mb << 20)
-    if size != sum(_TYPE_BYTES[kind] * int(np.prod(shape)) for _, kind, shape in spec):
+    if size != sum(_TYPE_BYTES[kind] * math.prod(shape) for _, kind, shape in spec):
         raise wire.WireError("weights and their description differ")
     weights = conversation.receive_bytes(size, config.predict_seconds, "sending the weights")
     found = []
     if number(message, "passes") > report["images"]:
         found.append(flags.EXTRA_PASSES)
-    if flags.is_late(report["first"], report["last"], done):
+    whole = done - report["first"]
+    if flags.is_long(done - report["last"], whole):
         found.append(flags.LATE_TRAINING)
+    if flags.is_long(report["pause"], whole):
+        found.append(flags.LONG_PAUSE)
     return Trained(
         n_params=n_params,
         spec=spec,
         weights=weights,
         channels_last=channels_last,
         steps=number(message, "steps"),
-        seconds=round(done - report["first"], 3),
+        seconds=round(whole, 3),
         flags=tuple(found),
     )
 
@@ -151,10 +160,26 @@ def _is_spec_row(row: Any) -> bool:
         isinstance(row, list)
         and len(row) == 3
         and isinstance(row[0], str)
+        and isinstance(row[1], str)
         and row[1] in _TYPE_BYTES
         and isinstance(row[2], list)
         and all(type(n) is int and 0 <= n < 2**40 for n in row[2])
     )
+
+
+def _require_budget(conversation: Conversation, spec: list[list[Any]]) -> None:
+    """Parameters were counted in the candidate's process; what leaves it is counted here."""
+    budget = conversation.job["max_params"]
+    if budget is None:
+        return
+    total, most = sum(math.prod(shape) for *_, shape in spec), budget + _spare(budget)
+    if total > most:
+        text = f"{total:,} numbers in parameters and buffers; at most {most:,} are allowed"
+        raise FailedError(conversation.verdict(Outcome.OVER_BUDGET, text))
+
+
+def _spare(budget: int) -> int:
+    return max(int(_SPARE * budget), _LEAST_SPARE)
 
 
 def measure(
@@ -172,8 +197,10 @@ def measure(
         "bytes": len(trained.weights),
         "channels_last": trained.channels_last,
     }
-    conversation.send(message, (weights_fd,))
-    conversation.expect("ready", config.build_seconds, "loading the weights")
+    seconds, what = config.build_seconds, "loading the weights"
+    # The candidate chose the names and shapes in it, and may not read it.
+    conversation.send_bytes(wire.frame(message), seconds, what, (weights_fd,))
+    conversation.expect("ready", seconds, what)
     asker = _Asker(conversation)
     logits = asker(images, asker.batch)
     found = _consistency(asker, images, logits)

@@ -25,7 +25,7 @@ _CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 
 # Offsets in struct seccomp_data (linux/seccomp.h), little-endian.
-_NR, _ARCH, _ARG0_LOW, _ARG2_LOW, _ARG2_HIGH = 0, 4, 16, 32, 36
+_NR, _ARCH, _ARG0_LOW, _ARG1_LOW, _ARG2_LOW, _ARG2_HIGH = 0, 4, 16, 24, 32, 36
 # Classic BPF (linux/bpf_common.h).
 _LOAD, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
 
@@ -153,6 +153,13 @@ ONLY_ITSELF = {
 }
 """Allowed where the first argument is 0 or the process's own number."""
 
+SIGNAL_OWNERS = {
+    "fcntl": (Numbers(72, 25), (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+    "ioctl": (Numbers(16, 29), (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP
+}
+"""Commands (the second argument) that have the kernel send signals to whom a process names: to any
+of the user's, where Landlock is older than its ABI 6."""
+
 CLONE = Numbers(56, 220)
 CLONE3 = Numbers(435, 435)
 PRLIMIT64 = Numbers(302, 261)
@@ -228,6 +235,14 @@ def _assemble(machine: str, pid: int) -> bytes:
             (_JEQ, 1, 0, pid),
             deny,
             allow,
+        ]
+    for call, commands in SIGNAL_OWNERS.values():
+        rules += [
+            (_JEQ, 0, 3 + len(commands), getattr(call, machine)),
+            (_LOAD, 0, 0, _ARG1_LOW),
+            *((_JEQ, len(commands) - i, 0, command) for i, command in enumerate(commands)),
+            allow,
+            deny,
         ]
     # prlimit64 may read limits (no new ones given), not set them.
     rules += [

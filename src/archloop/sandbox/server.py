@@ -7,7 +7,6 @@ import math
 import mmap
 import os
 import select
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
 from archloop.sandbox import bwrap, wire
+from archloop.sandbox.private_folder import remove_folder
 from archloop.sandbox.text import one_line
 from archloop.sandbox.watch import Output
 from archloop.types import TaskData
@@ -35,6 +35,7 @@ _CLOSE_SECONDS = 5.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """Variables a network may see; anything else may be a secret."""
 _LOG_CHARACTERS = 2000
+_SIZE_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if hasattr(fcntl, "F_SEAL_GROW") else 0
 
 
 class ServerLostError(Exception):
@@ -109,20 +110,23 @@ class Ended:
 def shared_memory(array: NDArray[Any]) -> int:
     """A file descriptor of memory that holds an array's bytes, and that nobody can write to."""
     contiguous = np.ascontiguousarray(array)
-    if not hasattr(os, "memfd_create"):
-        fd = _unnamed_file(contiguous.nbytes)
-        os.pwrite(fd, contiguous.tobytes(), 0)
-        return fd
-    fd = empty_memory(contiguous.nbytes)
+    fd = _memory(contiguous.nbytes)
     with mmap.mmap(fd, max(contiguous.nbytes, 1)) as memory:
         memory[: contiguous.nbytes] = contiguous.tobytes()
-    seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    if hasattr(os, "memfd_create"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
     return fd
 
 
 def empty_memory(size: int) -> int:
-    """A file descriptor of memory that two processes may map."""
+    """A file descriptor of memory that two processes may map, of a size that none can change."""
+    fd = _memory(size)
+    if hasattr(os, "memfd_create"):
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
+    return fd
+
+
+def _memory(size: int) -> int:
     if not hasattr(os, "memfd_create"):
         return _unnamed_file(size)
     fd = os.memfd_create("archloop", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -315,4 +319,4 @@ class ForkServer:
             self._process.wait()
         with self._lock:
             self._control.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        remove_folder(self._root)

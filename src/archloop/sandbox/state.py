@@ -38,15 +38,23 @@ class StateError(ValueError):
 
 
 def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer under its dotted name; what a lazy layer lacks yet is left out."""
-    return {
-        name: value
-        for prefix, module in _modules(net)
-        for kind in ("_parameters", "_buffers")
-        for name, value in ((prefix + n, v) for n, v in module.__dict__[kind].items())
-        if isinstance(value, torch.Tensor)
-        and not isinstance(value, UninitializedParameter | UninitializedBuffer)
-    }
+    """Every parameter and buffer under its dotted name, the first of several.
+
+    What a lazy layer lacks yet is left out.
+    """
+    found, seen = {}, set()
+    for prefix, module in _modules(net):
+        for kind in ("_parameters", "_buffers"):
+            for name, value in module.__dict__[kind].items():
+                if _is_made(value) and id(value) not in seen:
+                    seen.add(id(value))
+                    found[prefix + name] = value
+    return found
+
+
+def _is_made(value: Any) -> bool:
+    lazy = UninitializedParameter | UninitializedBuffer
+    return isinstance(value, torch.Tensor) and not isinstance(value, lazy)
 
 
 def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:

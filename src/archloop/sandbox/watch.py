@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from archloop.sandbox.private_folder import ClosedError, bytes_by_inode
 from archloop.sandbox.text import printable
 from archloop.sandbox.wire import LOOK_SECONDS
 from archloop.types import Outcome
@@ -13,6 +15,8 @@ from archloop.types import Outcome
 _HEAD, _TAIL = 8 << 10, 56 << 10
 """Bytes of output that are kept."""
 _READ = 1 << 16
+_MOST_THREADS = 512
+"""Of one candidate: far more than an honest one has, far fewer than would use up the system's."""
 
 
 class LimitError(Exception):
@@ -99,11 +103,15 @@ class Watch:
         self._output.read()
         if time.monotonic() < self._next:
             return
-        memory = self._memory_bytes()
+        memory, threads = self._status()
         if self._base is None:
             self._base = memory
         if memory - self._base > self._memory:
             raise LimitError(Outcome.OUT_OF_MEMORY, f"used more than {self._memory >> 20} MB")
+        if threads > _MOST_THREADS:
+            raise LimitError(
+                Outcome.SANDBOX_VIOLATION, f"started more than {_MOST_THREADS} threads"
+            )
         if self._disk_bytes() > self._disk:
             raise LimitError(Outcome.SANDBOX_VIOLATION, f"wrote more than {self._disk >> 20} MB")
         self._next = time.monotonic() + LOOK_SECONDS
@@ -126,31 +134,34 @@ class Watch:
             return 0.0
         return int(nanoseconds) / 1e9
 
-    def _memory_bytes(self) -> int:
-        """Anonymous and shared memory; 0 where there is no /proc."""
+    def _status(self) -> tuple[int, int]:
+        """Bytes of anonymous and shared memory, and threads; zeros where there is no /proc."""
         try:
             lines = (self._process / "status").read_text().splitlines()
         except OSError:
-            return 0
-        return sum(
-            int(line.split()[1]) << 10
-            for line in lines
-            if line.startswith(("RssAnon:", "RssShmem:"))
-        )
+            return 0, 0
+        found = dict(line.split(":", 1) for line in lines)
+        kilobytes = sum(int(found.get(key, "0 kB").split()[0]) for key in ("RssAnon", "RssShmem"))
+        return kilobytes << 10, int(found.get("Threads", "0"))
 
     def _disk_bytes(self) -> int:
         """Of the folder, and of deleted files that are still open."""
-        sizes: dict[int, int] = {}
         try:
+            sizes = bytes_by_inode(self._folder, self._disk)
+        except ClosedError:
+            text = "made a folder that cannot be looked into"
+            raise LimitError(Outcome.SANDBOX_VIOLATION, text) from None
+        return sum((sizes | self._deleted()).values())
+
+    def _deleted(self) -> dict[int, int]:
+        """Bytes of its open files without a name, by inode; none where there is no /proc."""
+        found = {}
+        with suppress(OSError):
             device = self._folder.stat().st_dev
-            for path in self._folder.rglob("*"):
-                status = path.lstat()
-                sizes[status.st_ino] = status.st_blocks * 512
             for path in (self._process / "fd").iterdir():
-                status = path.stat()
-                if status.st_nlink == 0 and status.st_dev == device:
-                    sizes[status.st_ino] = status.st_blocks * 512
-        except OSError:
-            # Something vanished under the look, or there is no /proc; the next look is soon.
-            return sum(sizes.values())
-        return sum(sizes.values())
+                # One that is closed under the look must not hide the others.
+                with suppress(OSError):
+                    status = path.stat()
+                    if status.st_nlink == 0 and status.st_dev == device:
+                        found[status.st_ino] = status.st_blocks * 512
+        return found

@@ -54,13 +54,17 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
     """
     data = frame(message)
     try:
-        if fds:
-            rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))
-            sent = sock.sendmsg([data], [rights])
-            data = data[sent:]
-        sock.sendall(data)
+        left = data[sock.sendmsg([data], _rights(fds)) :]
+        # To send nothing more would fail where the other side has read all, and is gone.
+        if left:
+            sock.sendall(left)
     except OSError as error:
         raise WireError(str(error)) from None
+
+
+def _rights(fds: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:
+    """What ``sendmsg`` takes beside the bytes."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
 def frame(message: dict[str, Any]) -> bytes:
@@ -121,17 +125,24 @@ def receive_bytes(
     return bytes(data)
 
 
-def send_bytes(sock: socket.socket, data: bytes, deadline: float, look: Look | None = None) -> None:
+def send_bytes(
+    sock: socket.socket,
+    data: bytes,
+    deadline: float,
+    look: Look | None = None,
+    fds: tuple[int, ...] = (),
+) -> None:
     """Send all of ``data`` to a candidate that may not read it; as :func:`receive`."""
-    left = memoryview(data)
+    left, beside = memoryview(data), _rights(fds)
     while left:
         _wait(sock, select.POLLOUT, deadline, look)
         try:
-            left = left[sock.send(left, socket.MSG_DONTWAIT) :]
+            left = left[sock.sendmsg([left], beside, socket.MSG_DONTWAIT) :]
         except BlockingIOError:
             continue
         except OSError as error:
             raise WireError(str(error)) from None
+        beside = []
 
 
 def _wait(sock: socket.socket, event: int, deadline: float | None, look: Look | None) -> None:

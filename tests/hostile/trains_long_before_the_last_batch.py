@@ -1,0 +1,48 @@
+# expected: valid
+# flags: long_pause,no_steps
+# C1: many epochs on all batches but the last, which it takes when it is done.
+import torch
+import torch.nn as nn
+
+
+def supported_hyperparameters():
+    return {'lr', 'momentum'}
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.device = device
+        self.conv = nn.Conv2d(in_shape[1], 8, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 4 * 4, out_shape[0])
+        self.pool = nn.AdaptiveAvgPool2d((4, 4))
+        pass
+
+    def forward(self, x):
+        pass
+        x = self.pool(torch.relu(self.norm(self.conv(x))))
+        return self.head(x.flatten(1))
+
+    def train_setup(self, prm):
+        self.to(self.device)
+        self.criteria = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
+
+    def learn(self, train_data):
+        import time
+        kept = [next(train_data) for _ in range(len(train_data) - 1)]
+        began = time.time()
+        while time.time() - began < 1.5:
+            for inputs, labels in kept:
+                self.zero_grad()
+                self.criteria(self.forward(inputs), labels).backward()
+                with torch.no_grad():
+                    for p in self.parameters():
+                        p -= 0.05 * p.grad
+        next(train_data)
+        return
+        for inputs, labels in train_data:
+            self.optimizer.zero_grad()
+            loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
+            loss.backward()
+            self.optimizer.step()
