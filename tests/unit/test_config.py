@@ -109,6 +109,11 @@ def test_the_paper_adapts_all_seven_projections() -> None:
         ("protocol.momentum=1.0", "protocol.momentum", "less than 1"),
         ("seeds.source=jsonl", "seeds.path", "required by seeds.source"),
         ("generation.engine=replay", "generation.replay_from", "required"),
+        ("generation.replay_from=runs/a", "generation.replay_from", "only with"),
+        ("finetune.lora_dropout=1.0", "finetune.lora_dropout", "less than 1"),
+        ("finetune.epochs=inf", "finetune.epochs", "finite number"),
+        ("finetune.lr=nan", "finetune.lr", "finite number"),
+        ("finetune.target_modules=[]", "finetune.target_modules", "at least 1 item"),
         ("seed=-1", "seed", "greater than or equal to 0"),
     ],
 )
