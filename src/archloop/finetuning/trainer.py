@@ -52,6 +52,13 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return LengthGrouped([len(p.input_ids) for p in pairs], together, args.seed)
 
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """As transformers', whose ``max_steps`` adds epochs where it is more than they take."""
+        updates = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
+        if args.max_steps >= args.num_train_epochs * updates:
+            args.max_steps = -1  # the epochs alone count
+        return super().set_initial_training_values(args, dataloader)
+
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss; counts the tokens."""
         self.n_tokens += inputs.pop("n_tokens")
