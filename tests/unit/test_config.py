@@ -63,6 +63,7 @@ PAPER = {
     "finetune.batch_size": 1,
     "finetune.grad_accumulation": 4,
     "finetune.layers": 24,
+    "finetune.processes": 1,
     "finetune.packing": False,
     "finetune.quantization": "none",
     "finetune.dev_share": 0.0,

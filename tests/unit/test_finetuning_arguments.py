@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,22 @@ def test_one_process_for_each_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert launch.process_count(configured) == wanted
+
+
+def test_each_process_keeps_to_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own is taken before anything is loaded: bitsandbytes puts weights on the current one."""
+    taken = list[object]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    alone = arguments(job(FinetuneConfig(), "float32"), tmp_path, recompute=False, dev=False)
+    assert (alone.n_gpu, alone.train_batch_size) == (1, 1)
+    taken.clear()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    ends_early = replace(job(FinetuneConfig()), output=tmp_path)
+    assert launch._rank(ends_early.to_json(), str(tmp_path / "events"))["usage"]
+    assert taken == [1]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
