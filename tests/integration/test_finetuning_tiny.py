@@ -106,8 +106,9 @@ def kill_at(job: FinetuneJob, step: int) -> None:
     [
         {"epochs": 4},
         {"epochs": 5, "dev_share": 0.3, "dev_steps": 4},
+        {"epochs": 4, "processes": 2, "batch_size": 1},
     ],
-    ids=["one process", "dev split"],
+    ids=["one process", "dev split", "two processes"],
 )
 def test_a_killed_fine_tune_ends_with_the_same_adapter(
     job: Callable[..., FinetuneJob], options: dict[str, Any]
