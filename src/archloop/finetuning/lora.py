@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, set_seed
+from transformers import AutoConfig, set_seed
 
 from archloop.errors import UsageError
 from archloop.finetuning.arguments import arguments, free_bytes, optimizer_note, recomputes
@@ -28,6 +28,7 @@ from archloop.finetuning.packing import Collator
 from archloop.finetuning.split import split_dev
 from archloop.finetuning.trainer import BestOnDev, PairTrainer, Reporter, dev_losses
 from archloop.finetuning.writing import write_adapter
+from archloop.llm import load_tokenizer
 from archloop.worker import Emit, serve
 
 MOST_RISE = 0.3
@@ -49,7 +50,7 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise UsageError(f"{job.output}: exists already")
     started = time.monotonic()
     set_seed(job.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+    tokenizer = load_tokenizer(job.model_dir)
     pairs = _pairs(job, tokenizer)
     checkpoints = job.output.with_name(job.output.name + ".checkpoints")
     trainer, notes = _trainer(job, pairs, tokenizer.pad_token_id or 0, checkpoints, emit)
