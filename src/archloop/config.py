@@ -80,6 +80,8 @@ class RunConfig(Section):
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
             raise ValueError("generation.replay_from: required by generation.engine = 'replay'")
+        if self.generation.replay_from and self.generation.engine != "replay":
+            raise ValueError("generation.replay_from: only with generation.engine = 'replay'")
         self.finetune.check()
         if self.loop.temperature_step and self.loop.temperature_max < self.generation.temperature:
             raise ValueError("loop.temperature_max: below generation.temperature")

@@ -14,6 +14,20 @@ from pydantic import Field, field_validator, model_validator
 
 from archloop.sections import Section
 
+_OWN = {
+    "max_completion_tokens",
+    "max_tokens",
+    "messages",
+    "model",
+    "n",
+    "seed",
+    "stream",
+    "temperature",
+    "top_k",
+    "top_p",
+}
+"""Fields of a request that the caps, the decoding and the reading of answers rest on."""
+
 
 class OpenAIConfig(Section):
     """An OpenAI-compatible server, and what a run may spend there.
@@ -29,7 +43,7 @@ class OpenAIConfig(Section):
     """Under which name ``generation.max_new_tokens`` is sent; some hosted models know only the
     second, many servers only the first."""
     extra_body: dict[str, Any] = {}
-    """Further fields of every request, as the server knows them."""
+    """Further fields of every request, as the server knows them; none that archloop sets itself."""
     concurrency: int = Field(8, ge=1)
     """Requests under way at the same time."""
     requests_per_minute: float | None = Field(None, gt=0)
@@ -70,6 +84,16 @@ class OpenAIConfig(Section):
     def _is_name(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
             raise ValueError("the name of an environment variable, not the key itself")
+        return value
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leaves_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(value.keys() & _OWN):
+            raise ValueError(
+                f"not {', '.join(own)}: archloop sets them itself, from [generation], llm.model, "
+                "the prompt and the seed, one completion a request"
+            )
         return value
 
     @model_validator(mode="after")

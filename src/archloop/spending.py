@@ -2,8 +2,8 @@
 
 A request is sent only if its longest possible answer still fits under the caps, together with those
 of all requests under way. What has no answer, because it timed out or its connection broke, may be
-billed all the same and is charged as its longest answer. Not counted: what was under way when the
-process was killed.
+billed all the same and is charged as its longest answer. Not counted: what found no connection to
+be sent on, and what was under way when the process was killed.
 """
 
 from __future__ import annotations

@@ -260,7 +260,7 @@ def finish(run: RunContext) -> None:
     """After the last cycle: the corpus with everything accepted and, if configured, its adapter."""
     cycle = run.config.loop.cycles + 1
     corpus = corpus_of(run, cycle)
-    if run.config.loop.final_finetune:
+    if run.config.loop.final_finetune and run.config.finetune.enabled:
         adapter_of(run, cycle, corpus)
 
 

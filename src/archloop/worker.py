@@ -45,7 +45,8 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         stderr=subprocess.PIPE,
         pass_fds=[writer],
         env={**os.environ, _EVENT_FD: str(writer), "TOKENIZERS_PARALLELISM": "false"},
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a library may print anything
         start_new_session=True,
     )
     os.close(writer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -100,23 +101,45 @@ def kill_at(job: FinetuneJob, step: int) -> None:
     assert not job.output.exists()
 
 
-@pytest.mark.parametrize("dev_share", [0.0, 0.3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": 4},
+        {"epochs": 5, "dev_share": 0.3, "dev_steps": 4},
+        {"epochs": 4, "processes": 2, "batch_size": 1},
+    ],
+    ids=["one process", "dev split", "two processes"],
+)
 def test_a_killed_fine_tune_ends_with_the_same_adapter(
-    job: Callable[..., FinetuneJob], dev_share: float
+    job: Callable[..., FinetuneJob], options: dict[str, Any]
 ) -> None:
     """With dropout, in the third epoch: order, masks and optimiser are all found again."""
-    options: dict[str, Any] = {"epochs": 4, "dev_share": dev_share}
-    if dev_share:
-        options |= {"dev_steps": 4, "epochs": 5}
     whole = finetune(job("whole", **options))
     broken = job("broken", **options)
     kill_at(broken, 24)
-    assert list(broken.output.with_name("broken.checkpoints").glob("checkpoint-20"))
+    kept = broken.output.with_name("broken.checkpoints")
+    assert list(kept.glob("checkpoint-20"))
+    # As if it had been killed while it wrote the next one.
+    shutil.copytree(kept / "checkpoint-20", kept / "checkpoint-40")
+    (kept / "checkpoint-40" / "trainer_state.json").unlink()
+    (kept / "checkpoint-40" / "optimizer.pt").write_bytes(b"PK")
     steps: list[int] = []
     finetune(broken, lambda p: steps.append(p.step))
     assert steps[0] == 21
     assert whole.steps == steps[-1]
     assert weights(broken.output) == weights(whole.adapter)
+
+
+def test_another_fine_tune_of_the_same_name_begins_anew(
+    job: Callable[..., FinetuneJob], caplog: pytest.LogCaptureFixture
+) -> None:
+    kill_at(job("adapter", epochs=4), 24)
+    steps: list[int] = []
+    with caplog.at_level("INFO"):
+        found = finetune(job("adapter", lr=1e-2, max_steps=3), lambda p: steps.append(p.step))
+    assert steps == [1, 2, 3]
+    assert "begins anew" in caplog.text
+    assert weights(found.adapter) == weights(finetune(job("x", lr=1e-2, max_steps=3)).adapter)
 
 
 def test_the_dev_loss_is_measured_and_the_best_adapter_kept(

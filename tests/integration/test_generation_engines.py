@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import sys
 import weakref
@@ -325,6 +326,16 @@ def test_an_llm_without_chat_template_is_refused(tiny: Path, tmp_path: Path) -> 
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(UsageError, match="no chat template"):
+        ChatTokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_loses_white_space_is_refused(tiny: Path, tmp_path: Path) -> None:
+    """As transformers 5.10 to 5.21 loads DeepSeek-Coder's."""
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "tokenizer.json"
+    changed = json.loads(file.read_text()) | {"pre_tokenizer": {"type": "Whitespace"}}
+    file.write_text(json.dumps(changed))
+    with pytest.raises(UsageError, match=r"makes 'deff\(x\):returnx\+1' of 'def f.*5\.22 or newer"):
         ChatTokenizer(tmp_path)
 
 

@@ -282,9 +282,11 @@ def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
 
 
 def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path: Path) -> None:
-    changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
-    run(config(source, **changed), tmp_path / "run").close()
+    loop = {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2, "final_finetune": True}
+    run(config(source, loop=loop), tmp_path / "run").close()
     assert len(rows(tmp_path / "run")) == 3
+    # finetune.enabled = false: there is no last fine-tune either.
+    assert not RunDir(tmp_path / "run").adapter(2).exists()
 
 
 def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(

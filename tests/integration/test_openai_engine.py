@@ -148,10 +148,11 @@ def test_a_retry_that_would_pass_a_cap_is_not_sent() -> None:
     assert len(server.bodies) == 1
 
 
-def test_a_server_that_is_not_there() -> None:
-    generator, _ = engine("http://127.0.0.1:9/v1", retries=0)
+def test_a_server_that_is_not_there_costs_nothing() -> None:
+    generator, budget = engine("http://127.0.0.1:9/v1", retries=1, cap_tokens=150)
     with pytest.raises(ArchloopError, match="127.0.0.1:9/v1 cannot be reached"):
         next(generator.generate(PROMPT, requests(1)))
+    assert budget.spent == Spent()
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from archloop.config import GenerationConfig, LLMConfig, RunConfig, SandboxConfig
@@ -21,6 +23,7 @@ from archloop.errors import CapReachedError, ConfigError, UsageError
 from archloop.generation import build_generator
 from archloop.llm import resolve_model
 from archloop.loop import run
+from archloop.progress import Progress, Silent
 from archloop.report import status_json, write_report
 from archloop.run_dir import Run
 from archloop.sandbox import Sandbox
@@ -175,6 +178,26 @@ def test_a_run_stops_at_its_cap_and_goes_on_when_it_is_raised(
     files = [file for file in root.rglob("*") if file.is_file()]
     assert len(files) > 5
     assert not [file for file in files if KEY.encode() in file.read_bytes()]
+
+
+def test_an_interrupted_run_asks_for_nothing_more(tmp_path: Path) -> None:
+    class Impatient(Silent):
+        def update(self, progress: Progress) -> None:
+            if progress.detail == "1 written":
+                raise KeyboardInterrupt
+
+    def answer(n: int, body: dict[str, Any]) -> Reply:
+        return replace(good_answer(n, body), delay=0.2)
+
+    before = set(psutil.Process().children())
+    with scripted(answer) as server:
+        with pytest.raises(KeyboardInterrupt):
+            run(loop_config(server.url, completions=40), tmp_path / "run", Impatient())
+        deadline = time.monotonic() + 60
+        while set(psutil.Process().children()) - before:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert len(server.bodies) < 20
 
 
 def test_a_candidate_does_not_see_the_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ def test_the_preset_is_whole() -> None:
         (["openai.base_url=http://me:secret@host/v1"], "no user name or password"),
         (["openai.cap_cost=1"], "openai: cap_cost needs input_price and output_price"),
         (["openai.input_price=1"], "input_price and output_price belong together"),
+        (["openai.extra_body={n=2, max_tokens=9}"], "openai.extra_body: not max_tokens, n: arch"),
+        (["openai.extra_body={top_k=5}"], "openai.extra_body: not top_k: .*generation"),
         (["openai.concurrency=0"], "openai.concurrency"),
         (["openai.caps=0"], "openai.caps: unknown key; allowed here: .*cap_cost"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from archloop.config import FinetuneConfig, load_config
 from archloop.errors import ConfigError, UsageError
 from archloop.finetuning import launch
 from archloop.finetuning.arguments import arguments, optimizer, optimizer_note, recomputes
+from archloop.finetuning.dataset import EncodedPair
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress
 from archloop.finetuning.split import split_dev
-from archloop.finetuning.trainer import LengthGrouped, dev_losses
+from archloop.finetuning.trainer import LengthGrouped, PairTrainer, dev_losses
 from conftest import network
 
 GIB = 2**30
@@ -55,6 +57,20 @@ def test_the_trainer_gets_the_papers_numbers(tmp_path: Path) -> None:
     assert found.bf16
     assert found.gradient_checkpointing
     assert found.eval_strategy == "no"
+
+
+@pytest.mark.parametrize(("max_steps", "wanted"), [(None, 5), (4, 4), (5, 5), (9, 5)])
+def test_max_steps_adds_no_epochs(tmp_path: Path, max_steps: int | None, wanted: int) -> None:
+    """Ten pairs in batches of two, two batches a step: three steps an epoch."""
+    config = FinetuneConfig(epochs=1.5, max_steps=max_steps, batch_size=2, grad_accumulation=2)
+    trainer = PairTrainer(
+        model=torch.nn.Linear(1, 1),
+        args=arguments(job(config, "float32"), tmp_path, recompute=False, dev=False),
+        train_dataset=[EncodedPair([0], [0])] * 10,
+    )
+    loader = trainer.get_train_dataloader()
+    epochs, *_, steps = trainer.set_initial_training_values(trainer.args, loader)
+    assert (epochs, steps) == (2, wanted)
 
 
 def test_paged_8_bit_adamw_is_for_cuda_and_its_stand_in_is_told() -> None:
@@ -104,6 +120,22 @@ def test_one_process_for_each_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert launch.process_count(configured) == wanted
+
+
+def test_each_process_keeps_to_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its own is taken before anything is loaded: bitsandbytes puts weights on the current one."""
+    taken = list[object]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    alone = arguments(job(FinetuneConfig(), "float32"), tmp_path, recompute=False, dev=False)
+    assert (alone.n_gpu, alone.train_batch_size) == (1, 1)
+    taken.clear()
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    ends_early = replace(job(FinetuneConfig()), output=tmp_path)
+    assert launch._rank(ends_early.to_json(), str(tmp_path / "events"))["usage"]
+    assert taken == [1]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

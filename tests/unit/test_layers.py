@@ -97,6 +97,7 @@ OWNERS = {
 
 WORKER_FILES = {
     "finetuning/arguments.py",
+    "finetuning/checkpoints.py",
     "finetuning/launch.py",
     "finetuning/linear.py",
     "finetuning/loading.py",

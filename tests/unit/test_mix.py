@@ -71,3 +71,4 @@ def test_accurate_networks_are_drawn_more_often() -> None:
     assert len(drawn) == 100
     assert sum(p.id.startswith("good") for p in drawn) > 70
     assert mix.whole_corpus(poor, "none", random.Random(0)) == poor
+    assert mix.whole_corpus([], "accuracy", random.Random(0)) == []

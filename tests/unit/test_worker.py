@@ -35,6 +35,9 @@ def work(job, emit):
         print("(EngineCore pid=7) AssertionError: Error in memory profiling.", file=sys.stderr)
         print("[rank0]: Warning: a process group was not destroyed", file=sys.stderr)
         raise RuntimeError("Engine core initialization failed. See root cause above. Failed: {}")
+    if job["do"] == "flood":
+        sys.stderr.buffer.write(b"\\xff\\n" * 100_000)
+        raise RuntimeError("after the flood")
     if job["do"] == "crash":
         raise RuntimeError("the last line")
     if job["do"] == "die":
@@ -81,6 +84,7 @@ def test_events_come_as_they_happen_and_the_result_last() -> None:
         ("cap", CapReachedError, "enough"),
         ("fault", ArchloopError, "machine fault"),
         ("crash", ArchloopError, "RuntimeError: the last line"),
+        ("flood", ArchloopError, "RuntimeError: after the flood"),
         ("die", ArchloopError, "ended with code 3"),
         ("vllm", ArchloopError, "ended with code 1: AssertionError: Error in memory profiling.$"),
     ],

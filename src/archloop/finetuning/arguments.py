@@ -31,7 +31,7 @@ def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool
     """
     config, cuda = job.config, torch.cuda.is_available()
     measured = "no" if not dev else "steps" if config.dev_steps else "epoch"
-    return TrainingArguments(
+    found = TrainingArguments(
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
@@ -62,6 +62,10 @@ def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
     )
+    # One process is for one GPU: with more in sight the trainer would copy the LLM to all of them
+    # (DataParallel), and the copies would not have our loss.
+    found._n_gpu = min(found.n_gpu, 1)
+    return found
 
 
 def optimizer(config: FinetuneConfig, *, cuda: bool) -> str:

@@ -80,6 +80,9 @@ def _config(processes: int) -> LaunchConfig:
 
 def _rank(job_data: dict[str, Any], pipe: str) -> dict[str, Any]:
     """What each process does. What is wrong with the input is found, and told, by all of them."""
+    if torch.cuda.is_available():
+        # Before anything is loaded: bitsandbytes puts the weights on the current GPU.
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     from archloop.finetuning.lora import run
 
     with Path(pipe).open("w", encoding="utf-8") as events:

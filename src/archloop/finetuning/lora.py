@@ -2,7 +2,7 @@
 
 The adapter is written to a temporary folder and renamed when whole. Checkpoints lie beside it
 (``NAME.checkpoints``), so the same job started again goes on from the last one, in mid-epoch too,
-and ends with the same adapter.
+and ends with the same adapter. Another job with the same name begins anew.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoConfig, set_seed
 
 from archloop.errors import UsageError
 from archloop.finetuning.arguments import arguments, free_bytes, optimizer_note, recomputes
+from archloop.finetuning.checkpoints import last_checkpoint
 from archloop.finetuning.dataset import EncodedPair, encode_pair, read_messages
 from archloop.finetuning.job import FinetuneJob
 from archloop.finetuning.launch import process_count, run_together
@@ -28,6 +28,7 @@ from archloop.finetuning.packing import Collator
 from archloop.finetuning.split import split_dev
 from archloop.finetuning.trainer import BestOnDev, PairTrainer, Reporter, dev_losses
 from archloop.finetuning.writing import write_adapter
+from archloop.llm import load_tokenizer
 from archloop.worker import Emit, serve
 
 MOST_RISE = 0.3
@@ -49,12 +50,13 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise UsageError(f"{job.output}: exists already")
     started = time.monotonic()
     set_seed(job.seed)
-    tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+    tokenizer = load_tokenizer(job.model_dir)
     pairs = _pairs(job, tokenizer)
     checkpoints = job.output.with_name(job.output.name + ".checkpoints")
     trainer, notes = _trainer(job, pairs, tokenizer.pad_token_id or 0, checkpoints, emit)
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-    trainer.train(resume_from_checkpoint=last)
+    with trainer.args.main_process_first():
+        last = last_checkpoint(checkpoints, job, emit)
+    trainer.train(resume_from_checkpoint=last and str(last))
     first, loss = _losses(trainer.state.log_history)
     if reason := divergence(first, loss):
         shutil.rmtree(checkpoints, ignore_errors=True)

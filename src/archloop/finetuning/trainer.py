@@ -28,7 +28,7 @@ class LengthGrouped(torch.utils.data.Sampler[int]):
         return len(self._lengths)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each epoch."""
+        """Called before each epoch."""
         self._epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -45,12 +45,21 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         self.n_tokens = 0
         """Tokens of all pairs trained on in this process, a shared beginning counted in each."""
         self.model_accepts_loss_kwargs = True
+        self.add_callback(_TellsEpoch(self))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGrouped:
         pairs = train_dataset or self.train_dataset
         args = self.args
         together = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return LengthGrouped([len(p.input_ids) for p in pairs], together, args.seed)
+        self.order = LengthGrouped([len(p.input_ids) for p in pairs], together, args.seed)
+        return self.order
+
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
+        """As transformers', whose ``max_steps`` adds epochs where it is more than they take."""
+        updates = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
+        if args.max_steps >= args.num_train_epochs * updates:
+            args.max_steps = -1  # the epochs alone count
+        return super().set_initial_training_values(args, dataloader)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss; counts the tokens."""
@@ -77,6 +86,21 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         self.control: Any = handler.on_evaluate(self.args, state, self.control, metrics)
         self.model.train()
         return metrics
+
+
+class _TellsEpoch(TrainerCallback):  # type: ignore[misc]
+    """Sets the epoch of the order of pairs.
+
+    The trainer does not reach it where several processes go on in mid-epoch: each one's share of
+    the batches is wrapped once more to skip some.
+    """
+
+    def __init__(self, trainer: PairTrainer) -> None:
+        self._trainer = trainer
+
+    def on_epoch_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Called by the trainer; in mid-epoch ``state.epoch`` has a fraction."""
+        self._trainer.order.set_epoch(int(state.epoch or 0))
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from archloop import __version__
 from archloop.assets import sha256_of
 from archloop.finetuning.job import FinetuneJob
 
-_WEIGHTS = "adapter_model.safetensors"
+WEIGHTS = "adapter_model.safetensors"
 
 
 def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Path | None) -> None:
@@ -30,14 +30,14 @@ def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Pat
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     if best is not None:
-        shutil.copyfile(best / _WEIGHTS, partial / _WEIGHTS)
+        shutil.copyfile(best / WEIGHTS, partial / WEIGHTS)
     (partial / "README.md").unlink(missing_ok=True)
     config_file = partial / "adapter_config.json"
     adapter = json.loads(config_file.read_text()) | {"base_model_name_or_path": job.model_dir.name}
     config_file.write_text(json.dumps(adapter, indent=2, sort_keys=True) + "\n")
     wanted = getattr(torch, job.config.adapter_dtype)
-    tensors = {k: v.to(wanted) for k, v in load_file(partial / _WEIGHTS).items()}
-    save_file(tensors, partial / _WEIGHTS, metadata={"format": "pt"})
+    tensors = {k: v.to(wanted) for k, v in load_file(partial / WEIGHTS).items()}
+    save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / "lineage.json").write_text(json.dumps(_lineage(job, found), indent=2) + "\n")
     partial.rename(job.output)
 
@@ -48,7 +48,7 @@ def _lineage(job: FinetuneJob, found: dict[str, Any]) -> dict[str, Any]:
         "base_model": job.model_dir.name,
         "init": "base" if job.parent is None else "previous",
         "parent": job.parent.name if job.parent else None,
-        "parent_sha256": sha256_of(job.parent / _WEIGHTS) if job.parent else None,
+        "parent_sha256": sha256_of(job.parent / WEIGHTS) if job.parent else None,
         "corpus_sha256": sha256_of(job.corpus),
         "finetune": job.config.model_dump(mode="json"),
         "seed": job.seed,

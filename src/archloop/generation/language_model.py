@@ -16,6 +16,7 @@ import torch
 
 from archloop.errors import UsageError
 from archloop.generation.generator import GeneratedText
+from archloop.llm import load_tokenizer
 from archloop.types import Message
 
 logger = logging.getLogger(__name__)
@@ -28,11 +29,9 @@ class ChatTokenizer:
         """Read the tokenizer.
 
         Raises:
-            UsageError: It has no chat template.
+            UsageError: It has no chat template, or code does not survive it.
         """
-        from transformers import AutoTokenizer
-
-        self._tokenizer = AutoTokenizer.from_pretrained(model_dir)
+        self._tokenizer = load_tokenizer(model_dir)
         if not self._tokenizer.chat_template:
             raise UsageError(f"llm.model: the tokenizer in {model_dir} has no chat template")
         self.end_ids = _end_ids(model_dir, self._tokenizer.eos_token_id)

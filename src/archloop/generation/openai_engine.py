@@ -165,7 +165,7 @@ class OpenAIGenerator:
             extra_body=body | server.extra_body,
         )
 
-    async def _before(self, _request: object) -> None:
+    async def _before(self, request: Any) -> None:
         """Ahead of each try: charge the one before if it may be billed, and keep the distance."""
         attempt = self._attempt.get()
         if attempt.unanswered:
@@ -180,7 +180,12 @@ class OpenAIGenerator:
             async with self._turn:  # one waits at a time, so that none can catch up
                 await asyncio.sleep(self._next_start - time.monotonic())
                 self._next_start = time.monotonic() + 60.0 / self._server.requests_per_minute
-        attempt.unanswered = True
+        request.extensions["trace"] = self._trace
+
+    async def _trace(self, event: str, _info: object) -> None:
+        """A try may be billed from its first byte on, not while there is no connection."""
+        if event.endswith(".send_request_headers.started"):
+            self._attempt.get().unanswered = True
 
     async def _after(self, response: Any) -> None:
         """Errors and redirections are not billed."""
