@@ -163,8 +163,15 @@ def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
 
 
 def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
-    """An accepted network as a pair: the prompt it was sampled with, its cleaned source."""
+    """An accepted network as a pair: the prompt it was sampled with, its cleaned source.
+
+    A source that cannot be cleaned stands as it was written, so that it does not stop the run.
+    """
     assert candidate.code is not None
+    try:
+        code = clean_source(candidate.code)
+    except SyntaxError:
+        code = candidate.code
     details = {
         "generated": True,
         "candidate": candidate.id,
@@ -174,7 +181,7 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
         "code_sha256": candidate.code_sha256,
         **meta,
     }
-    return make_pair(prompt, clean_source(candidate.code), details)
+    return make_pair(prompt, code, details)
 
 
 def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from archloop.chat import extract_code
 from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.corpus import accepted_pair
 from archloop.errors import UsageError
-from archloop.prompts import PromptTemplate
+from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.seeds import SeedNetwork, build_corpus, open_source
 from archloop.seeds import clean as clean_module
 from archloop.seeds.build import NARROW_SHARE
@@ -21,7 +23,7 @@ from archloop.seeds.narrow import FACTORS, narrow
 from archloop.seeds.prepare import prepare, prepare_all
 from archloop.seeds.quarantine import quarantine_reason
 from archloop.seeds.split import split
-from archloop.types import Outcome, Verdict
+from archloop.types import Candidate, Outcome, Verdict
 
 RAW = '''
 """A module docstring."""
@@ -46,6 +48,9 @@ def supported_hyperparameters():
 if __name__ == "__main__":
     print(os)
 '''
+
+
+PROMPT = PromptTemplate().render(CIFAR10, 500_000)
 
 
 def test_cleaning_leaves_what_is_worth_teaching() -> None:
@@ -307,6 +312,13 @@ def test_secrets_and_prompts_are_quarantined(line: str, reason: str) -> None:
 )
 def test_ordinary_names_are_not_quarantined(line: str) -> None:
     assert quarantine_reason(f"{line}\n") is None
+
+
+def test_what_is_nested_too_deeply_stops_neither_a_build_nor_a_run() -> None:
+    deep = RAW.strip() + "\nx = 1" + " + 1" * 400
+    assert prepare(deep).step == "parse"
+    pair = accepted_pair(Candidate("c01-0001", 1, 1, Outcome.ACCEPTED, code=deep), PROMPT)
+    assert extract_code(pair.code) == deep
 
 
 def test_processes_give_what_one_gives() -> None:

@@ -54,9 +54,12 @@ def clean_source(code: str, style: Style = "unparse") -> str:
     """The cleaned source.
 
     Raises:
-        SyntaxError: The source does not parse.
+        SyntaxError: The source does not parse, or is nested too deeply.
     """
-    return clean_tree(ast.parse(code), code, style).code
+    try:
+        return clean_tree(ast.parse(code), code, style).code
+    except RecursionError:
+        raise SyntaxError("nested too deeply") from None
 
 
 def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned:
