@@ -194,6 +194,14 @@ def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
             yield str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id), code
 
 
+def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
+    """Code of every seed by an id that no candidate has, as a seed may be another run's candidate.
+
+    The novelty judge compares no network with the one of its own id.
+    """
+    return {f"seed:{id}": code for id, code in distinct_codes(pairs)}
+
+
 def read_pairs(file: Path) -> list[ChatPair]:
     """A corpus file.
 

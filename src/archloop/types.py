@@ -177,7 +177,8 @@ class NoveltyScores:
     nn_jaccard_gen: float
     near_dup_text_gen: bool
     nearest: str | None
-    """Id of the most similar known network by text, if any was retrieved."""
+    """Id of the most similar known network by text, if any was retrieved; ``seed:`` comes before a
+    seed's."""
     nn_normalized_train: float = 0.0
     nn_normalized_gen: float = 0.0
     nn_graph_train: float | None = None
