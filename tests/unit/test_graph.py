@@ -6,12 +6,14 @@ import json
 import random
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archloop.config import SandboxConfig
+from archloop.graphs import graphs_of, traced_before
 from archloop.novelty import (
     GraphError,
     graph_distance,
@@ -22,6 +24,7 @@ from archloop.novelty import (
     shingles,
 )
 from archloop.novelty.graph import MAX_NODES, canonical, checked, parse
+from archloop.progress import Silent
 from archloop.sandbox import Sandbox
 from archloop.types import Outcome
 from conftest import HOSTILE, network
@@ -47,6 +50,22 @@ def traced(sandbox: Sandbox, code: str) -> dict[str, Any]:
     assert graph is not None, verdict.error
     assert verdict.error is None
     return graph
+
+
+def test_the_cache_keeps_what_is_traced_and_nothing_that_another_try_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path))
+    size = {"shape": SHAPE, "classes": 10}
+    broken, slow = network(forward="raise ValueError"), network(init="while True: pass")
+    config = SandboxConfig(build_seconds=5)
+    assert traced_before([network()], **size) is None
+    found = graphs_of([network(), broken, slow], config=config, observer=Silent(), **size)
+    assert [graph is None for graph in found] == [False, True, True]
+    assert traced_before([broken, network()], **size) == [None, found[0]]
+    assert traced_before([network(), slow], **size) is None
+    (file,) = (tmp_path / "graphs").iterdir()
+    assert version("torch") in file.name
 
 
 def body(*lines: str, init: str = "") -> str:

@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from archloop.chat import make_pair
 from archloop.config import RunConfig, config_digest, load_config
+from archloop.corpus import write_pairs
 from archloop.errors import UsageError
+from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report.formats import duration
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
-from archloop.run_dir import PINNED, SESSIONS, Run, RunDir
+from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, Run, RunDir
 from archloop.store import Store
-from archloop.types import Completion, CycleStats, Outcome, Verdict
+from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
 
 CONFIG = load_config("paper")
 
@@ -30,7 +33,8 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
         valid = index < len(accuracies)
         verdict = Verdict(Outcome.SYNTAX_ERROR, error="x | y\nz")
         if valid:
-            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0)
+            graph = GraphSketch("a", bytes(8))
+            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0, graph=graph)
         store.add_verdict(
             cycle,
             index,
@@ -147,6 +151,19 @@ def test_without_its_seeds_nothing_is_said_of_memorisation(run: Path, tmp_path: 
     assert "Not known: the seeds, `corpus/cycle_01.jsonl`" in files["report.md"]
     assert "| memorised |" not in files["report.md"]
     assert files["diversity.csv"] == ""
+
+
+def test_without_the_graphs_of_its_seeds_nothing_is_said_of_new_motifs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path / "cache"))
+    seed = make_pair(PromptTemplate().render(CIFAR10, 500_000), "x = 1", {})
+    write_pairs(RunDir(run).corpus(1), [seed])
+    with Store(RunDir(run).database) as store:
+        store.set_meta(TASK_SIZE, {"shape": [3, 32, 32], "classes": 10})
+    text = write_report([run], tmp_path / "out")[0].read_text("utf-8")
+    assert "| all | 2 | 0.000 | 0/2 | 1/2 | - |" in text
+    assert "New motifs are not known" in text
 
 
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:

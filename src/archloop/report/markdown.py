@@ -44,6 +44,8 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
             blocks += ["### Time", TIME, f"![Timeline](timeline-{number}.svg)", _time_table(run)]
         blocks.append("### Memorisation or creativity")
         blocks += [DIVERSITY, _diversity_table(run)] if run.diversity else [NO_SEEDS]
+        if any(d.traced and d.new_motifs is None for d in run.diversity):
+            blocks.append(NOT_TRACED)
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -228,6 +230,10 @@ DIVERSITY = (
     "in an earlier cycle has."
 )
 NO_SEEDS = "Not known: the seeds, `corpus/cycle_01.jsonl`, are not in the run directory."
+NOT_TRACED = (
+    "New motifs are not known: not every seed's graph is in this machine's cache. "
+    "`archloop novelty --rejudge RUN` puts them there."
+)
 
 
 def _diversity_table(run: ReportedRun) -> str:

@@ -88,11 +88,13 @@ def _diversity(run: Run, path: Path, candidates: Sequence[Candidate]) -> list[Di
         return []
     codes = [code for _, code in distinct_codes(read_pairs(corpus))]
     graphs = (
-        traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"])
-        if size
-        else [None] * len(codes)
+        traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"]) if size else None
     )
-    seeds = Seeds(map(Network, codes, graphs), run.config.novelty)
+    seeds = Seeds(
+        map(Network, codes, graphs or [None] * len(codes)),
+        run.config.novelty,
+        traced=graphs is not None,
+    )
     accepted = [c for c in candidates if c.outcome is Outcome.ACCEPTED]
     return of_cycles(
         [[Network(c.code or "", c.graph) for c in accepted if c.cycle == n] for n in cycles], seeds
