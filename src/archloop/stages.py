@@ -234,7 +234,7 @@ def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidat
         cycle=cycle,
         n_gen=len(everything),
         n_valid=len(selected),
-        n_above_threshold=sum(a >= run.config.selection.min_accuracy for a in accuracies),
+        n_at_floor=sum(a >= run.config.selection.min_accuracy for a in accuracies),
         n_near_duplicate=outcomes[Outcome.NEAR_DUPLICATE],
         n_accepted=outcomes[Outcome.ACCEPTED],
         accuracies=accuracies,

@@ -253,8 +253,8 @@ class CycleStats:
     cycle: int
     n_gen: int
     n_valid: int
-    n_above_threshold: int
-    """Valid candidates at or above the accuracy threshold, near-duplicates included."""
+    n_at_floor: int
+    """Valid candidates at or above ``selection.min_accuracy``, near-duplicates included."""
     n_near_duplicate: int
     n_accepted: int
     accuracies: tuple[float, ...]

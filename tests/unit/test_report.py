@@ -59,7 +59,7 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
         cycle=cycle,
         n_gen=n_gen,
         n_valid=len(accuracies),
-        n_above_threshold=above,
+        n_at_floor=above,
         n_near_duplicate=0,
         n_accepted=above,
         accuracies=tuple(accuracies),
@@ -111,7 +111,7 @@ def test_the_papers_first_cycle_gives_the_papers_rate_and_interval(run: Path) ->
     # Wilson 1927 with z = 1.96, worked out by hand: (0.44 + 0.0384146 -+ 0.1429...) / 1.0768...
     assert first.valid.interval == pytest.approx((0.31160, 0.57694), abs=1e-4)
     assert first.best == 0.4778
-    assert first.above_threshold == Proportion(1, 22)
+    assert first.at_floor == Proportion(1, 22)
 
 
 def test_an_empty_sample_has_no_figures() -> None:
@@ -189,7 +189,11 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     assert float(cycles[0]["valid_low"]) == pytest.approx(0.31160, abs=1e-4)
     assert cycles[1]["accuracy_low"] == "", "one value has no interval"
     assert cycles[2]["best_accuracy"] == ""
-    assert float(read_csv(files[2])[0]["accuracy_n"]) == 23
+    totals = read_csv(files[2])[0]
+    for row, share in ((cycles[0], "1/22"), (totals, "2/23")):
+        assert row["at_floor_k"] + "/" + row["at_floor_n"] == share
+        assert row["min_accuracy"] == "0.4"
+    assert float(totals["accuracy_n"]) == 23
     assert sum(int(row["syntax_error"]) for row in read_csv(files[3])) == 34
     assert len(read_csv(files[5])) == 57
     assert read_csv(files[5])[56]["error"] == "x | y\nz"
@@ -260,6 +264,7 @@ def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> No
         "interval": pytest.approx([0.31160, 0.57694], abs=1e-4),
     }
     assert len(first["accuracies"]) == 22
+    assert (first["at_floor"]["k"], first["n_at_floor"]) == (1, 1)
     assert second["mean_accuracy"] == {"n": 1, "value": 0.5, "interval": None}
     assert third["best_accuracy"] is None
     assert status["totals"]["valid"]["k"] == 23

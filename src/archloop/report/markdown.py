@@ -14,11 +14,11 @@ from archloop.report.formats import (
     NOTHING,
     count,
     duration,
+    floor,
     mean,
     money,
     percent,
     proportion,
-    threshold,
 )
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
@@ -123,7 +123,7 @@ def _cycle_table(run: ReportedRun) -> str:
         "best",
         "mean",
         "median",
-        threshold(run.config.selection.min_accuracy),
+        floor(run.config.selection.min_accuracy),
         "threshold",
         "near-duplicates",
         "accepted",
@@ -139,7 +139,7 @@ def _cycle_table(run: ReportedRun) -> str:
             percent(cycle.best),
             mean(cycle.mean),
             percent(cycle.median),
-            proportion(cycle.above_threshold),
+            proportion(cycle.at_floor),
             percent(least),
             cycle.stats.n_near_duplicate,
             cycle.stats.n_accepted,
@@ -157,13 +157,13 @@ def _cycle_table(run: ReportedRun) -> str:
 def _total_table(run: ReportedRun) -> str:
     whole = run.summary
     first, last = whole.cycles[0].stats, whole.cycles[-1].stats
-    share = threshold(run.config.selection.min_accuracy)
+    share = floor(run.config.selection.min_accuracy)
     rows: list[Row] = [
         (f"mean of the valid rates of {whole.valid_rate.n} cycles", mean(whole.valid_rate)),
         ("valid, all cycles together", proportion(whole.valid)),
         ("best first-epoch accuracy", percent(whole.best)),
         (f"mean first-epoch accuracy, {whole.accuracy.n} candidates", mean(whole.accuracy)),
-        (share, proportion(whole.above_threshold)),
+        (share, proportion(whole.at_floor)),
         ("near-duplicates", proportion(whole.near_duplicate)),
         ("accepted", count(whole.n_accepted)),
         ("corpus, first cycle", count(first.corpus_size)),
