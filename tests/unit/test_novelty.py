@@ -216,6 +216,17 @@ def test_bands_retrieve_what_reaches_the_threshold(threshold: float) -> None:
     assert band_shape(256, 0.0) == (256, 1)
 
 
+def test_a_near_duplicate_below_the_retrieval_threshold_is_retrieved() -> None:
+    index = NoveltyIndex(NoveltyConfig(near_duplicate_threshold=0.4))
+    index.add("known", network([16] * 12))
+    rng = random.Random(0)
+    for _ in range(20):
+        other = network([16] * 4 + [rng.randrange(100, 1000) for _ in range(8)])
+        similarity, nearest = index.query(other)
+        assert (nearest, index.is_near_duplicate(similarity)) == ("known", True)
+        assert similarity < 0.6
+
+
 def test_query_agrees_with_brute_force() -> None:
     rng = random.Random(2)
     codes = {
