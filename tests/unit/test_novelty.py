@@ -387,6 +387,17 @@ def test_every_view_is_scored_and_the_configured_kinds_reject() -> None:
         assert (untraced.nn_graph_train, untraced.near_dup_graph_train) == (None, None)
 
 
+def test_a_copy_without_a_graph_is_a_near_duplicate_by_graph() -> None:
+    judge = NoveltyJudge(CONFIG.model_copy(update={"kind": ("graph",)}))
+    judge.add_known("seed", "a = 1\n" * 40)
+    judge.start_cycle()
+    judge.accept("c01-0000", "b = 2\n" * 40)
+    assert judge.judge("c01-0001", "a = 1\n" * 40).is_near_duplicate
+    assert judge.judge("c01-0002", "b = 2\n" * 40).is_near_duplicate
+    assert not judge.judge("c01-0003", "b = 2\n" * 40, sketch("h", 1 << 40)).is_near_duplicate
+    assert not judge.judge("c01-0004", "for x in y: z()\n" * 40).is_near_duplicate
+
+
 def test_what_a_cycle_accepted_counts_by_graph_too() -> None:
     judge = NoveltyJudge(CONFIG.model_copy(update={"kind": ("graph",)}))
     judge.start_cycle()
