@@ -29,7 +29,7 @@ from archloop.seeds.clean import clean_source
 from archloop.seeds.lemur import LemurSource
 from archloop.types import Candidate, ChatPair, Message, Verdict
 
-_BUILD_VERSION = 2
+_BUILD_VERSION = 3
 """Raised when the same configuration gives another seed corpus than before."""
 
 

@@ -6,6 +6,7 @@ measured", never zero.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -280,6 +281,15 @@ class ChatPair:
     def code(self) -> str:
         """The assistant's answer, still inside its code fence."""
         return self.messages[2]["content"]
+
+    @property
+    def first_epoch_accuracy(self) -> float | None:
+        """As a run or LEMUR measured it; ``None``: it was not."""
+        for key in ("first_epoch_accuracy", "lemur_first_epoch_accuracy"):
+            value = self.meta.get(key)
+            if isinstance(value, int | float) and math.isfinite(value):
+                return float(value)
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """A row of ``corpus/cycle_NN.jsonl``."""
