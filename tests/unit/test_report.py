@@ -17,6 +17,7 @@ from archloop.errors import UsageError
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
+from archloop.report import reported as reported_module
 from archloop.report.formats import duration
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
 from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, Run, RunDir
@@ -164,6 +165,47 @@ def test_without_the_graphs_of_its_seeds_nothing_is_said_of_new_motifs(
     text = write_report([run], tmp_path / "out")[0].read_text("utf-8")
     assert "| all | 2 | 0.000 | 0/2 | 1/2 | - |" in text
     assert "New motifs are not known" in text
+
+
+def test_a_cycle_that_is_committed_meanwhile_is_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(Run):
+        """Goes on whenever its cycles have been read."""
+
+        def cycles(self) -> list[CycleStats]:
+            found = super().cycles()
+            with Store(RunDir(run).database) as store:
+                write_cycle(store, len(found) + 1, [0.5], 2)
+            return found
+
+    monkeypatch.setattr(reported_module, "Run", Busy)
+    files = write_report([run], tmp_path / "out")
+    assert "| all | 2 |" in files[0].read_text("utf-8")
+    assert [row["cycle"] for row in read_csv(files[4])] == ["1", "2", "3", "all"]
+
+
+@pytest.mark.parametrize(
+    ("error", "cell"),
+    [*((f"{c}A(1)", f"'{c}A(1)") for c in "=+-@\t"), ("\r=A(1)", " =A(1)"), ("a\r=1", "a =1")],
+)
+def test_no_text_is_a_formula_in_a_spreadsheet(
+    run: Path, tmp_path: Path, error: str, cell: str
+) -> None:
+    with Store(RunDir(run).database) as store:
+        store.add_completions([Completion(4, 0, "t", 0, 1, "stop")])
+        store.add_verdict(
+            4,
+            0,
+            verdict=Verdict(Outcome.IMPORT_ERROR, error),
+            code="x",
+            code_sha256=None,
+            isolation=None,
+            protocol=None,
+            training=None,
+        )
+    rows = list(csv.reader(write_report([run], tmp_path / "out")[5].open(newline="")))
+    assert rows[-1][rows[0].index("error")] == cell
 
 
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:

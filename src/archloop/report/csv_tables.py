@@ -13,6 +13,9 @@ from archloop.report.reported import ReportedRun
 from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
 from archloop.types import Outcome
 
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""What a formula begins with, or what is skipped before one."""
+
 
 def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
     """Name and text of each CSV file; the rows of all runs are in the same files."""
@@ -135,5 +138,13 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
         if writer is None:
             writer = csv.DictWriter(text, list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({name: _inert(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets ``'`` before it: a candidate chose it."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which csv does not quote, and readers take for a row's end
+    return f"'{text}" if text.startswith(_FORMULA) else text
