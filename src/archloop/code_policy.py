@@ -14,6 +14,9 @@ from archloop.types import Outcome, Verdict
 
 MAX_SOURCE_BYTES = 64 * 1024
 """Longer sources are refused: the longest LEMUR network has 40 kB."""
+MAX_DEPTH = 100
+"""Levels of the deepest syntax tree: ``ast.unparse`` takes up to six calls for one (a dictionary),
+of the thousand that Python allows. The deepest network of the packaged corpus has 14."""
 
 ALLOWED_IMPORTS = frozenset(
     [
@@ -95,7 +98,7 @@ def check(code: str) -> Verdict | None:
     """The first static fault of a source, in ladder order, or ``None`` if it may be run."""
     if len(code.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         return Verdict(Outcome.SYNTAX_ERROR, f"source is longer than {MAX_SOURCE_BYTES} bytes")
-    tree = _parse(code)
+    tree = parse(code)
     if isinstance(tree, Verdict):
         return tree
     if fault := contract_fault(tree):
@@ -105,17 +108,28 @@ def check(code: str) -> Verdict | None:
     return None
 
 
-def _parse(code: str) -> ast.Module | Verdict:
+def parse(code: str) -> ast.Module | Verdict:
+    """The syntax tree, of no more levels than recursion over it survives, or why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            return ast.parse(code)
+            tree = ast.parse(code)
     except SyntaxError as error:
         return Verdict(Outcome.SYNTAX_ERROR, f"SyntaxError: {error.msg} (line {error.lineno})")
     except ValueError as error:  # null bytes, lone surrogates
         return Verdict(Outcome.SYNTAX_ERROR, f"SyntaxError: {error}")
     except (RecursionError, MemoryError):
         return Verdict(Outcome.SYNTAX_ERROR, "SyntaxError: nested too deeply to parse")
+    if _is_deep(tree):
+        return Verdict(Outcome.SYNTAX_ERROR, f"nested too deeply: more than {MAX_DEPTH} levels")
+    return tree
+
+
+def _is_deep(tree: ast.Module) -> bool:
+    level: list[ast.AST] = [tree]
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def contract_fault(tree: ast.Module) -> str | None:

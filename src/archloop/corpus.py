@@ -29,7 +29,7 @@ from archloop.seeds.clean import clean_source
 from archloop.seeds.lemur import LemurSource
 from archloop.types import Candidate, ChatPair, Message, Verdict
 
-_BUILD_VERSION = 2
+_BUILD_VERSION = 3
 """Raised when the same configuration gives another seed corpus than before."""
 
 
@@ -163,8 +163,15 @@ def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
 
 
 def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
-    """An accepted network as a pair: the prompt it was sampled with, its cleaned source."""
+    """An accepted network as a pair: the prompt it was sampled with, its cleaned source.
+
+    A source that cannot be cleaned stands as it was written, so that it does not stop the run.
+    """
     assert candidate.code is not None
+    try:
+        code = clean_source(candidate.code)
+    except SyntaxError:
+        code = candidate.code
     details = {
         "generated": True,
         "candidate": candidate.id,
@@ -174,7 +181,7 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
         "code_sha256": candidate.code_sha256,
         **meta,
     }
-    return make_pair(prompt, clean_source(candidate.code), details)
+    return make_pair(prompt, code, details)
 
 
 def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
@@ -185,6 +192,14 @@ def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
         if code is not None and (digest := code_sha256(code)) not in seen:
             seen.add(digest)
             yield str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id), code
+
+
+def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
+    """Code of every seed by an id that no candidate has, as a seed may be another run's candidate.
+
+    The novelty judge compares no network with the one of its own id.
+    """
+    return {f"seed:{id}": code for id, code in distinct_codes(pairs)}
 
 
 def read_pairs(file: Path) -> list[ChatPair]:

@@ -82,7 +82,7 @@ CYCLES = sa.Table(
     sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("n_gen", sa.Integer, nullable=False),
     sa.Column("n_valid", sa.Integer, nullable=False),
-    sa.Column("n_above_threshold", sa.Integer, nullable=False),
+    sa.Column("n_above_threshold", sa.Integer, key="n_at_floor", nullable=False),
     sa.Column("n_near_duplicate", sa.Integer, nullable=False),
     sa.Column("n_accepted", sa.Integer, nullable=False),
     sa.Column("accuracies", sa.JSON, nullable=False),

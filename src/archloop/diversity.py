@@ -41,13 +41,22 @@ class Diversity:
     distinct_graphs: int
     new_motifs: float | None
     """Share of their graph neighbourhoods (a layer and what is around it) that neither a seed nor
-    an earlier accepted network has; ``None`` where no graph is known."""
+    an earlier accepted network has; ``None`` where no graph is known, or the seeds' are not."""
 
 
 class Seeds:
-    """The seeds, ready to be compared with."""
+    """The seeds, ready to be compared with.
 
-    def __init__(self, seeds: Iterable[Network], config: NoveltyConfig) -> None:
+    Args:
+        seeds: Their code and graphs.
+        config: Parameters of their similarity.
+        traced: Whether all were; a graph may be ``None`` all the same.
+    """
+
+    def __init__(
+        self, seeds: Iterable[Network], config: NoveltyConfig, *, traced: bool = True
+    ) -> None:
+        self.traced = traced
         self.shingle_size = config.shingle_size
         self._index = NoveltyIndex(config.model_copy(update={"lsh_threshold": _RETRIEVAL}))
         self.motifs: set[int] = set()
@@ -81,7 +90,7 @@ def _diversity(networks: Sequence[Network], seeds: Seeds, known: set[int]) -> Di
         memorised=sum(map(seeds.are_near, networks)),
         traced=len(graphs),
         distinct_graphs=len({g.hash for g in graphs}),
-        new_motifs=len(motifs - known) / len(motifs) if motifs else None,
+        new_motifs=len(motifs - known) / len(motifs) if motifs and seeds.traced else None,
     )
 
 

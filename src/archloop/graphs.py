@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 from archloop.assets import cache_dir, lock
@@ -15,10 +16,12 @@ from archloop.novelty import Graph, sketch_graph
 from archloop.progress import Observer, Progress
 from archloop.provenance import usable_cores
 from archloop.sandbox import Sandbox
-from archloop.types import GraphSketch
+from archloop.types import GraphSketch, Outcome, Verdict
 
-_VERSION = 1
+_VERSION = 2
 """Raised when tracing or the canonical form changes."""
+_PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
+"""Another try may end otherwise, so these are not kept."""
 
 
 def graphs_of(
@@ -46,37 +49,44 @@ def graphs_of(
             with Sandbox(config) as sandbox:
                 found = _trace(
                     list(missing.values()),
-                    lambda code: sandbox.trace(code, shape=shape, classes=classes)[1],
+                    lambda code: sandbox.trace(code, shape=shape, classes=classes),
                     config.workers or usable_cores(),
                     observer,
                 )
-            known |= dict(zip(missing, found, strict=True))
-            _write(file, known)
+            traced = dict(zip(missing, found, strict=True))
+            lasting = {d: graph for d, (end, graph) in traced.items() if end not in _PASSING}
+            _write(file, known | lasting)
+            known |= {d: graph for d, (_, graph) in traced.items()}
     return [known[code_sha256(code)] for code in codes]
 
 
 def traced_before(
     codes: Sequence[str], *, shape: tuple[int, int, int], classes: int
-) -> list[GraphSketch | None]:
-    """What :func:`graphs_of` has in the cache; ``None`` for the others, which stay untraced."""
+) -> list[GraphSketch | None] | None:
+    """What :func:`graphs_of` gives, if all of it is in the cache; nothing is traced."""
     file = _file(shape, classes)
     known = dict(_read(file)) if file.is_file() else {}
-    return [known.get(code_sha256(code)) for code in codes]
+    digests = [code_sha256(code) for code in codes]
+    return [known[d] for d in digests] if known.keys() >= set(digests) else None
 
 
 def _file(shape: tuple[int, int, int], classes: int) -> Path:
+    """Operators differ between versions of torch."""
     size = "x".join(map(str, (*shape, classes)))
-    return cache_dir() / "graphs" / f"v{_VERSION}-{size}.jsonl"
+    return cache_dir() / "graphs" / f"v{_VERSION}-torch-{version('torch')}-{size}.jsonl"
 
 
 def _trace(
-    codes: Sequence[str], trace: Callable[[str], Graph | None], workers: int, observer: Observer
-) -> list[GraphSketch | None]:
-    def sketch(code: str) -> GraphSketch | None:
-        graph = trace(code)
-        return None if graph is None else sketch_graph(graph)
+    codes: Sequence[str],
+    trace: Callable[[str], tuple[Verdict, Graph | None]],
+    workers: int,
+    observer: Observer,
+) -> list[tuple[Outcome, GraphSketch | None]]:
+    def sketch(code: str) -> tuple[Outcome, GraphSketch | None]:
+        verdict, graph = trace(code)
+        return verdict.outcome, None if graph is None else sketch_graph(graph)
 
-    found: list[GraphSketch | None] = []
+    found: list[tuple[Outcome, GraphSketch | None]] = []
     with ThreadPoolExecutor(workers) as pool:
         for one in pool.map(sketch, codes):
             found.append(one)

@@ -73,14 +73,6 @@ def sample(
 def _weights(pairs: Sequence[ChatPair], weighting: Weighting) -> list[float]:
     if weighting == "none":
         return [1.0] * len(pairs)
-    known = [_accuracy(pair) for pair in pairs]
+    known = [pair.first_epoch_accuracy for pair in pairs]
     usual = statistics.median([a for a in known if a is not None] or [1.0])
     return [max(usual if a is None else a, 0.01) ** _POWER for a in known]
-
-
-def _accuracy(pair: ChatPair) -> float | None:
-    for key in ("first_epoch_accuracy", "lemur_first_epoch_accuracy"):
-        value = pair.meta.get(key)
-        if isinstance(value, int | float):
-            return float(value)
-    return None

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from archloop.config import RunConfig
-from archloop.corpus import distinct_codes, read_pairs
+from archloop.corpus import read_pairs, seeds_to_judge
 from archloop.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
@@ -37,7 +37,7 @@ def rejudge(root: Path, config: RunConfig) -> Iterator[tuple[Candidate, Candidat
         size = run.store.get_meta(TASK_SIZE)
     if not cycles:
         return
-    seeds = dict(distinct_codes(read_pairs(RunDir(root).corpus(1))))
+    seeds = seeds_to_judge(read_pairs(RunDir(root).corpus(1)))
     graphs = graphs_of(
         list(seeds.values()),
         shape=tuple(size["shape"]),

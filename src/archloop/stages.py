@@ -18,7 +18,7 @@ from typing import NamedTuple
 from archloop import mix
 from archloop.assets import sha256_of
 from archloop.context import RunContext
-from archloop.corpus import accepted_pair, distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.corpus import accepted_pair, read_pairs, seed_pairs, seeds_to_judge, write_pairs
 from archloop.errors import DivergedError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.graphs import graphs_of
@@ -173,7 +173,7 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
     run.observer.update(_progress(run, cycle, "select", 0, None, ""))
     judge = NoveltyJudge(run.config.novelty)
     # Of what earlier cycles accepted the source as written counts, not its cleaned form.
-    seeds = dict(distinct_codes(p for p in corpus if not p.meta.get("generated")))
+    seeds = seeds_to_judge(p for p in corpus if not p.meta.get("generated"))
     graphs = graphs_of(
         list(seeds.values()),
         shape=run.input_shape,
@@ -234,7 +234,7 @@ def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidat
         cycle=cycle,
         n_gen=len(everything),
         n_valid=len(selected),
-        n_above_threshold=sum(a >= run.config.selection.min_accuracy for a in accuracies),
+        n_at_floor=sum(a >= run.config.selection.min_accuracy for a in accuracies),
         n_near_duplicate=outcomes[Outcome.NEAR_DUPLICATE],
         n_accepted=outcomes[Outcome.ACCEPTED],
         accuracies=accuracies,

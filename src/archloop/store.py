@@ -254,7 +254,9 @@ class Store:
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""
         with self._read() as db:
-            rows = db.execute(CYCLES.select().order_by(CYCLES.c.cycle)).mappings()
+            # By the fields' names: a column has the one that the first runs were stored with.
+            columns = [column.label(column.key) for column in CYCLES.c]
+            rows = db.execute(sa.select(*columns).order_by(CYCLES.c.cycle)).mappings()
             return [CycleStats(**{**row, "accuracies": tuple(row["accuracies"])}) for row in rows]
 
     def commit_cycle(self, stats: CycleStats, selected: Sequence[Candidate]) -> None:

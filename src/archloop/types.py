@@ -6,6 +6,7 @@ measured", never zero.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -177,7 +178,8 @@ class NoveltyScores:
     nn_jaccard_gen: float
     near_dup_text_gen: bool
     nearest: str | None
-    """Id of the most similar known network by text, if any was retrieved."""
+    """Id of the most similar known network by text, if any was retrieved; ``seed:`` comes before a
+    seed's."""
     nn_normalized_train: float = 0.0
     nn_normalized_gen: float = 0.0
     nn_graph_train: float | None = None
@@ -252,8 +254,8 @@ class CycleStats:
     cycle: int
     n_gen: int
     n_valid: int
-    n_above_threshold: int
-    """Valid candidates at or above the accuracy threshold, near-duplicates included."""
+    n_at_floor: int
+    """Valid candidates at or above ``selection.min_accuracy``, near-duplicates included."""
     n_near_duplicate: int
     n_accepted: int
     accuracies: tuple[float, ...]
@@ -279,6 +281,15 @@ class ChatPair:
     def code(self) -> str:
         """The assistant's answer, still inside its code fence."""
         return self.messages[2]["content"]
+
+    @property
+    def first_epoch_accuracy(self) -> float | None:
+        """As a run or LEMUR measured it; ``None``: it was not."""
+        for key in ("first_epoch_accuracy", "lemur_first_epoch_accuracy"):
+            value = self.meta.get(key)
+            if isinstance(value, int | float) and math.isfinite(value):
+                return float(value)
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """A row of ``corpus/cycle_NN.jsonl``."""

@@ -325,14 +325,20 @@ def test_without_novelty_nothing_is_a_near_duplicate(source: Path, tmp_path: Pat
     assert found[1]["near_dup_text_gen"] is True
 
 
-def test_seeds_count_in_novelty(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["jsonl", "directory"])
+def test_seeds_count_in_novelty_whatever_they_are_called(
+    source: Path, tmp_path: Path, kind: str
+) -> None:
+    seeds = {"jsonl": source / "seeds.jsonl", "directory": tmp_path / "former"}
+    seeds["directory"].mkdir()
+    (seeds["directory"] / "c01-0000.py").write_text(network(init="self.seed = 1"))
     copy = tmp_path / "copy"
     copy.mkdir()
     with Store(RunDir(copy).database) as store:
         text = render_code(network(init="self.seed = 1"))
         store.add_completions([Completion(1, 0, text, 0, 1, "stop")])
     changed = {
-        "seeds": {"source": "jsonl", "path": str(source / "seeds.jsonl")},
+        "seeds": {"source": kind, "path": str(seeds[kind])},
         "generation": {"engine": "replay", "replay_from": str(copy), "batch_size": 1},
         "loop": {"cycles": 1, "completions": 1},
     }
@@ -340,3 +346,4 @@ def test_seeds_count_in_novelty(source: Path, tmp_path: Path) -> None:
     (row,) = rows(tmp_path / "run")
     assert row["outcome"] == "near_duplicate"
     assert row["nn_jaccard_train"] is not None
+    assert str(row["nearest"]).startswith("seed:")

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.code_policy import MAX_SOURCE_BYTES, check
+from archloop.code_policy import MAX_DEPTH, MAX_SOURCE_BYTES, check
+from archloop.seeds.clean import clean_source
+from archloop.seeds.narrow import narrow
 from archloop.types import Outcome
 
 GOOD = """
@@ -41,10 +43,23 @@ def test_a_network_that_keeps_the_contract_passes() -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["def f(:", "class Net", "x = '\x00'", "(" * 20_000, "x = 1" + "\n" * MAX_SOURCE_BYTES],
+    [
+        *("def f(:", "class Net", "x = '\x00'", "(" * 20_000, "x = 1" + "\n" * MAX_SOURCE_BYTES),
+        *(f"{GOOD}\nx = 1{' + 1' * 400}", f"{GOOD}\nx = 1{'.real' * 400}"),
+    ],
 )
 def test_what_does_not_parse_is_a_syntax_error(code: str) -> None:
     assert outcome(code) is Outcome.SYNTAX_ERROR
+
+
+@pytest.mark.parametrize(("left", "right"), [("1 + ", ""), ("{1: ", "}"), ("[*", "]")])
+def test_what_passes_can_be_cleaned_and_narrowed(left: str, right: str) -> None:
+    code = next(
+        code
+        for n in range(MAX_DEPTH, 0, -1)
+        if check(code := f"{GOOD}\nx = {left * n}1{right * n}") is None
+    )
+    assert narrow(clean_source(code), 0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,12 @@ def test_cycles_are_compared_with_seeds_and_with_what_came_before() -> None:
     assert whole.new_motifs == pytest.approx(2 / 4)
 
 
+def test_without_the_graphs_of_the_seeds_no_motif_counts_as_new() -> None:
+    seeds = Seeds([made("seed")], NoveltyConfig(), traced=False)
+    (one, whole) = of_cycles([[made("a", 1, 2)]], seeds)
+    assert (one.traced, one.new_motifs, whole.new_motifs) == (1, None, None)
+
+
 def test_equal_networks_have_no_distance() -> None:
     (one, _) = of_cycles([[made("a"), made("a")]], Seeds([], NoveltyConfig()))
     assert one.distance == 0.0

@@ -22,7 +22,7 @@ def stats(cycle: int, accuracies: tuple[float, ...]) -> CycleStats:
         cycle=cycle,
         n_gen=4,
         n_valid=len(accuracies),
-        n_above_threshold=sum(a >= 0.4 for a in accuracies),
+        n_at_floor=sum(a >= 0.4 for a in accuracies),
         n_near_duplicate=0,
         n_accepted=0,
         accuracies=accuracies,

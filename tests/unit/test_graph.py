@@ -5,13 +5,16 @@ import gzip
 import json
 import random
 import time
+import tracemalloc
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archloop.config import SandboxConfig
+from archloop.graphs import graphs_of, traced_before
 from archloop.novelty import (
     GraphError,
     graph_distance,
@@ -20,8 +23,11 @@ from archloop.novelty import (
     jaccard,
     operator_motifs,
     shingles,
+    sketch_graph,
 )
 from archloop.novelty.graph import MAX_NODES, canonical, checked, parse
+from archloop.novelty.rules import _RULES
+from archloop.progress import Silent
 from archloop.sandbox import Sandbox
 from archloop.types import Outcome
 from conftest import HOSTILE, network
@@ -47,6 +53,22 @@ def traced(sandbox: Sandbox, code: str) -> dict[str, Any]:
     assert graph is not None, verdict.error
     assert verdict.error is None
     return graph
+
+
+def test_the_cache_keeps_what_is_traced_and_nothing_that_another_try_may_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path))
+    size = {"shape": SHAPE, "classes": 10}
+    broken, slow = network(forward="raise ValueError"), network(init="while True: pass")
+    config = SandboxConfig(build_seconds=5)
+    assert traced_before([network()], **size) is None
+    found = graphs_of([network(), broken, slow], config=config, observer=Silent(), **size)
+    assert [graph is None for graph in found] == [False, True, True]
+    assert traced_before([broken, network()], **size) == [None, found[0]]
+    assert traced_before([network(), slow], **size) is None
+    (file,) = (tmp_path / "graphs").iterdir()
+    assert version("torch") in file.name
 
 
 def body(*lines: str, init: str = "") -> str:
@@ -106,6 +128,8 @@ SAME = {
     ),
     "a copy": ("x = torch.sin(x)", "y = torch.zeros_like(x); y.copy_(x); x = y.sin_()"),
     "values": ("", "x = x if x.sum().item() < 1e9 else x * 2"),
+    "no padding": ("", "x = torch.constant_pad_nd(x, (0, 0, 0, 0))"),
+    "pooling of one": ("", "x = nn.functional.avg_pool2d(nn.MaxPool2d(1)(x), 1)"),
 }
 for name, (one, other) in list(SAME.items()):
     if name == "chunks":
@@ -133,6 +157,8 @@ DIFFERENT = {
     "axes": ("x = x.transpose(2, 3)", ""),
     "a literal": ("x = x * torch.tensor(2.0)", "x = x * torch.tensor(3.0)"),
     "random numbers": ("a = torch.rand(1); x = x + a + a", "x = x + torch.rand(1) + torch.rand(1)"),
+    "a shift by padding": ("x = nn.functional.pad(x, (1, -1))", ""),
+    "a pooling's divisor": ("x = nn.functional.avg_pool2d(x, 1, divisor_override=2)", ""),
     "batch or width": ("x = x / x.shape[0]", "x = x / x.shape[1]"),
 }
 
@@ -442,6 +468,40 @@ def test_no_lie_that_passes_breaks_the_comparison(sandbox: Sandbox) -> None:
     assert passed > 500
 
 
+def test_inputs_in_odd_places_break_nothing() -> None:
+    rng = random.Random(6)
+    arguments = ["self", "other", "dim", "dims", "min", "min_val", "max_val", "tensors", "end"]
+    arguments += ["kernel_size", "stride", "padding", "ceil_mode", "value", "mean", "base", "view"]
+    shapes = [[], [1], ["1N"], [2, 3], ["1N", 3, 4, 4], ["1N", 3, 1, 1]]
+
+    def value(places: int, depth: int) -> Any:
+        if rng.random() < 0.4:
+            return {"input": [rng.randrange(places), 0]}
+        if depth and rng.random() < 0.3:
+            return [value(places, depth - 1) for _ in range(rng.randint(0, 3))]
+        return rng.choice([0, 1, -1, 2, None, True, 0.5, "1N", [0], [1, 1], [2, 3]])
+
+    for _ in range(2000):
+        nodes: list[Any] = [["input", [], [[["1N", 3, 4, 4], "float32"]]]]
+        for number in range(1, rng.randint(3, 8)):
+            names = rng.sample(arguments, rng.randint(0, 4))
+            given = [[name, value(number, 3)] for name in names]
+            if "self" not in names:
+                given.append(["self", {"input": [number - 1, 0]}])
+            nodes.append([rng.choice(sorted(_RULES)), given, [[rng.choice(shapes), "float32"]]])
+        graph = checked({"nodes": nodes, "output": [len(nodes) - 1, 0]})
+        assert sketch_graph(graph).hash == graph_hash(graph)
+
+
+def test_a_pooling_may_lie_about_its_rank() -> None:
+    def node(operator: str, source: int, shape: list[int]) -> list[Any]:
+        return [operator, [["self", {"input": [source, 0]}], ["dim", [1, 2]]], [[shape, "float32"]]]
+
+    nodes = [["input", [], [[[2, 3, 4], "float32"]]], node("mean", 0, [2])]
+    nodes.append(node("_adaptive_avg_pool2d", 1, [1, 1, 1, 1]))
+    assert graph_hash(checked({"nodes": nodes, "output": [2, 0]}))
+
+
 def chain(operator: str, argument: str, length: int, times: int = 1) -> dict[str, Any]:
     nodes: list[Any] = [["input", [], [[["1N", 3], "float32"]]]]
     for i in range(length):
@@ -472,6 +532,15 @@ def test_the_largest_graphs_are_compared_in_seconds() -> None:
         graph_shingles(graph)
         operator_motifs(graph)
     assert time.process_time() - started < 20
+
+
+def test_a_wide_concatenation_of_a_wide_one_is_not_written_out() -> None:
+    graph = chain("cat", "tensors", 2, times=2000)
+    tracemalloc.start()
+    graph_hash(graph)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 8 << 20, "four million places have 32 MB"
 
 
 LIES = {

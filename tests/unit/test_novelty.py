@@ -216,6 +216,17 @@ def test_bands_retrieve_what_reaches_the_threshold(threshold: float) -> None:
     assert band_shape(256, 0.0) == (256, 1)
 
 
+def test_a_near_duplicate_below_the_retrieval_threshold_is_retrieved() -> None:
+    index = NoveltyIndex(NoveltyConfig(near_duplicate_threshold=0.4))
+    index.add("known", network([16] * 12))
+    rng = random.Random(0)
+    for _ in range(20):
+        other = network([16] * 4 + [rng.randrange(100, 1000) for _ in range(8)])
+        similarity, nearest = index.query(other)
+        assert (nearest, index.is_near_duplicate(similarity)) == ("known", True)
+        assert similarity < 0.6
+
+
 def test_query_agrees_with_brute_force() -> None:
     rng = random.Random(2)
     codes = {
@@ -374,6 +385,17 @@ def test_every_view_is_scored_and_the_configured_kinds_reject() -> None:
         assert near.rejected_by == ()
         untraced = judge.judge("3", other)
         assert (untraced.nn_graph_train, untraced.near_dup_graph_train) == (None, None)
+
+
+def test_a_copy_without_a_graph_is_a_near_duplicate_by_graph() -> None:
+    judge = NoveltyJudge(CONFIG.model_copy(update={"kind": ("graph",)}))
+    judge.add_known("seed", "a = 1\n" * 40)
+    judge.start_cycle()
+    judge.accept("c01-0000", "b = 2\n" * 40)
+    assert judge.judge("c01-0001", "a = 1\n" * 40).is_near_duplicate
+    assert judge.judge("c01-0002", "b = 2\n" * 40).is_near_duplicate
+    assert not judge.judge("c01-0003", "b = 2\n" * 40, sketch("h", 1 << 40)).is_near_duplicate
+    assert not judge.judge("c01-0004", "for x in y: z()\n" * 40).is_near_duplicate
 
 
 def test_what_a_cycle_accepted_counts_by_graph_too() -> None:

@@ -4,11 +4,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from test_report import make_run
+
 from archloop.config import load_config
 from archloop.rejudge import rejudge
-from archloop.run_dir import RunDir
+from archloop.run_dir import TASK_SIZE, RunDir
 from archloop.store import Store
 from archloop.types import Completion
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "1 outcomes differ; accepted 1 -> 0"),
+        (("--set", "selection.min_accuracy=0.4"), "0 outcomes differ; accepted 1 -> 1"),
+        (("--config", "paper"), "0 outcomes differ; accepted 1 -> 1"),
+    ],
+)
+def test_a_run_is_judged_by_its_own_configuration_if_none_is_named(
+    tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    config = load_config("paper", ["selection.min_accuracy=0.6"])
+    root = make_run(tmp_path / "run", [([0.5], 2)], config)
+    with Store(RunDir(root).database) as store:
+        store.set_meta(TASK_SIZE, {"shape": [3, 32, 32], "classes": 10})
+    assert judged_again(root, *arguments).stdout.splitlines()[-1] == said
+
+
+def judged_again(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "archloop", "novelty", "--rejudge", str(root)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
 
 
 def test_a_run_without_a_committed_cycle_has_nothing_to_judge_again(tmp_path: Path) -> None:
@@ -19,7 +45,6 @@ def test_a_run_without_a_committed_cycle_has_nothing_to_judge_again(tmp_path: Pa
     with Store(paths.database) as store:
         store.add_completions([Completion(1, 0, "text", 5, 3, "stop")])
     assert list(rejudge(paths.root, config)) == []
-    command = [sys.executable, "-P", "-m", "archloop", "novelty", "--rejudge", str(paths.root)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = judged_again(paths.root)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "0 outcomes differ; accepted 0 -> 0\n"

@@ -10,15 +10,19 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from archloop.chat import make_pair
 from archloop.config import RunConfig, config_digest, load_config
+from archloop.corpus import write_pairs
 from archloop.errors import UsageError
+from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
+from archloop.report import reported as reported_module
 from archloop.report.formats import duration
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
-from archloop.run_dir import PINNED, SESSIONS, Run, RunDir
+from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, Run, RunDir
 from archloop.store import Store
-from archloop.types import Completion, CycleStats, Outcome, Verdict
+from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
 
 CONFIG = load_config("paper")
 
@@ -30,7 +34,8 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
         valid = index < len(accuracies)
         verdict = Verdict(Outcome.SYNTAX_ERROR, error="x | y\nz")
         if valid:
-            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0)
+            graph = GraphSketch("a", bytes(8))
+            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0, graph=graph)
         store.add_verdict(
             cycle,
             index,
@@ -55,7 +60,7 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
         cycle=cycle,
         n_gen=n_gen,
         n_valid=len(accuracies),
-        n_above_threshold=above,
+        n_at_floor=above,
         n_near_duplicate=0,
         n_accepted=above,
         accuracies=tuple(accuracies),
@@ -107,7 +112,7 @@ def test_the_papers_first_cycle_gives_the_papers_rate_and_interval(run: Path) ->
     # Wilson 1927 with z = 1.96, worked out by hand: (0.44 + 0.0384146 -+ 0.1429...) / 1.0768...
     assert first.valid.interval == pytest.approx((0.31160, 0.57694), abs=1e-4)
     assert first.best == 0.4778
-    assert first.above_threshold == Proportion(1, 22)
+    assert first.at_floor == Proportion(1, 22)
 
 
 def test_an_empty_sample_has_no_figures() -> None:
@@ -149,6 +154,60 @@ def test_without_its_seeds_nothing_is_said_of_memorisation(run: Path, tmp_path: 
     assert files["diversity.csv"] == ""
 
 
+def test_without_the_graphs_of_its_seeds_nothing_is_said_of_new_motifs(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path / "cache"))
+    seed = make_pair(PromptTemplate().render(CIFAR10, 500_000), "x = 1", {})
+    write_pairs(RunDir(run).corpus(1), [seed])
+    with Store(RunDir(run).database) as store:
+        store.set_meta(TASK_SIZE, {"shape": [3, 32, 32], "classes": 10})
+    text = write_report([run], tmp_path / "out")[0].read_text("utf-8")
+    assert "| all | 2 | 0.000 | 0/2 | 1/2 | - |" in text
+    assert "New motifs are not known" in text
+
+
+def test_a_cycle_that_is_committed_meanwhile_is_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Busy(Run):
+        """Goes on whenever its cycles have been read."""
+
+        def cycles(self) -> list[CycleStats]:
+            found = super().cycles()
+            with Store(RunDir(run).database) as store:
+                write_cycle(store, len(found) + 1, [0.5], 2)
+            return found
+
+    monkeypatch.setattr(reported_module, "Run", Busy)
+    files = write_report([run], tmp_path / "out")
+    assert "| all | 2 |" in files[0].read_text("utf-8")
+    assert [row["cycle"] for row in read_csv(files[4])] == ["1", "2", "3", "all"]
+
+
+@pytest.mark.parametrize(
+    ("error", "cell"),
+    [*((f"{c}A(1)", f"'{c}A(1)") for c in "=+-@\t"), ("\r=A(1)", " =A(1)"), ("a\r=1", "a =1")],
+)
+def test_no_text_is_a_formula_in_a_spreadsheet(
+    run: Path, tmp_path: Path, error: str, cell: str
+) -> None:
+    with Store(RunDir(run).database) as store:
+        store.add_completions([Completion(4, 0, "t", 0, 1, "stop")])
+        store.add_verdict(
+            4,
+            0,
+            verdict=Verdict(Outcome.IMPORT_ERROR, error),
+            code="x",
+            code_sha256=None,
+            isolation=None,
+            protocol=None,
+            training=None,
+        )
+    rows = list(csv.reader(write_report([run], tmp_path / "out")[5].open(newline="")))
+    assert rows[-1][rows[0].index("error")] == cell
+
+
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     files = write_report([run], out)
@@ -172,7 +231,11 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     assert float(cycles[0]["valid_low"]) == pytest.approx(0.31160, abs=1e-4)
     assert cycles[1]["accuracy_low"] == "", "one value has no interval"
     assert cycles[2]["best_accuracy"] == ""
-    assert float(read_csv(files[2])[0]["accuracy_n"]) == 23
+    totals = read_csv(files[2])[0]
+    for row, share in ((cycles[0], "1/22"), (totals, "2/23")):
+        assert row["at_floor_k"] + "/" + row["at_floor_n"] == share
+        assert row["min_accuracy"] == "0.4"
+    assert float(totals["accuracy_n"]) == 23
     assert sum(int(row["syntax_error"]) for row in read_csv(files[3])) == 34
     assert len(read_csv(files[5])) == 57
     assert read_csv(files[5])[56]["error"] == "x | y\nz"
@@ -243,6 +306,7 @@ def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> No
         "interval": pytest.approx([0.31160, 0.57694], abs=1e-4),
     }
     assert len(first["accuracies"]) == 22
+    assert (first["at_floor"]["k"], first["n_at_floor"]) == (1, 1)
     assert second["mean_accuracy"] == {"n": 1, "value": 0.5, "interval": None}
     assert third["best_accuracy"] is None
     assert status["totals"]["valid"]["k"] == 23

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from archloop.chat import extract_code, make_pair
 from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.corpus import accepted_pair
 from archloop.errors import UsageError
-from archloop.prompts import PromptTemplate
+from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.seeds import SeedNetwork, build_corpus, open_source
 from archloop.seeds import clean as clean_module
 from archloop.seeds.build import NARROW_SHARE
@@ -21,7 +23,7 @@ from archloop.seeds.narrow import FACTORS, narrow
 from archloop.seeds.prepare import prepare, prepare_all
 from archloop.seeds.quarantine import quarantine_reason
 from archloop.seeds.split import split
-from archloop.types import Outcome, Verdict
+from archloop.types import Candidate, Outcome, Verdict
 
 RAW = '''
 """A module docstring."""
@@ -46,6 +48,9 @@ def supported_hyperparameters():
 if __name__ == "__main__":
     print(os)
 '''
+
+
+PROMPT = PromptTemplate().render(CIFAR10, 500_000)
 
 
 def test_cleaning_leaves_what_is_worth_teaching() -> None:
@@ -201,6 +206,29 @@ def test_folders_and_chat_files_are_sources(tmp_path: Path) -> None:
     assert {n.code for n in again} == {clean_source(RAW)}
 
 
+def test_rows_of_one_id_are_networks_of_their_own(tmp_path: Path) -> None:
+    metas: list[dict[str, object]] = [
+        {"first_epoch_accuracy": 0.4},
+        {"lemur_first_epoch_accuracy": 0.6},
+        {"first_epoch_accuracy": "0.9"},
+        {"first_epoch_accuracy": float("nan")},
+    ]
+    pairs = [make_pair(PROMPT, network(20 + i, f"n{i}"), meta) for i, meta in enumerate(metas)]
+    rows = [pair.to_json() | {"id": "one"} for pair in [*pairs, pairs[0]]]
+    chat = tmp_path / "chat.jsonl"
+    chat.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = list(open_source(SeedsConfig(source="jsonl", path=str(chat))).networks())
+    assert [n.name for n in found] == ["one", "one-2", "one-3", "one-4", "one"]
+    assert [n.accuracy for n in found] == [0.4, 0.6, None, None, 0.4]
+    built, _ = build(found, variant="one_prompt", within_budget=False)
+    kept = {p.meta["source"]: (extract_code(p.code), p.meta) for p in built}
+    assert len(kept) == 4
+    for network_ in found:
+        code, meta = kept[network_.name]
+        assert code == clean_source(network_.code)
+        assert meta["lemur_first_epoch_accuracy"] == network_.accuracy
+
+
 @pytest.mark.parametrize("source", ["directory", "jsonl"])
 def test_a_missing_source_is_named(tmp_path: Path, source: str) -> None:
     with pytest.raises(UsageError, match="missing"):
@@ -263,9 +291,16 @@ def test_the_style_source_keeps_statements_as_written() -> None:
     assert clean_source(code) == clean_source(WRITTEN), "the same network"
 
 
-def test_what_cannot_be_kept_as_written_is_formatted() -> None:
-    code = "import torch; x = torch.zeros(  1)\n"
-    assert clean_source(code, "source") == clean_source(code) == "import torch\nx = torch.zeros(1)"
+@pytest.mark.parametrize(
+    ("code", "formatted"),
+    [
+        ("import torch; x = torch.zeros(  1)\n", "import torch\nx = torch.zeros(1)"),
+        ('class Odd(  Exception): "an error"\n', "class Odd(Exception):\n    pass"),
+        ('def f(\n  x): """text"""\n', "def f(x):\n    pass"),
+    ],
+)
+def test_what_cannot_be_kept_as_written_is_formatted(code: str, formatted: str) -> None:
+    assert clean_source(code, "source") == clean_source(code) == formatted
 
 
 @pytest.mark.parametrize(
@@ -307,6 +342,13 @@ def test_secrets_and_prompts_are_quarantined(line: str, reason: str) -> None:
 )
 def test_ordinary_names_are_not_quarantined(line: str) -> None:
     assert quarantine_reason(f"{line}\n") is None
+
+
+def test_what_is_nested_too_deeply_stops_neither_a_build_nor_a_run() -> None:
+    deep = RAW.strip() + "\nx = 1" + " + 1" * 400
+    assert prepare(deep).step == "parse"
+    pair = accepted_pair(Candidate("c01-0001", 1, 1, Outcome.ACCEPTED, code=deep), PROMPT)
+    assert extract_code(pair.code) == deep
 
 
 def test_processes_give_what_one_gives() -> None:

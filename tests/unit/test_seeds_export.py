@@ -16,7 +16,7 @@ import pytest
 from archloop.assets import LEMUR_WHEEL, cache_dir
 from archloop.config import SeedsConfig, load_config
 from archloop.errors import UsageError
-from archloop.run_dir import Run, RunDir
+from archloop.run_dir import PINNED, Run, RunDir
 from archloop.seeds import open_source
 from archloop.seeds.export import export_run
 from archloop.store import Store
@@ -90,6 +90,14 @@ def test_an_exported_run_is_laid_out_as_lemur_is_and_is_a_source(tmp_path: Path)
     assert (trial["accuracy"], trial["duration"], trial["batch"]) == (0.5, 2_500_000_000, 64)
     again = list(open_source(SeedsConfig(source="lemur", path=str(out))).networks())
     assert [(n.name, n.accuracy) for n in again] == [(name, 0.5)]
+
+
+def test_the_data_set_is_the_one_in_use(tmp_path: Path) -> None:
+    root = finished_run(tmp_path / "run", "task.name=auto")
+    with Store(RunDir(root).database) as store:
+        store.set_meta(PINNED, {"task": "cifar100"})
+    name = export(root, tmp_path / "out")
+    assert (tmp_path / "out" / "train" / f"img-classification_cifar-100_acc_{name}").is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -45,7 +46,7 @@ def make_stats(cycle: int, outcomes: dict[str, int]) -> CycleStats:
         cycle=cycle,
         n_gen=sum(outcomes.values()),
         n_valid=n_valid,
-        n_above_threshold=outcomes.get("accepted", 0),
+        n_at_floor=outcomes.get("accepted", 0),
         n_near_duplicate=outcomes.get("near_duplicate", 0),
         n_accepted=outcomes.get("accepted", 0),
         accuracies=(0.1 + 0.2,) * n_valid,
@@ -156,6 +157,14 @@ def test_commit_writes_outcomes_novelty_and_statistics(store: Store) -> None:
     assert store.cycles() == [stats]
     assert store.accepted() == [chosen[0]]
     assert store.candidates(1)[2] == chosen[1]
+
+
+def test_a_published_run_is_read(tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "docs" / "runs" / "embedded-22" / "run.db"
+    with Store(shutil.copy(published, tmp_path), read_only=True) as store:
+        cycles = store.cycles()
+    assert len(cycles) == 22
+    assert all(c.n_accepted <= c.n_at_floor <= c.n_valid for c in cycles)
 
 
 def test_a_committed_cycle_does_not_change(store: Store) -> None:

@@ -22,7 +22,7 @@ def cycle(valid: int, near_duplicates: int) -> CycleStats:
         cycle=1,
         n_gen=100,
         n_valid=valid,
-        n_above_threshold=valid,
+        n_at_floor=valid,
         n_near_duplicate=near_duplicates,
         n_accepted=valid - near_duplicates,
         accuracies=(),

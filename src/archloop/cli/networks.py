@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import config_option, echo_json, json_option, set_option
+from archloop.cli.options import config_option, configuration, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
@@ -135,11 +135,16 @@ def _line(row: Evaluation) -> str:
     "--rejudge",
     type=click.Path(path_type=Path),
     metavar="RUN",
-    help="Judge the candidates of a run again, with this configuration's novelty and selection.",
+    help="Judge the candidates of a run again; the configuration is the run's if none is named.",
 )
 @click.option("--graph", is_flag=True, help="Compare traced graphs too; tracing takes a moment.")
 @click.option("--diff/--no-diff", default=True, help="Show the difference to the nearest network.")
-@config_option
+@click.option(
+    "--config",
+    "source",
+    metavar="PRESET|FILE",
+    help="Preset or TOML file that the other keys come from [default: RUN's, else embedded].",
+)
 @set_option
 @json_option
 def novelty_command(
@@ -148,7 +153,7 @@ def novelty_command(
     rejudge: Path | None,
     graph: bool,
     diff: bool,
-    source: str,
+    source: str | None,
     overrides: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -162,11 +167,11 @@ def novelty_command(
 
     if bool(rejudge) == bool(paths) or bool(paths) != bool(against):
         raise UsageError("expected FILE.py... with --against CORPUS.jsonl, or --rejudge RUN alone")
-    config = load_config(source, overrides)
     if rejudge is not None:
-        _rejudge(rejudge, config, as_json=as_json)
+        _rejudge(rejudge, configuration(source, rejudge, overrides), as_json=as_json)
         return
     assert against is not None
+    config = load_config(source, overrides)
     from archloop.comparison import compare_files
     from archloop.corpus import distinct_codes, read_pairs
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+if TYPE_CHECKING:
+    from archloop.config import RunConfig
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -32,6 +36,17 @@ def config_option(command: Command) -> Command:
         metavar="PRESET|FILE",
         help="Preset or TOML file that the other keys come from.",
     )(command)
+
+
+def configuration(source: str | None, run_dir: Path, overrides: tuple[str, ...]) -> RunConfig:
+    """The named configuration; without a name, what the run directory began with."""
+    from archloop.config import load_config, resolve_with
+    from archloop.run_dir import RunDir
+
+    begun = RunDir(run_dir).config
+    if source is None and begun.is_file():
+        return resolve_with(json.loads(begun.read_text("utf-8")), overrides)
+    return load_config(source, overrides)
 
 
 def json_option(command: Command) -> Command:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import echo_json, json_option, set_option
+from archloop.cli.options import configuration, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from archloop.config import RunConfig
     from archloop.run_dir import Run
 
 
@@ -36,24 +34,11 @@ def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, 
     from archloop.loop import run
 
     run_dir = run_dir or Path("runs") / Path(source or "embedded").stem
-    config = _configuration(source, run_dir, overrides)
+    config = configuration(source, run_dir, overrides)
     with open_screen() as screen:
         finished = run(config, run_dir, screen)
     with finished:
         _show_end(finished, Console())
-
-
-def _configuration(
-    source: str | None, run_dir: Path, overrides: tuple[str, ...]
-) -> RunConfig | None:
-    """The named configuration; without a name, what the run directory began with."""
-    from archloop.config import load_config, resolve_with
-    from archloop.run_dir import RunDir
-
-    begun = RunDir(run_dir).config
-    if source is None and begun.is_file():
-        return resolve_with(json.loads(begun.read_text("utf-8")), overrides)
-    return load_config(source, overrides)
 
 
 def _show_end(run: Run, console: Console) -> None:

@@ -74,7 +74,8 @@ class NoveltyIndex:
         self._edges = np.array(
             [(i << 64) // config.permutations for i in range(config.permutations)], np.uint64
         )
-        self._bands = Bands(*band_shape(config.permutations, config.lsh_threshold))
+        least = min(config.lsh_threshold, config.near_duplicate_threshold)
+        self._bands = Bands(*band_shape(config.permutations, least))
         self._ids: list[str] = []
         self._shingles: dict[str, NDArray[np.uint64]] = {}
         self._signatures = np.empty((64, config.permutations), np.uint32)

@@ -66,7 +66,8 @@ class NoveltyJudge:
     cycle on, when it is in the corpus. (The paper's log shows J_train 0.0 beside J_gen 0.8047,
     which rules out a J_train that already holds the cycle's own.) Candidates must come in a fixed
     order. Every view is scored; ``config.kind`` says which of them reject. By text a near-duplicate
-    is above the threshold, by graph it computes the same (its hash is known).
+    is above the threshold, by graph it computes the same (its hash is known). Of a candidate
+    without a graph the lexical view speaks for it.
     """
 
     def __init__(self, config: NoveltyConfig) -> None:
@@ -112,10 +113,12 @@ class NoveltyJudge:
         )
         if found.graph is not None:
             scores = self._with_graph(id, found, scores)
+        lexical = is_near(train) or is_near(gen)
+        same = bool(scores.near_dup_graph_train or scores.near_dup_graph_gen)
         says = {
-            "lexical": is_near(train) or is_near(gen),
+            "lexical": lexical,
             "normalized": is_near(normalized_train) or is_near(normalized_gen),
-            "graph": bool(scores.near_dup_graph_train or scores.near_dup_graph_gen),
+            "graph": lexical if found.graph is None else same,
         }
         return replace(scores, rejected_by=tuple(k for k in self._config.kind if says[k]))
 

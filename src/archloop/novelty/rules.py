@@ -185,7 +185,7 @@ def _fill(c: Canonical, call: Call) -> int | None:
 
 
 def _sample(c: Canonical, call: Call) -> int:
-    attributes = {k: v for k, v in call.plain("self").items() if not isinstance(v, Input)}
+    attributes = {k: v for k, v in call.plain("self").items() if not _has_input(v)}
     return c.add(call.operator, attributes, (), call.shape, call.dtype, unique=True)
 
 
@@ -194,7 +194,7 @@ def _arithmetic(c: Canonical, call: Call) -> int | None:
     place, operator = call.input(), call.operator
     name = "exponent" if operator == "pow" else "other"
     other = call.arguments.get(name)
-    if place is None or set(call.arguments) != {"self", name}:
+    if place is None or set(call.arguments) != {"self", name} or isinstance(other, list):
         return None
     if isinstance(other, Input):
         number = c.constant(other.place)
@@ -264,8 +264,6 @@ def _clamp(c: Canonical, call: Call) -> int | None:
         if plain != {"threshold": 0, "value": 0}:
             return None
         bounds = {"min": 0}
-    elif any(isinstance(v, Input) for v in plain.values()):
-        return None
     else:
         bounds = {k: v for k, v in plain.items() if v is not None}
     return _repeatable(
@@ -279,6 +277,8 @@ def _repeatable(c: Canonical, call: Call) -> int | None:
     if place is None:
         return None
     node, attributes = c.nodes[place], call.plain("self")
+    if _has_input([*attributes.values()]):
+        return None
     if node.operator == call.operator and node.attributes == json.dumps(attributes, sort_keys=True):
         return place
     return c.add(call.operator, attributes, (place,), call.shape, call.dtype)
@@ -299,9 +299,11 @@ def _cat(c: Canonical, call: Call) -> int | None:
     for place in places:
         node = c.nodes[place]
         nested = node.operator == "cat" and json.loads(node.attributes)["dim"] == dim
-        joined.extend(node.inputs if nested else (place,))
-    if len(joined) > _MOST_JOINED:
-        joined = places
+        parts = node.inputs if nested else (place,)
+        if len(joined) + len(parts) > _MOST_JOINED:
+            joined = places
+            break
+        joined.extend(parts)
     if len(joined) == 1:
         return joined[0]
     return c.add("cat", {"dim": dim}, tuple(joined), call.shape, call.dtype)
@@ -362,7 +364,7 @@ def _reduce(c: Canonical, call: Call) -> int | None:
     if listed is None or not all(-rank <= d < rank for d in listed):
         return None
     other = call.plain("self", "dim", "keepdim")
-    if any(isinstance(value, Input) for value in other.values()):
+    if _has_input([*other.values()]):
         return None
     reduced = c.reduce(call.operator, place, sorted({d % rank for d in listed}), other)
     return c.reshape(c.cast(reduced, call.dtype), call.shape)
@@ -378,7 +380,7 @@ def _pool(c: Canonical, call: Call) -> int | None:
     kernel = _sizes(attributes.pop("kernel_size", None), 2)
     padding = _sizes(attributes.pop("padding", 0), 2)
     stride = _sizes(attributes.pop("stride", None) or kernel, 2)
-    if kernel is None or padding is None or stride is None:
+    if kernel is None or padding is None or stride is None or _has_input([*attributes.values()]):
         return None
     if padding == [0, 0]:
         attributes.pop("count_include_pad", None)
@@ -386,7 +388,7 @@ def _pool(c: Canonical, call: Call) -> int | None:
             name = "mean" if call.operator == "avg_pool2d" else "amax"
             rank = len(c.nodes[place].shape)
             return c.reshape(c.reduce(name, place, [rank - 2, rank - 1], {}), call.shape)
-        if kernel == stride == [1, 1]:
+        if kernel == stride == [1, 1] and attributes.get("divisor_override") is None:
             return place
     attributes |= {"kernel": kernel, "stride": stride, "padding": padding}
     name = call.operator.removesuffix("_with_indices")
@@ -395,7 +397,7 @@ def _pool(c: Canonical, call: Call) -> int | None:
 
 def _adaptive(c: Canonical, call: Call) -> int | None:
     place = call.input()
-    if place is None or call.index:
+    if place is None or call.index or len(c.nodes[place].shape) != len(call.shape):
         return None
     if c.nodes[place].shape == call.shape:
         return place
@@ -418,8 +420,15 @@ def _convolution(c: Canonical, call: Call) -> int | None:
 
 
 def _pad(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    return place if place is not None and c.nodes[place].shape == call.shape else None
+    place, pads = call.input(), _ints(call.arguments.get("pad"))
+    if place is None or pads is None or any(pads):
+        return None
+    return place if c.nodes[place].shape == call.shape else None
+
+
+def _has_input(value: Any) -> bool:
+    """Whether a tensor is in it, at any depth."""
+    return isinstance(value, Input) or (isinstance(value, list) and any(map(_has_input, value)))
 
 
 def _ints(value: Any) -> list[int] | None:

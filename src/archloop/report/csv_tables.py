@@ -13,6 +13,9 @@ from archloop.report.reported import ReportedRun
 from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
 from archloop.types import Outcome
 
+_FORMULA = ("=", "+", "-", "@", "\t")
+"""What a formula begins with, or what is skipped before one."""
+
 
 def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
     """Name and text of each CSV file; the rows of all runs are in the same files."""
@@ -27,13 +30,16 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
 
 def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
+        floor = run.config.selection.min_accuracy
         for cycle, threshold, temperature in zip(
             run.summary.cycles, run.thresholds, run.temperatures, strict=True
         ):
-            yield {"run": run.label, **_cycle_row(cycle, threshold, temperature)}
+            yield {"run": run.label, **_cycle_row(cycle, floor, threshold, temperature)}
 
 
-def _cycle_row(cycle: CycleSummary, threshold: float, temperature: float) -> dict[str, Any]:
+def _cycle_row(
+    cycle: CycleSummary, floor: float, threshold: float, temperature: float
+) -> dict[str, Any]:
     stats = cycle.stats
     return {
         "cycle": stats.cycle,
@@ -42,7 +48,8 @@ def _cycle_row(cycle: CycleSummary, threshold: float, temperature: float) -> dic
         "best_accuracy": cycle.best,
         **_mean_columns("accuracy", cycle.mean),
         "median_accuracy": cycle.median,
-        **_proportion_columns("above_threshold", cycle.above_threshold),
+        **_proportion_columns("at_floor", cycle.at_floor),
+        "min_accuracy": floor,
         "threshold": threshold,
         **_proportion_columns("near_duplicate", cycle.near_duplicate),
         "n_accepted": stats.n_accepted,
@@ -67,7 +74,8 @@ def _total_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
             **_proportion_columns("valid", whole.valid),
             "best_accuracy": whole.best,
             **_mean_columns("accuracy", whole.accuracy),
-            **_proportion_columns("above_threshold", whole.above_threshold),
+            **_proportion_columns("at_floor", whole.at_floor),
+            "min_accuracy": config.selection.min_accuracy,
             **_proportion_columns("near_duplicate", whole.near_duplicate),
             "n_accepted": whole.n_accepted,
             "n_tokens": whole.n_tokens,
@@ -130,5 +138,13 @@ def _csv(rows: Iterable[dict[str, Any]]) -> str:
         if writer is None:
             writer = csv.DictWriter(text, list(row), lineterminator="\n")
             writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({name: _inert(value) for name, value in row.items()})
     return text.getvalue()
+
+
+def _inert(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets ``'`` before it: a candidate chose it."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r", " ")  # which csv does not quote, and readers take for a row's end
+    return f"'{text}" if text.startswith(_FORMULA) else text

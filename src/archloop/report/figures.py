@@ -41,7 +41,7 @@ def cycles_svg(title: str, cycles: Sequence[CycleSummary], thresholds: Sequence[
             accuracy.plot(numbers, _percent(values), style, color="#555", ms=3, lw=1, label=label)
         accuracy.set(title="first-epoch accuracy, % [t 95 %]")
         accuracy.legend(fontsize=8)
-        floor = [c.above_threshold for c in cycles]
+        floor = [c.at_floor for c in cycles]
         _curve(accepted, numbers, [p.rate for p in floor], [p.interval for p in floor], "at floor")
         near = [c.near_duplicate.rate for c in cycles]
         accepted.plot(numbers, _percent(near), "s-", color="#e15759", ms=3, label="near-duplicate")

@@ -62,6 +62,6 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d}:{whole % 60:02d}"
 
 
-def threshold(min_accuracy: float) -> str:
-    """The heading of the column of candidates at or above the accuracy threshold."""
+def floor(min_accuracy: float) -> str:
+    """The heading of the column of candidates at or above ``selection.min_accuracy``."""
     return f">= {100 * min_accuracy:g} %"

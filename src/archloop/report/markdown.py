@@ -14,11 +14,11 @@ from archloop.report.formats import (
     NOTHING,
     count,
     duration,
+    floor,
     mean,
     money,
     percent,
     proportion,
-    threshold,
 )
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
@@ -44,6 +44,8 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
             blocks += ["### Time", TIME, f"![Timeline](timeline-{number}.svg)", _time_table(run)]
         blocks.append("### Memorisation or creativity")
         blocks += [DIVERSITY, _diversity_table(run)] if run.diversity else [NO_SEEDS]
+        if any(d.traced and d.new_motifs is None for d in run.diversity):
+            blocks.append(NOT_TRACED)
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -121,7 +123,7 @@ def _cycle_table(run: ReportedRun) -> str:
         "best",
         "mean",
         "median",
-        threshold(run.config.selection.min_accuracy),
+        floor(run.config.selection.min_accuracy),
         "threshold",
         "near-duplicates",
         "accepted",
@@ -137,7 +139,7 @@ def _cycle_table(run: ReportedRun) -> str:
             percent(cycle.best),
             mean(cycle.mean),
             percent(cycle.median),
-            proportion(cycle.above_threshold),
+            proportion(cycle.at_floor),
             percent(least),
             cycle.stats.n_near_duplicate,
             cycle.stats.n_accepted,
@@ -155,13 +157,13 @@ def _cycle_table(run: ReportedRun) -> str:
 def _total_table(run: ReportedRun) -> str:
     whole = run.summary
     first, last = whole.cycles[0].stats, whole.cycles[-1].stats
-    share = threshold(run.config.selection.min_accuracy)
+    share = floor(run.config.selection.min_accuracy)
     rows: list[Row] = [
         (f"mean of the valid rates of {whole.valid_rate.n} cycles", mean(whole.valid_rate)),
         ("valid, all cycles together", proportion(whole.valid)),
         ("best first-epoch accuracy", percent(whole.best)),
         (f"mean first-epoch accuracy, {whole.accuracy.n} candidates", mean(whole.accuracy)),
-        (share, proportion(whole.above_threshold)),
+        (share, proportion(whole.at_floor)),
         ("near-duplicates", proportion(whole.near_duplicate)),
         ("accepted", count(whole.n_accepted)),
         ("corpus, first cycle", count(first.corpus_size)),
@@ -228,6 +230,10 @@ DIVERSITY = (
     "in an earlier cycle has."
 )
 NO_SEEDS = "Not known: the seeds, `corpus/cycle_01.jsonl`, are not in the run directory."
+NOT_TRACED = (
+    "New motifs are not known: not every seed's graph is in this machine's cache. "
+    "`archloop novelty --rejudge RUN` puts them there."
+)
 
 
 def _diversity_table(run: ReportedRun) -> str:

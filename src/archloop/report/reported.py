@@ -16,7 +16,7 @@ from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.selection import threshold_of
-from archloop.types import Candidate, Outcome, Span
+from archloop.types import Candidate, CycleStats, Outcome, Span
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
 
 def _read(label: str, path: Path) -> ReportedRun:
     with Run.open(path) as run:
-        candidates, cycles = run.store.candidates(), run.cycles()
+        # In this order, as a cycle may be committed meanwhile: its candidates are left over then.
+        cycles, candidates = run.cycles(), run.store.candidates()
         accuracies = [stats.accuracies for stats in cycles]
         selection = run.config.selection
         return ReportedRun(
@@ -77,25 +78,29 @@ def _read(label: str, path: Path) -> ReportedRun:
             temperatures=tuple(temperature_of(run.config, cycles[:n]) for n in range(len(cycles))),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
-            diversity=tuple(_diversity(run, path, candidates)),
+            diversity=tuple(_diversity(run, path, cycles, candidates)),
         )
 
 
-def _diversity(run: Run, path: Path, candidates: Sequence[Candidate]) -> list[Diversity]:
-    cycles = [stats.cycle for stats in run.cycles()]
+def _diversity(
+    run: Run, path: Path, cycles: Sequence[CycleStats], candidates: Sequence[Candidate]
+) -> list[Diversity]:
     corpus, size = RunDir(path).corpus(1), run.store.get_meta(TASK_SIZE)
     if not cycles or not corpus.is_file():
         return []
     codes = [code for _, code in distinct_codes(read_pairs(corpus))]
     graphs = (
-        traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"])
-        if size
-        else [None] * len(codes)
+        traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"]) if size else None
     )
-    seeds = Seeds(map(Network, codes, graphs), run.config.novelty)
+    seeds = Seeds(
+        map(Network, codes, graphs or [None] * len(codes)),
+        run.config.novelty,
+        traced=graphs is not None,
+    )
     accepted = [c for c in candidates if c.outcome is Outcome.ACCEPTED]
     return of_cycles(
-        [[Network(c.code or "", c.graph) for c in accepted if c.cycle == n] for n in cycles], seeds
+        [[Network(c.code or "", c.graph) for c in accepted if c.cycle == s.cycle] for s in cycles],
+        seeds,
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from archloop.config import RunConfig, config_digest
-from archloop.report.formats import NOTHING, bracket, clock, count, money, percent, threshold
+from archloop.report.formats import NOTHING, bracket, clock, count, floor, money, percent
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
 from archloop.run_dir import Run
 from archloop.spending import Spent
@@ -29,7 +29,7 @@ def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
         "% [95 %]",
         "best\n%",
         "mean\n%",
-        threshold(config.selection.min_accuracy),
+        floor(config.selection.min_accuracy),
         "near\ndup.",
         "accepted",
         "corpus",
@@ -115,7 +115,7 @@ def _current(run: Run, stats: Sequence[CycleStats]) -> dict[str, Any] | None:
 def _cells(cycle: CycleSummary) -> list[str]:
     stats = cycle.stats
     return [
-        *_shared_cells(cycle.valid, cycle.best, cycle.mean, cycle.above_threshold),
+        *_shared_cells(cycle.valid, cycle.best, cycle.mean, cycle.at_floor),
         str(stats.n_near_duplicate),
         str(stats.n_accepted),
         count(stats.corpus_size),
@@ -126,7 +126,7 @@ def _cells(cycle: CycleSummary) -> list[str]:
 def _total_cells(whole: RunSummary) -> list[str]:
     last = whole.cycles[-1].stats
     return [
-        *_shared_cells(whole.valid, whole.best, whole.accuracy, whole.above_threshold),
+        *_shared_cells(whole.valid, whole.best, whole.accuracy, whole.at_floor),
         str(whole.near_duplicate.k),
         str(whole.n_accepted),
         count(last.corpus_size),

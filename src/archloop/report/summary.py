@@ -72,8 +72,8 @@ class CycleSummary:
     stats: CycleStats
     valid: Proportion
     """Valid candidates of all completions."""
-    above_threshold: Proportion
-    """Valid candidates at or above the accuracy threshold, of the valid ones."""
+    at_floor: Proportion
+    """Valid candidates at or above ``selection.min_accuracy``, of the valid ones."""
     near_duplicate: Proportion
     """Near-duplicates of the valid candidates."""
     best: float | None
@@ -86,7 +86,7 @@ class CycleSummary:
         return cls(
             stats=stats,
             valid=Proportion(stats.n_valid, stats.n_gen),
-            above_threshold=Proportion(stats.n_above_threshold, stats.n_valid),
+            at_floor=Proportion(stats.n_at_floor, stats.n_valid),
             near_duplicate=Proportion(stats.n_near_duplicate, stats.n_valid),
             best=max(stats.accuracies, default=None),
             mean=Mean.of(stats.accuracies),
@@ -99,7 +99,7 @@ class CycleSummary:
         counts["accuracies"] = list(self.stats.accuracies)
         return counts | {
             "valid": self.valid.to_json(),
-            "above_threshold": self.above_threshold.to_json(),
+            "at_floor": self.at_floor.to_json(),
             "near_duplicate": self.near_duplicate.to_json(),
             "best_accuracy": self.best,
             "mean_accuracy": self.mean.to_json(),
@@ -116,7 +116,7 @@ class RunSummary:
     """Mean of the cycles' valid rates, each cycle counting the same."""
     valid: Proportion
     """Over all completions."""
-    above_threshold: Proportion
+    at_floor: Proportion
     near_duplicate: Proportion
     accuracy: Mean
     """Over all valid candidates of all cycles."""
@@ -140,7 +140,7 @@ class RunSummary:
             cycles=cycles,
             valid_rate=Mean.of([c.valid.rate for c in cycles if c.valid.rate is not None]),
             valid=Proportion(n_valid, sum(s.n_gen for s in stats)),
-            above_threshold=Proportion(sum(s.n_above_threshold for s in stats), n_valid),
+            at_floor=Proportion(sum(s.n_at_floor for s in stats), n_valid),
             near_duplicate=Proportion(sum(s.n_near_duplicate for s in stats), n_valid),
             accuracy=Mean.of(accuracies),
             best=max(accuracies, default=None),
@@ -155,7 +155,7 @@ class RunSummary:
         return {
             "mean_valid_rate": self.valid_rate.to_json(),
             "valid": self.valid.to_json(),
-            "above_threshold": self.above_threshold.to_json(),
+            "at_floor": self.at_floor.to_json(),
             "near_duplicate": self.near_duplicate.to_json(),
             "mean_accuracy": self.accuracy.to_json(),
             "best_accuracy": self.best,

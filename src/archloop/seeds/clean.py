@@ -54,16 +54,19 @@ def clean_source(code: str, style: Style = "unparse") -> str:
     """The cleaned source.
 
     Raises:
-        SyntaxError: The source does not parse.
+        SyntaxError: The source does not parse, or is nested too deeply.
     """
-    return clean_tree(ast.parse(code), code, style).code
+    try:
+        return clean_tree(ast.parse(code), code, style).code
+    except RecursionError:
+        raise SyntaxError("nested too deeply") from None
 
 
 def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned:
     """The same for a source that is parsed already; the tree is used up.
 
-    What cannot be cleaned as written (two statements on a line, text that ``tokenize`` refuses) is
-    formatted anew in both styles.
+    What cannot be cleaned as written (two statements on a line, a docstring on its heading's, text
+    that ``tokenize`` refuses) is formatted anew in both styles.
     """
     if style == "source" and (kept := _as_written(tree, code)) is not None:
         return kept
@@ -91,7 +94,8 @@ def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]
     gone: list[ast.stmt] = [*imports, *(n for n in tree.body if _is_noise(n))]
     bodies = [n.body for n in ast.walk(tree) if isinstance(n, _BLOCKS)]
-    if any(_is_text(n) and n not in _alone(body) for body in [*bodies, tree.body] for n in body):
+    texts = [(n, body) for body in [*bodies, tree.body] for n in body if _is_text(n)]
+    if any(n not in _alone(body) or _is_behind(n, written) for n, body in texts):
         return None
     if any(n not in _alone(tree.body) for n in gone):
         return None
@@ -103,10 +107,9 @@ def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
     except (tokenize.TokenError, SyntaxError):
         return None
     for body in bodies:
-        texts = [n for n in body if _is_text(n)]
-        for node in texts:
+        for node in filter(_is_text, body):
             _cut(lines, node)
-        if len(texts) == len(body):
+        if all(map(_is_text, body)):
             lines[body[0].lineno - 1] = " " * body[0].col_offset + "pass"
     for node in gone:
         _cut(lines, node)
@@ -116,6 +119,11 @@ def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
     body_text = "\n".join(line for line in lines if line is not None).strip("\n")
     text = f"{heading}\n\n\n{body_text}".strip("\n")
     return Cleaned(text, next(policy_faults(ast.walk(ast.parse(text))), None))
+
+
+def _is_behind(node: ast.stmt, lines: list[str]) -> bool:
+    """Whether something stands before it on its line, such as a heading."""
+    return bool(lines[node.lineno - 1].encode()[: node.col_offset].strip())
 
 
 def _cut(lines: list[str | None], node: ast.stmt) -> None:

@@ -45,7 +45,7 @@ def export_run(run: Run, out: Path, prefix: str = "archloop") -> list[str]:
     accepted = [c for c in run.store.accepted() if c.code]
     if not accepted:
         raise UsageError(f"{run.paths.root}: nothing was accepted, so there is nothing to export")
-    dataset = _dataset(run.config.task.name)
+    dataset = _dataset(run.task())
     transform, source = _transform(run)
     if source is not None:
         _write(out / "transform" / f"{transform}.py", source)

@@ -47,7 +47,11 @@ class JsonlSource:
         return _digest([_read(self._path)])
 
     def networks(self) -> Iterator[SeedNetwork]:
-        """Every row with a code block, in file order."""
+        """Every row with a code block, in file order; another network of the same id gets its own.
+
+        An accuracy that is no number counts as not measured.
+        """
+        codes: dict[str, str] = {}
         with self._path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
@@ -55,8 +59,10 @@ class JsonlSource:
                 except (ValueError, AttributeError) as error:
                     raise UsageError(f"{self._path}:{number}: not a chat row ({error})") from None
                 if code := extract_code(pair.code):
-                    accuracy = pair.meta.get("first_epoch_accuracy")
-                    yield SeedNetwork(pair.id, str(pair.meta.get("family", "")), code, accuracy)
+                    name, family = pair.id, str(pair.meta.get("family", ""))
+                    while codes.setdefault(name, code) != code:
+                        name = f"{name}-{number}"
+                    yield SeedNetwork(name, family, code, pair.first_epoch_accuracy)
 
 
 def _read(file: Path) -> str:

@@ -6,20 +6,18 @@ network is executed.
 
 from __future__ import annotations
 
-import ast
 import json
 import subprocess
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archloop.code_policy import MAX_SOURCE_BYTES, contract_fault
+from archloop.code_policy import MAX_SOURCE_BYTES, contract_fault, parse
 from archloop.errors import ArchloopError
 from archloop.seeds.clean import Style, clean_tree
 from archloop.seeds.quarantine import quarantine_reason
-from archloop.types import Outcome
+from archloop.types import Outcome, Verdict
 
 UNPARSABLE = "does not parse"
 _ROUND = 64
@@ -38,11 +36,8 @@ class Prepared:
 
 def prepare(code: str, style: Style = "unparse") -> Prepared:
     """All steps for one network."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse(code)
+    if isinstance(tree, Verdict):
         return Prepared(None, "parse", UNPARSABLE)
     if fault := contract_fault(tree):
         reason = fault.partition(";")[0]
