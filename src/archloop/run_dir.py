@@ -154,9 +154,9 @@ class Run:
         import pandas as pd
 
         rows = [candidate.to_json() for candidate in self.store.candidates()]
-        hidden = {"code", "index"}
+        hidden = {"code", "index", "graph"}
         columns = [field.name for field in fields(Candidate) if field.name not in hidden]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=[*columns, "graph_hash"])
 
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""
