@@ -9,10 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from archloop.chat import make_pair
+from archloop.chat import make_pair, render_code
+from archloop.config import load_config
 from archloop.corpus import write_pairs
 from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.run_dir import FINISHED, RunDir
+from archloop.store import Store
+from archloop.types import Completion, Outcome, Verdict
 from conftest import network
+from scripted_server import Reply, chat, scripted
 
 
 def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -142,6 +147,55 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
     assert "renamed.py" in strict.stdout
     assert "(near-duplicate)" in strict.stdout.splitlines()[0]
     assert "+        self.first = nn.Conv2d" in strict.stdout
+
+
+def finished_run(root: Path, code: str = "class Net:\n\tpass") -> RunDir:
+    """A run with one valid network."""
+    paths = RunDir(root)
+    root.mkdir()
+    config = load_config("smoke", ["llm.dtype=float32"])
+    paths.config.write_text(config.model_dump_json(), "utf-8")
+    with Store(paths.database) as store:
+        store.add_completions([Completion(1, 0, render_code(code), 5, 3, "stop")])
+        store.add_verdict(
+            1,
+            0,
+            verdict=Verdict(Outcome.VALID, n_params=10, first_epoch_accuracy=0.5),
+            code=code,
+            code_sha256=None,
+            isolation=None,
+            protocol=None,
+            training=None,
+        )
+        store.set_meta(FINISHED, "2026-01-01T00:00:00+00:00")
+    return paths
+
+
+def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> None:
+    title = "\x1b]0;owned\x07"
+    code = f"class Net:\n\tname = '{title}'"
+    finished_run(tmp_path / "run", code)
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    seed = make_pair(prompt, network(), {"source": f"seed{title}"})
+    write_pairs(tmp_path / "corpus.jsonl", [seed])
+    (tmp_path / "net.py").write_text(network())
+
+    def answer(n: int, _body: object) -> Reply:
+        refusal = Reply({"error": {"message": title}}, status=400)
+        return refusal if n else chat(render_code(code))
+
+    with scripted(answer) as server:
+        keys = ("task.name=digits", f"openai.base_url={server.url}", "llm.model=m")
+        ask = ["generate", "-n", "1", "--config", "openai"]
+        ask += [part for key in keys for part in ("--set", key)]
+        sampled, refused = archloop(*ask, cwd=tmp_path), archloop(*ask, cwd=tmp_path)
+    ended = archloop("run", "--run-dir", "run", cwd=tmp_path)
+    compared = archloop("novelty", "net.py", "--against", "corpus.jsonl", cwd=tmp_path)
+    shown = [done.stdout + done.stderr for done in (sampled, refused, ended, compared)]
+    assert [("owned" in text, "\x1b" in text or "\x07" in text) for text in shown] == [
+        (True, False)
+    ] * 4
+    assert "\tname = ']0;owned'" in sampled.stdout
 
 
 def test_help_names_every_command() -> None:

@@ -17,6 +17,7 @@ from archloop.cli.corpus import corpus_group
 from archloop.cli.doctor import doctor_command
 from archloop.cli.llm import finetune_command, generate_command
 from archloop.cli.networks import evaluate_command, novelty_command
+from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
 from archloop.errors import ArchloopError, UsageError
 
@@ -64,10 +65,10 @@ def main() -> None:
         click.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(130)
     except UsageError as error:
-        click.echo(f"archloop: {error}", err=True)
+        echo_text(f"archloop: {error}", err=True)
         sys.exit(2)
     except ArchloopError as error:
-        click.echo(f"archloop: {error}", err=True)
+        echo_text(f"archloop: {error}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of stdout left (for example `| head`); what was asked for has been delivered.

@@ -41,6 +41,13 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+def echo_text(text: str, *, err: bool = False) -> None:
+    """Text that may be of others, a network's or a server's: a terminal obeys none of it."""
+    from archloop.sandbox.text import printable
+
+    click.echo(printable(text), err=err)
+
+
 def echo_json(row: Mapping[str, Any]) -> None:
     """One JSON object on a line of stdout."""
     click.echo(json.dumps(row, allow_nan=False))
