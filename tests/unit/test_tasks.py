@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -550,6 +552,27 @@ def test_an_interrupted_decode_is_done_again(tmp_path: Path) -> None:
     folder.rename(folder.with_name(f".{folder.name}.partial"))
     assert load(root).info.n_train == 6
     assert [path.name for path in (tmp_path / "cache" / "tasks").iterdir()] == [folder.name]
+
+
+_ON_A_SMALL_DISK = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && "$@"']
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    root, cache = class_folders(tmp_path / "pets"), tmp_path / "cache"
+    cache.mkdir()
+    on_a_small_disk = [*_ON_A_SMALL_DISK, str(cache)]
+    if not shutil.which("unshare") or subprocess.run([*on_a_small_disk, "true"]).returncode:
+        pytest.skip("no user namespaces here")
+    code = (
+        "from archloop.tasks import load_task; from archloop.config import *; import os\n"
+        f"try: load_task(TaskConfig(name={str(root)!r}, image_size=256), ProtocolConfig())\n"
+        f"except OSError as error: print(error, os.listdir({str(cache / 'tasks')!r}))"
+    )
+    done = subprocess.run(
+        [*on_a_small_disk, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0
+    assert re.search(r"No space left on device: '.*/train_images\.npy' \[\]", done.stdout)
 
 
 # The real thing
