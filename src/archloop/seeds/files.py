@@ -48,11 +48,11 @@ class JsonlSource:
 
     def networks(self) -> Iterator[SeedNetwork]:
         """Every row with a code block, in file order."""
-        with self._path.open(encoding="utf-8") as lines:
+        with self._path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     pair = pair_from_json(json.loads(line))
-                except (ValueError, AttributeError) as error:
+                except (ValueError, AttributeError, RecursionError) as error:
                     raise UsageError(f"{self._path}:{number}: not a chat row ({error})") from None
                 if code := extract_code(pair.code):
                     accuracy = pair.meta.get("first_epoch_accuracy")
