@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -417,10 +418,18 @@ def test_damaged_rows(tmp_path: Path) -> None:
             load(root, "holdout:1")
 
 
-def test_damaged_parquet_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["footer", "images", "labels"])
+def test_damaged_parquet_file(tmp_path: Path, part: str) -> None:
     root = parquet_files(tmp_path / "tiny")
     file = root / "train-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:200])
+    content, metadata = file.read_bytes(), pq.read_metadata(file)
+    if part == "footer":
+        file.write_bytes(content[:200])
+    else:
+        column = metadata.row_group(0).column(0 if part == "images" else metadata.num_columns - 1)
+        begin = column.dictionary_page_offset or column.data_page_offset
+        end = begin + column.total_compressed_size
+        file.write_bytes(content[:begin] + b"\xff" * (end - begin) + content[end:])
     with pytest.raises(UsageError, match=r"train-00000.*: not a readable parquet file"):
         load(root, "test")
 
@@ -467,6 +476,14 @@ def test_datasets_are_read_through_the_hub_library(tmp_path: Path) -> None:
     assert arrays.test_labels is not None
     assert arrays.test_labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert arrays.digest == load_arrays(open_source(str(root)), None).digest
+
+
+@pytest.mark.usefixtures("listening_hub")
+def test_a_dataset_that_is_a_script_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.py").touch()
+    with pytest.raises(TaskUnavailableError, match="scripts are no longer supported"):
+        load_arrays(HubSource(str(tmp_path / "tiny"), "tiny", "Tiny"), None)
 
 
 @pytest.mark.usefixtures("offline")
