@@ -45,6 +45,10 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["novelty", "--rejudge", "nowhere"], "nowhere"),
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
+        (["run", "smoke", "--run-dir", "net.py/run"], "Not a directory: 'net.py/run'"),
+        (["run", "--run-dir", "broken"], "broken/config.json: not a run's configuration"),
+        (["status", "broken"], "broken/config.json: not a run's configuration"),
+        (["novelty", "net.py", "--against", "text.gz"], "text.gz: not a readable corpus file"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
         (["evaluate", ".", "--seeds", "0"], "--seeds"),
         (["evaluate", ".", "--protocol", "mine"], "--protocol"),
@@ -54,6 +58,9 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def test_bad_usage_is_one_clear_line_and_exit_code_2(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "net.py").touch()
+    (tmp_path / "text.gz").write_text("no gzip")
+    finished_run(tmp_path / "broken").config.write_text("{")
     done = archloop(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -196,6 +203,16 @@ def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> Non
         (True, False)
     ] * 4
     assert "\tname = ']0;owned'" in sampled.stdout
+
+
+def test_a_cache_that_is_a_file_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(network())
+    monkeypatch.setenv("ARCHLOOP_CACHE", "net.py")
+    done = archloop("evaluate", "net.py", "--task", "digits", cwd=tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (2, "archloop: [Errno 17] File exists: 'net.py'")
 
 
 def test_help_names_every_command() -> None:

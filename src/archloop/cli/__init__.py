@@ -1,7 +1,8 @@
 """The command line: parse first, import engines afterwards; one clear line for a fault.
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration. With ``--json`` stdout holds one
-JSON object a line and nothing else; progress and messages go to stderr.
+Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, or a file that cannot be read or
+written. With ``--json`` stdout holds one JSON object a line and nothing else; progress and messages
+go to stderr.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from archloop.cli.networks import evaluate_command, novelty_command
 from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
 from archloop.errors import ArchloopError, UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,7 +73,7 @@ def main() -> None:
     except ArchloopError as error:
         echo_text(f"archloop: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader of stdout left (for example `| head`); what was asked for has been delivered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        logger.debug("a file or stream failed", exc_info=True)
+        echo_text(f"archloop: {error}", err=True)
+        sys.exit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,9 +49,9 @@ def _configuration(
     from archloop.config import load_config, resolve_with
     from archloop.run_dir import RunDir
 
-    begun = RunDir(run_dir).config
-    if source is None and begun.is_file():
-        return resolve_with(json.loads(begun.read_text("utf-8")), overrides)
+    begun = RunDir(run_dir)
+    if source is None and begun.config.is_file():
+        return resolve_with(begun.read_config().model_dump(mode="json"), overrides)
     return load_config(source, overrides)
 
 
