@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -213,6 +215,26 @@ def test_a_cache_that_is_a_file_is_one_clear_line(
     done = archloop("evaluate", "net.py", "--task", "digits", cwd=tmp_path)
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (2, "archloop: [Errno 17] File exists: 'net.py'")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "run"], ["status", "run", "--json"]])
+def test_a_reader_that_leaves_is_no_fault_and_a_full_disk_is(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    finished_run(tmp_path / "run")
+
+    def ended(stdout: BinaryIO) -> tuple[int, str]:
+        command = [sys.executable, "-P", "-m", "archloop", *arguments]
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as left, Path("/dev/full").open("wb") as full:
+        assert ended(left) == (0, "")
+        assert ended(full) == (2, "archloop: [Errno 28] No space left on device: 'stdout'\n")
 
 
 def test_help_names_every_command() -> None:

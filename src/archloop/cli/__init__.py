@@ -7,9 +7,11 @@ go to stderr.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -57,8 +59,26 @@ for command in (
     cli.add_command(command)
 
 
+class _Stdout(io.FileIO):
+    """Stdout with its faults dealt with here: click and rich make code 1 of a reader that left."""
+
+    def write(self, data: Any) -> int:
+        """Write; a reader that left (for example `| head`) has been delivered what it asked for."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # What is still in the buffers goes nowhere, or the last flush would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(0)
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
 def main() -> None:
     """The ``archloop`` command."""
+    if sys.stdout:  # None where the process was started without one
+        raw = io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, sys.stdout.errors)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
