@@ -56,7 +56,8 @@ def pair_from_json(row: Mapping[str, Any]) -> ChatPair:
     """A corpus row read back.
 
     Raises:
-        ValueError: The row is not system, user and assistant messages with text.
+        ValueError: The row is not system, user and assistant messages with text, or its meta is no
+            object.
     """
     messages: Any = row.get("messages")
     roles = [m.get("role") for m in messages] if isinstance(messages, list) else None
@@ -64,8 +65,9 @@ def pair_from_json(row: Mapping[str, Any]) -> ChatPair:
         raise ValueError(f"expected messages of system, user, assistant; got {roles}")
     if not all(isinstance(m.get("content"), str) for m in messages):
         raise ValueError("a message's content is not text")
+    meta: Any = row.get("meta") or {}
+    if not isinstance(meta, Mapping):
+        raise ValueError(f"meta is no object but {meta!r}")
     system, user, assistant = messages
     fallback = hashlib.sha256("\0".join(m["content"] for m in messages).encode()).hexdigest()[:32]
-    return ChatPair(
-        str(row.get("id") or fallback), (system, user, assistant), dict(row.get("meta") or {})
-    )
+    return ChatPair(str(row.get("id") or fallback), (system, user, assistant), dict(meta))

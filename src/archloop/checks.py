@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
 
 from archloop.config import RunConfig
 from archloop.engine_config import OpenAIConfig
@@ -88,6 +89,8 @@ def _serves(model: str, remote: OpenAIConfig) -> Check:
     except urllib.error.HTTPError as error:
         needed = "the right openai.base_url and openai.api_key_env"
         return Check("LLM", False, f"{url} answers {error.code} {error.reason}", needed)
+    except HTTPException:
+        return Check("LLM", False, f"{url} answers, but not by HTTP", "a server there")
     except OSError as error:
         return Check("LLM", False, f"{url} cannot be reached ({error})", "a server there")
     except (ValueError, KeyError, TypeError):

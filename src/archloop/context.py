@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from archloop.config import RunConfig, changed_keys, config_digest, resolve
+from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.errors import ConfigError
 from archloop.llm import resolve_model
 from archloop.progress import Observer
@@ -136,7 +136,7 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     paths = RunDir(root)
     config = config and on_this_machine(config)
     if paths.config.is_file():
-        before = resolve(json.loads(paths.config.read_text("utf-8")))
+        before = paths.read_config()
         if changes := changed_keys(before, config or before):
             raise ConfigError(
                 f"{root}: the run began with another configuration; changed: {'; '.join(changes)}"

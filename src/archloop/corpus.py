@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -206,22 +207,26 @@ def read_pairs(file: Path) -> list[ChatPair]:
     """A corpus file.
 
     Raises:
-        UsageError: Naming the file and line that is no chat row.
+        UsageError: Naming the file that cannot be read, or its line that is no chat row.
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such corpus file")
-    pairs = []
-    with _open(file) as lines:
-        for number, line in enumerate(lines, 1):
-            try:
+    pairs: list[ChatPair] = []
+    try:
+        with _open(file) as lines:
+            for line in lines:
                 pairs.append(pair_from_json(json.loads(line)))
-            except (ValueError, AttributeError) as error:
-                raise UsageError(f"{file}:{number}: not a chat row ({error})") from None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not a readable corpus file ({error})") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{file}:{len(pairs) + 1}: not a chat row ({error})") from None
     return pairs
 
 
 def _open(file: Path) -> IO[str]:
-    return gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open()
+    if file.suffix == ".gz":
+        return gzip.open(file, "rt", encoding="utf-8")
+    return file.open(encoding="utf-8")
 
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:

@@ -102,7 +102,8 @@ class _Pipeline:
         for batch in batches:
             self._drain(lambda: self._open == 0)
             valid = sum(n for outcome, n in self._outcomes.items() if outcome.is_valid)
-            if valid >= loop.valid_target:
+            # A batch that was begun before an interruption is ended, as without one.
+            if valid >= loop.valid_target and self._stored.isdisjoint(batch):
                 return
             if batch in owed:
                 yield [batch]

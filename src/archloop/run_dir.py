@@ -79,6 +79,17 @@ class RunDir:
         """The folder of a cycle's candidates as ``.py`` files."""
         return self.root / "candidates" / f"cycle_{cycle:02d}"
 
+    def read_config(self) -> RunConfig:
+        """The configuration that the run began with.
+
+        Raises:
+            UsageError: The file is damaged, or of another version of archloop.
+        """
+        try:
+            return resolve(json.loads(self.config.read_text("utf-8")))
+        except (ValueError, ConfigError) as error:
+            raise UsageError(f"{self.config}: not a run's configuration: {error}") from None
+
     def lock(self) -> BaseFileLock:
         """Take the run for this process; release it, or use it in a ``with`` statement.
 
@@ -128,11 +139,7 @@ class Run:
         paths = RunDir(Path(directory))
         if not paths.config.is_file() or not paths.database.is_file():
             raise UsageError(f"{directory}: no run here (a run has config.json and run.db)")
-        try:
-            config = resolve(json.loads(paths.config.read_text("utf-8")))
-        except (ValueError, ConfigError) as error:
-            raise UsageError(f"{paths.config}: not a run's configuration: {error}") from None
-        return cls(paths, config, Store(paths.database, read_only=True))
+        return cls(paths, paths.read_config(), Store(paths.database, read_only=True))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -154,9 +161,9 @@ class Run:
         import pandas as pd
 
         rows = [candidate.to_json() for candidate in self.store.candidates()]
-        hidden = {"code", "index"}
+        hidden = {"code", "index", "graph"}
         columns = [field.name for field in fields(Candidate) if field.name not in hidden]
-        return pd.DataFrame(rows, columns=columns)
+        return pd.DataFrame(rows, columns=[*columns, "graph_hash"])
 
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""

@@ -67,7 +67,8 @@ class Store:
         read_only: Open an existing file and change nothing; works on a read-only disk too.
 
     Raises:
-        UsageError: The file is missing (``read_only``), is no run database, or has another schema.
+        UsageError: The file is missing (``read_only``), is no run database, or has another schema;
+            later, of any method: it is damaged, or the disk is full.
     """
 
     def __init__(self, url_or_path: str | Path, *, read_only: bool = False) -> None:
@@ -75,9 +76,6 @@ class Store:
         self._engine = open_engine(database_url(url_or_path, read_only=read_only))
         try:
             self._prepare(read_only=read_only)
-        except DBAPIError as error:
-            self.close()
-            raise UsageError(f"{self._where}: not a readable run database: {error.orig}") from None
         except UsageError:
             self.close()
             raise
@@ -115,13 +113,26 @@ class Store:
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
-        with self._engine.connect().execution_options(writes=True) as db, db.begin():
+        with (
+            self._faults_named(),
+            self._engine.connect().execution_options(writes=True) as db,
+            db.begin(),
+        ):
             yield db
 
     @contextmanager
     def _read(self) -> Iterator[Connection]:
-        with self._engine.connect() as db, db.begin():
+        with self._faults_named(), self._engine.connect() as db, db.begin():
             yield db
+
+    @contextmanager
+    def _faults_named(self) -> Iterator[None]:
+        """A full disk or a damaged page is a line with the database's name."""
+        try:
+            yield
+        except DBAPIError as error:
+            what = "cannot be read or written as a run database"
+            raise UsageError(f"{self._where}: {what}: {error.orig}") from None
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep one JSON value under a key, in place of what was there.
@@ -219,14 +230,13 @@ class Store:
         del row["output"], row["graph"]
         row["graph_hash"] = verdict.graph and verdict.graph.hash
         row["graph_shingles"] = verdict.graph and verdict.graph.shingles
-        try:
-            with self._write() as db:
-                self._refuse_committed(db, cycle)
+        with self._write() as db:
+            self._refuse_committed(db, cycle)
+            try:
                 db.execute(CANDIDATES.insert().values(row))
-        except IntegrityError:
-            raise ArchloopError(
-                f"{self._where}: {candidate_id(cycle, index)} has a verdict or was never generated"
-            ) from None
+            except IntegrityError:
+                where = f"{self._where}: {candidate_id(cycle, index)}"
+                raise ArchloopError(f"{where} has a verdict or was never generated") from None
 
     def candidates(self, cycle: int | None = None) -> list[Candidate]:
         """The completions with a verdict, of one cycle or of all, in (cycle, index) order."""

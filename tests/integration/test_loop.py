@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from archloop.config import RunConfig, resolve
 from archloop.context import RunContext
 from archloop.corpus import read_pairs, write_pairs
 from archloop.errors import ConfigError, DivergedError, RunLockedError
-from archloop.generation.job import Sampled
+from archloop.generation.job import GenerationJob, Sampled, generate
 from archloop.loop import run
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.rejudge import rejudge
@@ -287,6 +288,22 @@ def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path:
     assert len(rows(tmp_path / "run")) == 3
     # finetune.enabled = false: there is no last fine-tune either.
     assert not RunDir(tmp_path / "run").adapter(2).exists()
+
+
+def test_a_batch_begun_before_an_interruption_is_ended_with_enough_valid_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
+
+    def interrupted(job: GenerationJob) -> Iterator[Sampled]:
+        yield from islice(generate(job), 2)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(pipeline, "generate", interrupted)
+        run(config(source, **changed), tmp_path / "run")
+    run(config(source, **changed), tmp_path / "run").close()
+    assert [row["id"] for row in rows(tmp_path / "run")] == ["c01-0000", "c01-0001", "c01-0002"]
 
 
 def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(

@@ -85,10 +85,23 @@ def test_requests_keep_their_distance_retries_too() -> None:
         (chat(None, message={"refusal": "I will not."}), "I will not.", "stop"),
         (chat("x", body={"choices": []}), "", "other"),
         (Reply({"error": {"code": "content_filter"}}, status=400), "", "content_filter"),
+        (
+            chat("half \ud83d a smile, \ud83d\ude00 a whole one"),
+            "half ? a smile, 😀 a whole one",
+            "stop",
+        ),
     ],
-    ids=["length", "filtered", "tool call", "refusal", "no choice", "refused by the filter"],
+    ids=[
+        "length",
+        "filtered",
+        "tool call",
+        "refusal",
+        "no choice",
+        "refused by the filter",
+        "half a character",
+    ],
 )
-def test_an_answer_without_text_is_data(reply: Reply, text: str, reason: str) -> None:
+def test_an_unusual_answer_is_data(reply: Reply, text: str, reason: str) -> None:
     with scripted(lambda _n, _body: reply) as server:
         generator, _ = engine(server.url)
         (answer,) = generator.generate(PROMPT, requests(1))

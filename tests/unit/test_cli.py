@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
-from archloop.chat import make_pair
+from archloop.chat import make_pair, render_code
+from archloop.config import load_config
 from archloop.corpus import write_pairs
 from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.run_dir import FINISHED, RunDir
+from archloop.store import Store
+from archloop.types import Completion, Outcome, Verdict
 from conftest import network
+from scripted_server import Reply, chat, scripted
 
 
 def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,6 +47,10 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["novelty", "--rejudge", "nowhere"], "nowhere"),
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
+        (["run", "smoke", "--run-dir", "net.py/run"], "Not a directory: 'net.py/run'"),
+        (["run", "--run-dir", "broken"], "broken/config.json: not a run's configuration"),
+        (["status", "broken"], "broken/config.json: not a run's configuration"),
+        (["novelty", "net.py", "--against", "text.gz"], "text.gz: not a readable corpus file"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
         (["evaluate", ".", "--seeds", "0"], "--seeds"),
         (["evaluate", ".", "--protocol", "mine"], "--protocol"),
@@ -49,6 +60,9 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
 def test_bad_usage_is_one_clear_line_and_exit_code_2(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
+    (tmp_path / "net.py").touch()
+    (tmp_path / "text.gz").write_text("no gzip")
+    finished_run(tmp_path / "broken").config.write_text("{")
     done = archloop(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
@@ -142,6 +156,85 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
     assert "renamed.py" in strict.stdout
     assert "(near-duplicate)" in strict.stdout.splitlines()[0]
     assert "+        self.first = nn.Conv2d" in strict.stdout
+
+
+def finished_run(root: Path, code: str = "class Net:\n\tpass") -> RunDir:
+    """A run with one valid network."""
+    paths = RunDir(root)
+    root.mkdir()
+    config = load_config("smoke", ["llm.dtype=float32"])
+    paths.config.write_text(config.model_dump_json(), "utf-8")
+    with Store(paths.database) as store:
+        store.add_completions([Completion(1, 0, render_code(code), 5, 3, "stop")])
+        store.add_verdict(
+            1,
+            0,
+            verdict=Verdict(Outcome.VALID, n_params=10, first_epoch_accuracy=0.5),
+            code=code,
+            code_sha256=None,
+            isolation=None,
+            protocol=None,
+            training=None,
+        )
+        store.set_meta(FINISHED, "2026-01-01T00:00:00+00:00")
+    return paths
+
+
+def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> None:
+    title = "\x1b]0;owned\x07"
+    code = f"class Net:\n\tname = '{title}'"
+    finished_run(tmp_path / "run", code)
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    seed = make_pair(prompt, network(), {"source": f"seed{title}"})
+    write_pairs(tmp_path / "corpus.jsonl", [seed])
+    (tmp_path / "net.py").write_text(network())
+
+    def answer(n: int, _body: object) -> Reply:
+        refusal = Reply({"error": {"message": title}}, status=400)
+        return refusal if n else chat(render_code(code))
+
+    with scripted(answer) as server:
+        keys = ("task.name=digits", f"openai.base_url={server.url}", "llm.model=m")
+        ask = ["generate", "-n", "1", "--config", "openai"]
+        ask += [part for key in keys for part in ("--set", key)]
+        sampled, refused = archloop(*ask, cwd=tmp_path), archloop(*ask, cwd=tmp_path)
+    ended = archloop("run", "--run-dir", "run", cwd=tmp_path)
+    compared = archloop("novelty", "net.py", "--against", "corpus.jsonl", cwd=tmp_path)
+    shown = [done.stdout + done.stderr for done in (sampled, refused, ended, compared)]
+    assert [("owned" in text, "\x1b" in text or "\x07" in text) for text in shown] == [
+        (True, False)
+    ] * 4
+    assert "\tname = ']0;owned'" in sampled.stdout
+
+
+def test_a_cache_that_is_a_file_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text(network())
+    monkeypatch.setenv("ARCHLOOP_CACHE", "net.py")
+    done = archloop("evaluate", "net.py", "--task", "digits", cwd=tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert (done.returncode, last) == (2, "archloop: [Errno 17] File exists: 'net.py'")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["status", "run"], ["status", "run", "--json"]])
+def test_a_reader_that_leaves_is_no_fault_and_a_full_disk_is(
+    arguments: list[str], tmp_path: Path
+) -> None:
+    finished_run(tmp_path / "run")
+
+    def ended(stdout: BinaryIO) -> tuple[int, str]:
+        command = [sys.executable, "-P", "-m", "archloop", *arguments]
+        done = subprocess.run(
+            command, stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=tmp_path, check=False
+        )
+        return done.returncode, done.stderr
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as left, Path("/dev/full").open("wb") as full:
+        assert ended(left) == (0, "")
+        assert ended(full) == (2, "archloop: [Errno 28] No space left on device: 'stdout'\n")
 
 
 def test_help_names_every_command() -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -151,6 +153,22 @@ def test_a_server_is_asked_what_it_serves(monkeypatch: pytest.MonkeyPatch) -> No
     assert other["LLM"].ok is None
     assert "lists other models: m" in other["LLM"].detail
     assert "caps" not in other
+
+
+def test_a_port_that_speaks_no_http_is_named() -> None:
+    def greet(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.9\r\n")
+            connection.recv(1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=greet, args=(server,))
+        thread.start()
+        found = look_at_server(f"http://127.0.0.1:{server.getsockname()[1]}/v1")["LLM"]
+        thread.join()
+    assert found.ok is False
+    assert found.detail.endswith("answers, but not by HTTP")
 
 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

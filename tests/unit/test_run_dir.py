@@ -11,7 +11,7 @@ from archloop.config import load_config
 from archloop.errors import RunLockedError, UsageError
 from archloop.run_dir import FINISHED, Run, RunDir
 from archloop.store import Store
-from archloop.types import Completion, Outcome, Verdict
+from archloop.types import Completion, GraphSketch, Outcome, Verdict
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def test_open_gives_the_configuration_and_the_public_rows(run_dir: RunDir) -> No
     with Store(run_dir.database) as store:
         store.add_completions([Completion(1, i, "text", 5, 3, "stop") for i in range(2)])
         for index, outcome in enumerate((Outcome.VALID, Outcome.TIMEOUT)):
-            verdict = Verdict(outcome, first_epoch_accuracy=0.5 if outcome.is_valid else None)
+            verdict = Verdict(outcome)
+            if outcome.is_valid:
+                verdict = Verdict(outcome, first_epoch_accuracy=0.5, graph=GraphSketch("1f", b""))
             store.add_verdict(
                 1,
                 index,
@@ -48,11 +50,12 @@ def test_open_gives_the_configuration_and_the_public_rows(run_dir: RunDir) -> No
     with Run.open(run_dir.root) as run:
         assert run.config == load_config("smoke")
         frame = run.candidates()
+        shown = [candidate.to_json() for candidate in run.store.candidates()]
     assert list(frame["id"]) == ["c01-0000", "c01-0001"]
     assert list(frame["outcome"]) == ["valid", "timeout"]
     assert frame["first_epoch_accuracy"].mean() == 0.5
-    assert {"near_dup_text_gen", "protocol", "rejection_count"} <= set(frame.columns)
-    assert not {"code", "index"} & set(frame.columns)
+    assert set(frame.columns) == set(shown[0])
+    assert list(frame["graph_hash"].dropna()) == ["1f"]
 
 
 def test_an_empty_run_has_the_same_columns(run_dir: RunDir) -> None:
@@ -60,7 +63,7 @@ def test_an_empty_run_has_the_same_columns(run_dir: RunDir) -> None:
         frame = run.candidates()
         assert run.cycles() == []
     assert len(frame) == 0
-    assert "first_epoch_accuracy" in frame.columns
+    assert {"first_epoch_accuracy", "graph_hash"} <= set(frame.columns)
 
 
 @pytest.mark.parametrize("missing", ["config.json", "run.db"])

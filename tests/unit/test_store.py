@@ -355,7 +355,7 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     content = b"not a database, but longer than its header " * 40
     path.write_bytes(content)
-    with pytest.raises(UsageError, match="not a readable run database"):
+    with pytest.raises(UsageError, match="as a run database: file is not a database"):
         Store(path)
     assert path.read_bytes() == content
 
@@ -364,8 +364,30 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE notes (text)")
-    with pytest.raises(UsageError, match="not a readable run database"):
+    with pytest.raises(UsageError, match="as a run database: no such table"):
         Store(path)
+
+
+def test_a_full_disk_is_one_clear_line(store: Store) -> None:
+    with store._read() as db:
+        db.exec_driver_sql("PRAGMA max_page_count = 20")
+    with pytest.raises(UsageError, match=r"run\.db: .*database or disk is full"):
+        store.set_meta("key", "x" * 100_000)
+    store.set_meta("key", "x")
+
+
+def test_damaged_pages_are_one_clear_line(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    with Store(path) as store:
+        store.add_completions([make_completion(1, i, "x" * 500) for i in range(100)])
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 :] = b"x" * (len(content) - len(content) // 2)
+    path.write_bytes(content)
+    with (
+        Store(path, read_only=True) as store,
+        pytest.raises(UsageError, match=r"run\.db: .*malformed"),
+    ):
+        store.completions(1)
 
 
 def test_reading_needs_a_database_and_changes_none(tmp_path: Path) -> None:

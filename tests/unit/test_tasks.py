@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -415,10 +418,18 @@ def test_damaged_rows(tmp_path: Path) -> None:
             load(root, "holdout:1")
 
 
-def test_damaged_parquet_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("part", ["footer", "images", "labels"])
+def test_damaged_parquet_file(tmp_path: Path, part: str) -> None:
     root = parquet_files(tmp_path / "tiny")
     file = root / "train-00000-of-00001.parquet"
-    file.write_bytes(file.read_bytes()[:200])
+    content, metadata = file.read_bytes(), pq.read_metadata(file)
+    if part == "footer":
+        file.write_bytes(content[:200])
+    else:
+        column = metadata.row_group(0).column(0 if part == "images" else metadata.num_columns - 1)
+        begin = column.dictionary_page_offset or column.data_page_offset
+        end = begin + column.total_compressed_size
+        file.write_bytes(content[:begin] + b"\xff" * (end - begin) + content[end:])
     with pytest.raises(UsageError, match=r"train-00000.*: not a readable parquet file"):
         load(root, "test")
 
@@ -465,6 +476,14 @@ def test_datasets_are_read_through_the_hub_library(tmp_path: Path) -> None:
     assert arrays.test_labels is not None
     assert arrays.test_labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert arrays.digest == load_arrays(open_source(str(root)), None).digest
+
+
+@pytest.mark.usefixtures("listening_hub")
+def test_a_dataset_that_is_a_script_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "tiny.py").touch()
+    with pytest.raises(TaskUnavailableError, match="scripts are no longer supported"):
+        load_arrays(HubSource(str(tmp_path / "tiny"), "tiny", "Tiny"), None)
 
 
 @pytest.mark.usefixtures("offline")
@@ -550,6 +569,27 @@ def test_an_interrupted_decode_is_done_again(tmp_path: Path) -> None:
     folder.rename(folder.with_name(f".{folder.name}.partial"))
     assert load(root).info.n_train == 6
     assert [path.name for path in (tmp_path / "cache" / "tasks").iterdir()] == [folder.name]
+
+
+_ON_A_SMALL_DISK = ["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=1m none "$0" && "$@"']
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    root, cache = class_folders(tmp_path / "pets"), tmp_path / "cache"
+    cache.mkdir()
+    on_a_small_disk = [*_ON_A_SMALL_DISK, str(cache)]
+    if not shutil.which("unshare") or subprocess.run([*on_a_small_disk, "true"]).returncode:
+        pytest.skip("no user namespaces here")
+    code = (
+        "from archloop.tasks import load_task; from archloop.config import *; import os\n"
+        f"try: load_task(TaskConfig(name={str(root)!r}, image_size=256), ProtocolConfig())\n"
+        f"except OSError as error: print(error, os.listdir({str(cache / 'tasks')!r}))"
+    )
+    done = subprocess.run(
+        [*on_a_small_disk, sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+    )
+    assert done.returncode == 0
+    assert re.search(r"No space left on device: '.*/train_images\.npy' \[\]", done.stdout)
 
 
 # The real thing

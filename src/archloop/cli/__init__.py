@@ -1,14 +1,17 @@
 """The command line: parse first, import engines afterwards; one clear line for a fault.
 
-Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration. With ``--json`` stdout holds one
-JSON object a line and nothing else; progress and messages go to stderr.
+Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, or a file that cannot be read or
+written. With ``--json`` stdout holds one JSON object a line and nothing else; progress and messages
+go to stderr.
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -17,8 +20,11 @@ from archloop.cli.corpus import corpus_group
 from archloop.cli.doctor import doctor_command
 from archloop.cli.llm import finetune_command, generate_command
 from archloop.cli.networks import evaluate_command, novelty_command
+from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
 from archloop.errors import ArchloopError, UsageError
+
+logger = logging.getLogger(__name__)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -53,8 +59,26 @@ for command in (
     cli.add_command(command)
 
 
+class _Stdout(io.FileIO):
+    """Stdout with its faults dealt with here: click and rich make code 1 of a reader that left."""
+
+    def write(self, data: Any) -> int:
+        """Write; a reader that left (for example `| head`) has been delivered what it asked for."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # What is still in the buffers goes nowhere, or the last flush would fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            if isinstance(error, BrokenPipeError):
+                sys.exit(0)
+            raise OSError(error.errno, error.strerror, "stdout") from None
+
+
 def main() -> None:
     """The ``archloop`` command."""
+    if sys.stdout:  # None where the process was started without one
+        raw = io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False))
+        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, sys.stdout.errors)
     try:
         cli.main(standalone_mode=False)
     except click.ClickException as error:
@@ -64,12 +88,12 @@ def main() -> None:
         click.echo("interrupted; the same command goes on from here", err=True)
         sys.exit(130)
     except UsageError as error:
-        click.echo(f"archloop: {error}", err=True)
+        echo_text(f"archloop: {error}", err=True)
         sys.exit(2)
     except ArchloopError as error:
-        click.echo(f"archloop: {error}", err=True)
+        echo_text(f"archloop: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader of stdout left (for example `| head`); what was asked for has been delivered.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:
+        logger.debug("a file or stream failed", exc_info=True)
+        echo_text(f"archloop: {error}", err=True)
+        sys.exit(2)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from archloop.cli.options import config_option, set_option
+from archloop.cli.options import config_option, echo_text, set_option
 
 
 @click.group("corpus")
@@ -69,7 +69,7 @@ def build_command(
         pairs = read_pairs(corpus.pairs_file)
         for part in SHARES:
             write_pairs(out / f"{part}.jsonl", (p for p in pairs if p.meta["split"] == part))
-    click.echo(corpus.report_markdown.read_text("utf-8"))
+    echo_text(corpus.report_markdown.read_text("utf-8"))
     click.echo(str(out / corpus.pairs_file.name))
 
 

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from archloop.cli.options import json_option, set_option
+from archloop.cli.options import echo_text, json_option, set_option
 
 
 @click.command("doctor")
@@ -31,6 +31,6 @@ def doctor_command(source: str, overrides: tuple[str, ...], as_json: bool) -> No
             continue
         mark = {True: "ok     ", False: "MISSING", None: "unknown"}[check.ok]
         needed = f" (needed: {check.needed})" if check.needed and check.ok is not True else ""
-        click.echo(f"{mark} {check.name}: {check.detail}{needed}")
+        echo_text(f"{mark} {check.name}: {check.detail}{needed}")
     if any(check.ok is False for check in checks):
         sys.exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import config_option, echo_json, json_option, set_option
+from archloop.cli.options import config_option, echo_json, echo_text, json_option, set_option
 
 if TYPE_CHECKING:
     from archloop.types import Completion
@@ -94,7 +94,7 @@ def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
     elif file:
         click.echo(str(file))
     else:
-        click.echo(f"# completion {completion.index}\n{code or completion.text}\n")
+        echo_text(f"# completion {completion.index}\n{code or completion.text}\n")
 
 
 @click.command("finetune")

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import config_option, configuration, echo_json, json_option, set_option
+from archloop.cli.options import (
+    config_option,
+    configuration,
+    echo_json,
+    echo_text,
+    json_option,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
@@ -99,7 +106,7 @@ def evaluate_command(
             if as_json:
                 echo_json(_row(candidate, candidate.id))
             else:
-                click.echo(_line(candidate))
+                echo_text(_line(candidate))
             screen.update(
                 Progress("evaluate", done=done, total=len(named), unit="networks", n_valid=n_valid)
             )
@@ -180,9 +187,9 @@ def novelty_command(
         if as_json:
             echo_json(_row(row, row.id))
             continue
-        click.echo(_novelty_line(row))
+        echo_text(_novelty_line(row))
         if diff and nearest is not None:
-            click.echo(_diff(row, nearest))
+            echo_text(_diff(row, nearest))
 
 
 def _novelty_line(row: Candidate) -> str:

@@ -43,9 +43,9 @@ def configuration(source: str | None, run_dir: Path, overrides: tuple[str, ...])
     from archloop.config import load_config, resolve_with
     from archloop.run_dir import RunDir
 
-    begun = RunDir(run_dir).config
-    if source is None and begun.is_file():
-        return resolve_with(json.loads(begun.read_text("utf-8")), overrides)
+    begun = RunDir(run_dir)
+    if source is None and begun.config.is_file():
+        return resolve_with(begun.read_config().model_dump(mode="json"), overrides)
     return load_config(source, overrides)
 
 
@@ -54,6 +54,13 @@ def json_option(command: Command) -> Command:
     return click.option(
         "--json", "as_json", is_flag=True, help="One JSON object a line on stdout."
     )(command)
+
+
+def echo_text(text: str, *, err: bool = False) -> None:
+    """Text that may be of others, a network's or a server's: a terminal obeys none of it."""
+    from archloop.sandbox.text import printable
+
+    click.echo(printable(text), err=err)
 
 
 def echo_json(row: Mapping[str, Any]) -> None:

@@ -46,6 +46,7 @@ def _show_end(run: Run, console: Console) -> None:
     from rich.syntax import Syntax
 
     from archloop.report import format_cycle_table
+    from archloop.sandbox.text import printable
 
     console.print(format_cycle_table(run.cycles(), run.config))
     _show_spending(run, console)
@@ -56,7 +57,7 @@ def _show_end(run: Run, console: Console) -> None:
             f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}, "
             f"{best.n_params:,} parameters"
         )
-        console.print(Syntax(best.code or "", "python", background_color="default"))
+        console.print(Syntax(printable(best.code or ""), "python", background_color="default"))
     else:
         console.print("No candidate was valid.")
     task = run.task()

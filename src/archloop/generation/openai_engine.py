@@ -211,6 +211,7 @@ class OpenAIGenerator:
         choice = answer.choices[0]
         message: Any = choice.message
         text = (message and (message.content or message.refusal)) or ""
+        text = text.encode("utf-8", "replace").decode()  # JSON may hold half a character (\ud83d)
         reason = _REASONS.get(choice.finish_reason, "other")
         return GeneratedText(index, seed, text, used.completion_tokens, reason)
 

@@ -12,5 +12,5 @@ def one_line(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """Lines kept, everything else that is no printable character left out."""
-    return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c == "\n")
+    """Lines and tabs kept, everything else that is no printable character left out."""
+    return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c in "\n\t")

@@ -52,11 +52,11 @@ class JsonlSource:
         An accuracy that is no number counts as not measured.
         """
         codes: dict[str, str] = {}
-        with self._path.open(encoding="utf-8") as lines:
+        with self._path.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     pair = pair_from_json(json.loads(line))
-                except (ValueError, AttributeError) as error:
+                except (ValueError, AttributeError, RecursionError) as error:
                     raise UsageError(f"{self._path}:{number}: not a chat row ({error})") from None
                 if code := extract_code(pair.code):
                     name, family = pair.id, str(pair.meta.get("family", ""))

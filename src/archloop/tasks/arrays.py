@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ def load_arrays(source: TaskSource, image_size: int | None) -> TaskArrays:
     Raises:
         UsageError: Naming the image or class that is wrong, and what would be right.
         TaskUnavailableError: The data cannot be had.
+        OSError: The disk is full, say.
     """
     size = image_size or source.default_size
     identity = json.dumps([_FORMAT, source.name, source.key(), size])
@@ -148,10 +150,26 @@ def _write_images(
             )
         if out is None:
             out = np.lib.format.open_memmap(path, "w+", np.uint8, (len(split.labels), *shape))
+            _reserve(path)
         out[row] = pixels
     if out is None:
         raise UsageError(f"the {split.name} split has no images")
     return out
+
+
+def _reserve(path: Path) -> None:
+    """Take a file's disk space now: once it is mapped, a full disk would kill the process.
+
+    Raises:
+        OSError: The disk has too little.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _read(folder: Path) -> TaskArrays:

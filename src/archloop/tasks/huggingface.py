@@ -88,7 +88,8 @@ class HubSource:
             raise self._unavailable("the Hugging Face Hub cannot be reached")
         try:
             return load_dataset(self._id, self._config)
-        except (OSError, ValueError, DatasetsError) as error:
+        # RuntimeError: the dataset is a script, which the library runs no longer.
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise self._unavailable(str(error).splitlines()[0]) from None
 
     def _in_hub_cache(self) -> bool:

@@ -8,6 +8,7 @@ the file name (``train-00000-of-00001.parquet``, ``test.parquet``) or by the fol
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,11 +102,19 @@ def _configuration(file: Path, split: str) -> Path:
 
 
 def _open(file: Path) -> pq.ParquetFile:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _readable(file):
         return pq.ParquetFile(file)
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """What pyarrow says of a damaged file, whose pages are read after its footer."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a readable parquet file ({error})") from None
 
@@ -122,17 +131,19 @@ def _column(files: list[Path], name: str) -> list[Any]:
         source = _open(file)
         if name not in source.schema_arrow.names:
             raise UsageError(f"{file}: no column {name!r} as in the other files")
-        values += source.read(columns=[name]).column(0).to_pylist()
+        with _readable(file):
+            values += source.read(columns=[name]).column(0).to_pylist()
     return values
 
 
 def _images(files: list[Path], columns: Columns) -> Iterator[tuple[EncodedImage, str]]:
     for file in files:
         row = 0
-        for batch in _open(file).iter_batches(_ROWS_AT_ONCE, columns=[columns.image]):
-            for value in batch.column(0).to_pylist():
-                yield encoded(value, f"{file} row {row}"), f"{file} row {row}"
-                row += 1
+        with _readable(file):
+            for batch in _open(file).iter_batches(_ROWS_AT_ONCE, columns=[columns.image]):
+                for value in batch.column(0).to_pylist():
+                    yield encoded(value, f"{file} row {row}"), f"{file} row {row}"
+                    row += 1
 
 
 def encoded(value: Any, where: str) -> EncodedImage:

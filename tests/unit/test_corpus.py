@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from archloop.chat import make_pair
+from archloop.corpus import read_pairs, write_pairs
+from archloop.errors import UsageError
+from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.seeds.files import JsonlSource
+
+PAIR = make_pair(PromptTemplate().render(CIFAR10, 500_000), "x = 'é'", {"source": "seed"})
+ROW = json.dumps(PAIR.to_json(), ensure_ascii=False).encode() + b"\n"
+ZIPPED = gzip.compress(ROW * 2)
+
+
+def test_a_corpus_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "corpus.jsonl", [PAIR])
+    (tmp_path / "corpus.jsonl.gz").write_bytes(ZIPPED)
+    assert read_pairs(tmp_path / "corpus.jsonl") == [PAIR]
+    assert read_pairs(tmp_path / "corpus.jsonl.gz") == [PAIR, PAIR]
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (ROW + b"{\n", 2),
+        (ROW + b"5\n", 2),
+        (ROW + ROW.replace(b'{"source": "seed"}', b"5"), 2),
+        (ROW + b"[" * 100_000 + b"\n", 2),
+    ],
+    ids=["torn", "no object", "meta is no object", "nested too deeply"],
+)
+def test_what_is_no_corpus_is_refused_by_line(tmp_path: Path, content: bytes, line: int) -> None:
+    file = tmp_path / "corpus.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"corpus\.jsonl:{line}: not a chat row"):
+        read_pairs(file)
+    with pytest.raises(UsageError, match=rf"corpus\.jsonl:{line}: not a chat row"):
+        list(JsonlSource(file).networks())
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("corpus.jsonl", ROW.decode().encode("latin-1")),
+        ("corpus.jsonl.gz", ROW),
+        ("corpus.jsonl.gz", ZIPPED[:-12]),
+        ("corpus.jsonl.gz", ZIPPED[:20] + b"\xff" * 40 + ZIPPED[60:]),
+    ],
+    ids=["not UTF-8", "no gzip", "truncated", "damaged"],
+)
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match=r"corpus\.jsonl.*: not a readable corpus file"):
+        read_pairs(file)
