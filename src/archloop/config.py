@@ -118,24 +118,35 @@ def preset_names() -> list[str]:
     )
 
 
-def load_config(source: str | Path | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    source: str | Path | None = None,
+    overrides: Iterable[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> RunConfig:
     """Resolve a configuration.
 
     Args:
         source: A preset's name, a TOML file (which may start from a preset with a top-level key
             ``preset = "embedded"``), or ``None`` for the ``embedded`` preset.
         overrides: ``KEY=VALUE`` strings with dotted keys; a value is TOML, or plain text.
+        flags: Values by dotted key on top of them, as they are: text stays text.
 
     Raises:
         ConfigError: Naming the key and what is allowed.
     """
-    return resolve_with(_read_source("embedded" if source is None else source), overrides)
+    tree = _read_source("embedded" if source is None else source)
+    return resolve_with(tree, overrides, flags)
 
 
-def resolve_with(tree: dict[str, Any], overrides: Iterable[str]) -> RunConfig:
-    """Validate a nested mapping with ``KEY=VALUE`` overrides on top."""
+def resolve_with(
+    tree: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Validate a nested mapping with ``KEY=VALUE`` overrides on top, and flags on top of them."""
     for text in overrides:
         _apply_override(tree, text)
+    for key, value in (flags or {}).items():
+        section, _, name = key.partition(".")
+        _merge(tree, {section: {name: value}})
     return resolve(tree)
 
 

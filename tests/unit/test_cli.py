@@ -47,6 +47,8 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["novelty", "--rejudge", "nowhere"], "nowhere"),
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
+        (["corpus", "build", "--source", "directory", "--path", "a😀", "--out", "x"], "a😀"),
+        (["evaluate", "net.py", "--task", "2024"], "or a folder"),
         (["run", "smoke", "--run-dir", "net.py/run"], "Not a directory: 'net.py/run'"),
         (["run", "--run-dir", "broken"], "broken/config.json: not a run's configuration"),
         (["status", "broken"], "broken/config.json: not a run's configuration"),

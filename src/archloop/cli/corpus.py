@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -48,13 +47,14 @@ def build_command(
     from archloop.seeds.split import SHARES
 
     name, colon, below = (seed_source or "").partition(":")
-    extra = [f"seeds.source={json.dumps(name)}"] if name else []
+    flags: dict[str, object] = {"seeds.source": name} if name else {}
     # A source named here does not read the path that the preset gives to another one.
     path = seed_path or below or ("" if colon else None)
     if path or (name and path is None):
-        extra.append(f"seeds.path={json.dumps(path) if path else 'none'}")
-    extra += ["seeds.split=true"] if split else []
-    config = load_config(source, (*overrides, *extra))
+        flags["seeds.path"] = path or None
+    if split:
+        flags["seeds.split"] = True
+    config = load_config(source, overrides, flags)
     if config.seeds.source not in SOURCES:
         raise UsageError(
             f"seeds.source: {config.seeds.source!r} builds no corpus; "

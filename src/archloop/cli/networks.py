@@ -92,8 +92,8 @@ def evaluate_command(
     from archloop.progress import Progress
 
     flags = {"task.name": task, "protocol.training": protocol, "sandbox.isolation": isolation}
-    extra = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    config = load_config(source, (*overrides, *extra))
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = load_config(source, overrides, given)
     sources = _read_sources(paths)
     named = [Source(file, code) for file, code in sources]
     n_valid = 0
