@@ -12,8 +12,10 @@ from typing import BinaryIO
 import pytest
 
 from archloop.chat import make_pair, render_code
+from archloop.cli.screen import open_screen
 from archloop.config import load_config
 from archloop.corpus import write_pairs
+from archloop.progress import Progress
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.run_dir import FINISHED, RunDir
 from archloop.store import Store
@@ -163,7 +165,7 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
 def finished_run(root: Path, code: str = "class Net:\n\tpass") -> RunDir:
     """A run with one valid network."""
     paths = RunDir(root)
-    root.mkdir()
+    root.mkdir(parents=True)
     config = load_config("smoke", ["llm.dtype=float32"])
     paths.config.write_text(config.model_dump_json(), "utf-8")
     with Store(paths.database) as store:
@@ -217,6 +219,18 @@ def test_a_cache_that_is_a_file_is_one_clear_line(
     done = archloop("evaluate", "net.py", "--task", "digits", cwd=tmp_path)
     last = done.stderr.splitlines()[-1]
     assert (done.returncode, last) == (2, "archloop: [Errno 17] File exists: 'net.py'")
+
+
+@pytest.mark.parametrize("name", ["[red]x", "[/x]"])
+def test_brackets_are_no_markup(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run(tmp_path / name)
+    assert archloop("status", name, cwd=tmp_path).stdout.startswith(f"{name}: ")
+    with open_screen() as screen:
+        screen.message(name)
+        screen.update(Progress("stage", detail=name))
+    assert capsys.readouterr().err == f"{name}\nstage: {name}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "run"], ["status", "run", "--json"]])

@@ -38,7 +38,7 @@ def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, 
     with open_screen() as screen:
         finished = run(config, run_dir, screen)
     with finished:
-        _show_end(finished, Console())
+        _show_end(finished, Console(markup=False))
 
 
 def _show_end(run: Run, console: Console) -> None:
@@ -79,7 +79,7 @@ def status_command(run_dir: Path, as_json: bool) -> None:
         if as_json:
             echo_json(status_json(run))
             return
-        console = Console()
+        console = Console(markup=False)
         console.print(f"{run.paths.root}: {run.state()}", soft_wrap=True)
         console.print(format_cycle_table(run.cycles(), run.config))
         _show_spending(run, console)

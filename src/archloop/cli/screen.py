@@ -55,7 +55,7 @@ class LiveScreen:
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[facts]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
@@ -134,5 +134,5 @@ class PlainScreen:
 
 def open_screen() -> LiveScreen | PlainScreen:
     """The screen that fits stderr."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     return LiveScreen(console) if console.is_terminal else PlainScreen(console)
