@@ -33,7 +33,8 @@ class Outcome(StrEnum):
     OUT_OF_MEMORY = "out_of_memory"
     SANDBOX_VIOLATION = "sandbox_violation"
     PROTOCOL_VIOLATION = "protocol_violation"
-    """Trained, but not by the rules: more than one epoch, or weights that are not the network's."""
+    """Not by the rules: more than one epoch, weights that are not the network's, or what cannot be
+    judged."""
     VALID = "valid"
     """Trained to the end of the epoch; stays so only where nothing is selected."""
     NEAR_DUPLICATE = "near_duplicate"

@@ -20,7 +20,15 @@ import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
 from archloop.errors import IsolationError
-from archloop.sandbox import Sandbox, available_isolation, bwrap, confine, self_test, why_not
+from archloop.sandbox import (
+    Sandbox,
+    available_isolation,
+    bwrap,
+    client,
+    confine,
+    self_test,
+    why_not,
+)
 from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData, Training
 from conftest import HOSTILE, network
@@ -444,6 +452,20 @@ def test_the_self_test_passes() -> None:
     results = self_test(SandboxConfig())
     assert len(results) == 10
     assert [r for r in results if not r.ok] == []
+
+
+def test_what_nobody_foresaw_is_an_outcome_and_a_warning(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a fake, as what is known to happen is mended."""
+    with monkeypatch.context() as faulty:
+        faulty.setattr(client, "measure", lambda *_: {}["nothing"])
+        verdict = sandbox.evaluate(network(), seed=3)
+    assert verdict.outcome is Outcome.PROTOCOL_VIOLATION
+    assert verdict.error == "could not be judged: KeyError: 'nothing'"
+    assert "could not be judged" in caplog.text
+    assert leftovers(sandbox) == []
+    assert sandbox.evaluate(network(), seed=3).outcome is Outcome.VALID
 
 
 def test_a_missing_level_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:

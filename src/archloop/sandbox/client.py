@@ -25,6 +25,7 @@ from archloop.sandbox.augmentation import augment
 from archloop.sandbox.confine import require
 from archloop.sandbox.conversation import BUILDING, Conversation, FailedError, trace
 from archloop.sandbox.measure import FastWayError, Feeding, Measured, Trained, measure, train
+from archloop.sandbox.phase import error_line
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import (
     ForkServer,
@@ -40,6 +41,9 @@ _GRACE = 2.0
 """Seconds a child that closed its channel may take to end by itself."""
 _OUTPUT = 4000
 """Characters of output in a verdict."""
+
+_UNFORESEEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What nobody thought of, in what a network sent or did; not the machine's faults."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -153,8 +157,16 @@ class Sandbox:
     def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
 
-        Training and measuring happen in two processes; see :mod:`archloop.sandbox.measure`.
+        Training and measuring happen in two processes; see :mod:`archloop.sandbox.measure`. A fault
+        that nobody foresaw is this network's outcome and a warning: a run goes on with the others.
         """
+        try:
+            return self._evaluate_by_protocol(code, seed, max_params)
+        except _UNFORESEEN as fault:
+            logger.warning("a network could not be judged", exc_info=True)
+            return Verdict(Outcome.PROTOCOL_VIOLATION, f"could not be judged: {error_line(fault)}")
+
+    def _evaluate_by_protocol(self, code: str, seed: int, max_params: int | None) -> Verdict:
         if self._protocol.training != "both":
             return self._evaluate(code, self._protocol.training, seed, max_params)
         own = self._evaluate(code, "contract", seed, max_params)

@@ -137,10 +137,11 @@ class Watch:
     def _status(self) -> tuple[int, int]:
         """Bytes of anonymous and shared memory, and threads; zeros where there is no /proc."""
         try:
-            lines = (self._process / "status").read_text().splitlines()
+            # A process may give itself a name that is no text.
+            lines = (self._process / "status").read_text(errors="replace").splitlines()
         except OSError:
             return 0, 0
-        found = dict(line.split(":", 1) for line in lines)
+        found = {key: value for key, _, value in (line.partition(":") for line in lines)}
         kilobytes = sum(int(found.get(key, "0 kB").split()[0]) for key in ("RssAnon", "RssShmem"))
         return kilobytes << 10, int(found.get("Threads", "0"))
 
