@@ -473,11 +473,12 @@ def test_empty_files_count_and_a_folder_is_removed_with_all_that_is_in_it(tmp_pa
     assert (outside / "file").is_file()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
 def test_a_folder_closed_to_its_owner_is_seen_and_removed(tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "closed" / "inner").mkdir(parents=True)
     (root / "closed").chmod(0o300)
+    if os.access(root / "closed", os.R_OK):
+        pytest.skip("nothing is closed to root")
     with pytest.raises(ClosedError):
         bytes_by_inode(root, 1 << 40)
     remove_folder(root)
