@@ -6,6 +6,8 @@ the machine (``auto``) is decided here too.
 
 from __future__ import annotations
 
+import math
+import os
 import platform
 import shlex
 import subprocess
@@ -34,11 +36,13 @@ _PACKAGES = (
 
 _CPUINFO = Path("/proc/cpuinfo")
 _GROUPS = Path("/sys/fs/cgroup")
+_QUOTA_FILES = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))
+"""Microseconds of processor time, and in how many; control groups 2 and 1."""
 _MEMORY_FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit, use, and which part of the use is files that would make room; control groups 2 and 1."""
+"""Limit, use, and which part of the use is files that would make room; the same."""
 _NVIDIA_SECONDS = 20
 _AMPERE = 8.0
 """The compute capability from which GPUs have bfloat16 units."""
@@ -80,18 +84,29 @@ def versions() -> dict[str, str]:
     return found
 
 
-def usable_cores() -> int:
-    """The CPU cores this process may use: by its affinity, and by its container's quota."""
-    from joblib import cpu_count
+def usable_cores(groups: Path = _GROUPS) -> int:
+    """The CPU cores this process may use: by its affinity, and by its container's quota.
 
-    return int(cpu_count())
+    Args:
+        groups: Where the control group of a container is mounted, of either version.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    for files in _QUOTA_FILES:
+        try:
+            texts = [(groups / file).read_text() for file in files]
+            quota, period = (int(number) for text in texts for number in text.split())
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+        if quota > 0:
+            return min(there or 1, math.ceil(quota / period))
+    return there or 1
 
 
 def free_memory(groups: Path = _GROUPS) -> int:
     """Bytes that are free on the machine, or in the container that this process is in.
 
     Args:
-        groups: Where the control group of a container is mounted, of either version.
+        groups: As of :func:`usable_cores`.
     """
     import psutil
 

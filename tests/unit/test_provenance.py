@@ -100,7 +100,18 @@ def test_a_containers_memory_is_its_own(tmp_path: Path) -> None:
         assert provenance.free_memory(tmp_path / limit) > 100 << 20
 
 
-def test_cores_that_a_container_may_not_use_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By joblib, which reads quotas; what a user says to it shows that it is asked."""
-    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
-    assert provenance.usable_cores() == 1
+def test_a_containers_cores_are_its_own(tmp_path: Path) -> None:
+    machine = provenance.usable_cores(tmp_path)
+    for version, files in enumerate(provenance._QUOTA_FILES):
+        groups = tmp_path / str(version)
+        for quota, cores in [
+            ("50000", 1),
+            ("99000000", machine),
+            ("max", machine),
+            ("-1", machine),
+        ]:
+            texts = [f"{quota} 100000"] if len(files) == 1 else [quota, "100000"]
+            for file, text in zip(files, texts, strict=True):
+                (groups / file).parent.mkdir(parents=True, exist_ok=True)
+                (groups / file).write_text(f"{text}\n")
+            assert provenance.usable_cores(groups) == cores
