@@ -344,11 +344,17 @@ def test_ordinary_names_are_not_quarantined(line: str) -> None:
     assert quarantine_reason(f"{line}\n") is None
 
 
-def test_what_is_nested_too_deeply_stops_neither_a_build_nor_a_run() -> None:
-    deep = RAW.strip() + "\nx = 1" + " + 1" * 400
-    assert prepare(deep).step == "parse"
-    pair = accepted_pair(Candidate("c01-0001", 1, 1, Outcome.ACCEPTED, code=deep), PROMPT)
-    assert extract_code(pair.code) == deep
+@pytest.mark.parametrize(
+    "odd",
+    ["1" + " + 1" * 400, "0x" + "f" * 4000, "f'{\"\x01\"}'"],
+    ids=["deep", "a long number", "a control character in an f-string"],
+)
+def test_what_cannot_be_formatted_stops_neither_a_build_nor_a_run(odd: str) -> None:
+    code = f"{RAW.strip()}\nx = {odd}"
+    prepare(code)
+    pair = accepted_pair(Candidate("c01-0001", 1, 1, Outcome.ACCEPTED, code=code), PROMPT)
+    # Newer versions of Python format strings within strings; what cannot be stands as written.
+    assert extract_code(pair.code) in (code, prepare(code).code)
 
 
 def test_processes_give_what_one_gives() -> None:

@@ -15,7 +15,8 @@ from __future__ import annotations
 import ast
 import io
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -54,12 +55,10 @@ def clean_source(code: str, style: Style = "unparse") -> str:
     """The cleaned source.
 
     Raises:
-        SyntaxError: The source does not parse, or is nested too deeply.
+        SyntaxError: The source does not parse, or cannot be formatted anew.
     """
-    try:
+    with _as_syntax_error():
         return clean_tree(ast.parse(code), code, style).code
-    except RecursionError:
-        raise SyntaxError("nested too deeply") from None
 
 
 def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned:
@@ -67,7 +66,27 @@ def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned
 
     What cannot be cleaned as written (two statements on a line, a docstring on its heading's, text
     that ``tokenize`` refuses) is formatted anew in both styles.
+
+    Raises:
+        SyntaxError: Which is not possible either.
     """
+    with _as_syntax_error():
+        return _clean_tree(tree, code, style)
+
+
+@contextmanager
+def _as_syntax_error() -> Iterator[None]:
+    """What is nested too deeply, or what ``ast.unparse`` has no text for.
+
+    That is some strings within f-strings, and numbers of more digits than Python writes.
+    """
+    try:
+        yield
+    except (RecursionError, ValueError) as error:
+        raise SyntaxError(f"cannot be formatted anew: {error}") from None
+
+
+def _clean_tree(tree: ast.Module, code: str, style: Style) -> Cleaned:
     if style == "source" and (kept := _as_written(tree, code)) is not None:
         return kept
     imports = [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]

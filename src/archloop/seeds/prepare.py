@@ -42,7 +42,10 @@ def prepare(code: str, style: Style = "unparse") -> Prepared:
     if fault := contract_fault(tree):
         reason = fault.partition(";")[0]
         return Prepared(None, "contract", f"{Outcome.CONTRACT_VIOLATION.value}: {reason}")
-    cleaned = clean_tree(tree, code, style)
+    try:
+        cleaned = clean_tree(tree, code, style)
+    except SyntaxError:
+        return Prepared(None, "parse", "cannot be formatted anew")
     if cleaned.fault is not None:
         reason = cleaned.fault.partition(" (line")[0]
         return Prepared(None, "contract", f"{Outcome.FORBIDDEN_CODE.value}: {reason}")
