@@ -42,7 +42,15 @@ _GRACE = 2.0
 _OUTPUT = 4000
 """Characters of output in a verdict."""
 
-_UNFORESEEN = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 """What nobody thought of, in what a network sent or did; not the machine's faults."""
 
 T = TypeVar("T")
