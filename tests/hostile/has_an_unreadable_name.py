@@ -1,5 +1,5 @@
 # expected: valid
-# K2: gives its process a name that is no text.
+# K8: gives its process a name that is no text.
 import torch
 import torch.nn as nn
 import ctypes, time

@@ -1,5 +1,5 @@
 # expected: sandbox_violation
-# K5: has the kernel send a signal to its parent when a pipe is written to.
+# Has the kernel send a signal to its parent when a pipe is written to.
 import torch
 import torch.nn as nn
 import fcntl, os, signal

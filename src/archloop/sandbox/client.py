@@ -23,7 +23,13 @@ from archloop.provenance import resolved_precision
 from archloop.sandbox import flags, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.confine import require
-from archloop.sandbox.conversation import BUILDING, Conversation, FailedError, trace
+from archloop.sandbox.conversation import (
+    BUILDING,
+    UNFORESEEN,
+    Conversation,
+    FailedError,
+    trace,
+)
 from archloop.sandbox.measure import FastWayError, Feeding, Measured, Trained, measure, train
 from archloop.sandbox.phase import error_line
 from archloop.sandbox.ring import ring_bytes
@@ -41,17 +47,6 @@ _GRACE = 2.0
 """Seconds a child that closed its channel may take to end by itself."""
 _OUTPUT = 4000
 """Characters of output in a verdict."""
-
-_UNFORESEEN = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-"""What nobody thought of, in what a network sent or did; not the machine's faults."""
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -170,7 +165,7 @@ class Sandbox:
         """
         try:
             return self._evaluate_by_protocol(code, seed, max_params)
-        except _UNFORESEEN as fault:
+        except UNFORESEEN as fault:
             logger.warning("a network could not be judged", exc_info=True)
             return Verdict(Outcome.PROTOCOL_VIOLATION, f"could not be judged: {error_line(fault)}")
 

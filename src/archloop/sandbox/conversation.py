@@ -19,6 +19,16 @@ from archloop.sandbox.watch import LimitError, Watch
 from archloop.types import Outcome, Verdict
 
 BUILDING = "import, instantiation and dummy forward"
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What nobody thought of, in what a network sent or did; not the machine's faults."""
 _CONFINE_SECONDS = 60.0
 _MOST = 2**53
 _DENIED_SIGNALS = ("SIGSYS", "SIGXFSZ")

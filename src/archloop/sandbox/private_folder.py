@@ -39,7 +39,7 @@ def bytes_by_inode(folder: Path, most: int) -> dict[int, int]:
 
 
 def _entries(folder: str) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """What is in a folder; what vanishes meanwhile is left out."""
+    """What is in a folder; what vanishes meanwhile, or the disk does not give, is left out."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
