@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from archloop.types import Span
@@ -10,10 +10,7 @@ from archloop.types import Span
 
 @dataclass(frozen=True)
 class Timeline:
-    """The time of one cycle, in seconds; ``None`` where nothing of the kind was kept.
-
-    A cycle that was interrupted has the pause in ``wall``.
-    """
+    """The time of one cycle, in seconds; ``None`` where nothing of the kind was kept."""
 
     cycle: int
     finetune: float | None
@@ -24,7 +21,7 @@ class Timeline:
     longest: float | None
     """The longest evaluation of one candidate."""
     wall: float | None
-    """From the start of generation to the last verdict."""
+    """From the start of generation to the last verdict; ``None`` where a pause lies between."""
 
     @property
     def overlap(self) -> float | None:
@@ -34,12 +31,20 @@ class Timeline:
         return self.wall / max(self.generate, self.evaluate)
 
 
-def timelines(spans: Sequence[Span]) -> list[Timeline]:
-    """One for each cycle that has a span, in order."""
-    return [_of(n, [s for s in spans if s.cycle == n]) for n in sorted({s.cycle for s in spans})]
+def timelines(spans: Sequence[Span], interrupted: Collection[int] = ()) -> list[Timeline]:
+    """One for each cycle that has a span, in order.
+
+    Args:
+        spans: Of any cycles.
+        interrupted: The cycles that were: their wall time would be that of the pause too.
+    """
+    return [
+        _of(cycle, [s for s in spans if s.cycle == cycle], paused=cycle in interrupted)
+        for cycle in sorted({s.cycle for s in spans})
+    ]
 
 
-def _of(cycle: int, spans: Sequence[Span]) -> Timeline:
+def _of(cycle: int, spans: Sequence[Span], *, paused: bool) -> Timeline:
     finetune = [s for s in spans if s.stage == "fine-tune"]
     generate = [s for s in spans if s.stage == "generate"]
     evaluate = [s for s in spans if s.stage == "evaluate"]
@@ -50,7 +55,7 @@ def _of(cycle: int, spans: Sequence[Span]) -> Timeline:
         generate=_covered(generate),
         evaluate=_covered(evaluate),
         longest=max((s.end - s.begin for s in evaluate), default=None),
-        wall=max(s.end for s in both) - min(s.begin for s in both) if both else None,
+        wall=_extent(both) if both and not paused else None,
     )
 
 
@@ -65,6 +70,10 @@ def lanes(spans: Iterable[Span]) -> list[list[Span]]:
         else:
             found.append([span])
     return found
+
+
+def _extent(spans: Sequence[Span]) -> float:
+    return max(s.end for s in spans) - min(s.begin for s in spans)
 
 
 def _covered(spans: Sequence[Span]) -> float | None:

@@ -101,15 +101,19 @@ def test_vllm_writes_what_transformers_writes() -> None:
     bare = answers("transformers", model_dir, None, QUESTIONS[:3], "bfloat16")
     generator = build("vllm", model_dir, adapter_dir, "bfloat16")
     try:
-        assert agreement(greedy(generator, QUESTIONS), reference, model_dir) >= 0.8
+        applied = greedy(generator, QUESTIONS)
+        assert agreement(applied, reference, model_dir) >= 0.9
         generator.use_adapter(None)
         unapplied = greedy(generator, QUESTIONS[:3])
-        assert agreement(unapplied, bare, model_dir) >= 0.8
-        assert agreement(unapplied, reference[:3], model_dir) < 0.5
+        assert agreement(unapplied, bare, model_dir) >= 0.9
+        assert agreement(unapplied, reference[:3], model_dir) < 0.8
         generator.use_adapter(adapter_dir)
-        assert agreement(greedy(generator, QUESTIONS[:3]), reference[:3], model_dir) >= 0.8
-        generator._config = generator._config.model_copy(update={"temperature": 1.0})
-        question: list[Message] = [{"role": "user", "content": QUESTIONS[0]}]
+        again = greedy(generator, QUESTIONS[:3])
+        assert agreement(again, applied[:3], model_dir) >= 0.9
+        generator.use_adapter(None)
+        sampled = {"temperature": 1.0, "max_new_tokens": 24}
+        generator._config = generator._config.model_copy(update=sampled)
+        question: list[Message] = [{"role": "user", "content": "Explain dropout."}]
         together = {t.index: t.text for t in generator.generate(question, [(0, 5), (1, 6)])}
         (alone,) = generator.generate(question, [(0, 5)])
         assert alone.text == together[0] != together[1]

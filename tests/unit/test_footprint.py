@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from archloop.config import load_config
+from archloop.finetuning.loading import in_autocast
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
 
 DEEPSEEK = LLMShape(4096, 11008, 30, 32, 32, 102_400, tied=False)
@@ -82,3 +83,47 @@ def test_four_bits_save_most_of_the_weights() -> None:
     )
     # 6.07 billion weights in the layers: 2 bytes each, less 0.53.
     assert saved == pytest.approx(6.07e9 * (2 - 0.53), rel=0.01)
+
+
+@pytest.mark.parametrize(("dropout", "layers"), [(0.05, None), (0.05, 2), (0.0, None)])
+def test_activations_are_those_that_autograd_keeps(dropout: float, layers: int | None) -> None:
+    """Counted for an LLM of SmolLM2's proportions, in bf16, its adapters as in a fine-tune."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    shape, tokens = LLMShape(192, 512, 4, 3, 1, 64, tied=True), 512
+    config = load_config("paper").finetune.model_copy(
+        update={"lora_dropout": dropout, "layers": layers, "lora_r": 4}
+    )
+    base = AutoModelForCausalLM.from_config(
+        LlamaConfig(
+            hidden_size=shape.hidden,
+            intermediate_size=shape.intermediate,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            vocab_size=shape.vocab,
+        ),
+        dtype=torch.bfloat16,
+    )
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_dropout=dropout,
+        target_modules=list(config.target_modules),
+        layers_to_transform=layers and list(range(layers)),
+    )
+    model = in_autocast(get_peft_model(base, lora)).train()
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, torch.autocast("cpu", torch.bfloat16):
+        decoder = model.get_base_model().get_decoder()
+        decoder(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
+    counted = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in weights)
+    assert counted / tokens == pytest.approx(shape.activation_bytes(config), rel=0.15)

@@ -18,7 +18,7 @@ from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report import reported as reported_module
-from archloop.report.formats import duration
+from archloop.report.formats import duration, mean
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
 from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, Run, RunDir
 from archloop.store import Store
@@ -335,3 +335,8 @@ def test_the_terminal_table_fits_and_keeps_brackets(run: Path) -> None:
 )
 def test_durations_read_well(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_an_interval_of_a_mean_ends_where_a_share_can() -> None:
+    assert mean(Mean.of([0.6, 0.85])) == "72.50 [0.00, 100.00]"
+    assert mean(Mean.of([0.5, 0.5, 0.6])) == "53.33 [38.99, 67.68]"

@@ -24,6 +24,13 @@ def test_overlap_is_wall_time_over_the_longer_stage() -> None:
     assert (second.cycle, second.evaluate, second.overlap) == (2, None, None)
 
 
+def test_a_pause_is_no_wall_time() -> None:
+    first, second = timelines(SPANS, interrupted={1})
+    assert (first.wall, first.overlap) == (None, None)
+    assert (first.generate, first.evaluate) == (20.0, 40.0)
+    assert second.wall == 10.0
+
+
 def test_without_spans_there_is_no_cycle() -> None:
     assert timelines([]) == []
 

@@ -108,5 +108,5 @@ def recomputes(job: FinetuneJob, model_config: Any, longest: int, free: int) -> 
     config = job.config.model_copy(update={"max_length": longest})
     need = finetune_bytes(shape, config, job.dtype, checkpointing=False) / _GIB + _LIBRARIES_GIB
     recompute = need > free / _GIB
-    why = f"keeping activations takes about {need:.1f} GiB, {free / _GIB:.1f} GiB are free"
+    why = f"without it about {need:.1f} GiB are needed, {free / _GIB:.1f} GiB are free"
     return recompute, f"gradient checkpointing {'on' if recompute else 'off'}: {why}"

@@ -55,10 +55,9 @@ def load(job: FinetuneJob) -> Any:
         check_packing(base)
     model = _with_adapter(base, job)
     give_loss(base)
-    if torch.cuda.is_available():
-        return model
-    quicken(model)
-    return _in_autocast(model)
+    if not torch.cuda.is_available():
+        quicken(model)
+    return in_autocast(model)
 
 
 def _base(job: FinetuneJob) -> Any:
@@ -165,10 +164,11 @@ def check_packing(base: Any) -> None:
         raise UsageError(f"finetune.packing: not for {type(base).__name__}; set it to false")
 
 
-def _in_autocast(model: Any) -> Any:
+def in_autocast(model: Any) -> Any:
     """Leave casting to autocast: the adapter is cast down, not its inputs up.
 
-    PEFT's own casts would multiply the adapter in 32 bits, which a CPU does more slowly.
+    PEFT's own casts would multiply the adapter in 32 bits on a CPU, which is slower, and elsewhere
+    keep each input in 32 bits for a cast down right after.
     """
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):

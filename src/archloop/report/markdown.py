@@ -52,12 +52,12 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
 
 _INTRODUCTION = (
     "Percent. Brackets hold 95 % intervals: Wilson for proportions (k/n beside them), Student-t "
-    "for means. Valid: trained to the end of the epoch, of all completions sampled. Accuracies are "
-    "first-epoch accuracies of the valid candidates; the share at or above the floor and the "
-    "near-duplicates are of the valid candidates. Threshold: what a candidate had to reach to be "
-    "accepted, the floor or above it (selection.percentile). Corpus: prompt-code pairs that the "
-    "cycle's adapter was trained on or started from. Time: generation and evaluation, not known "
-    "for a cycle that was interrupted."
+    "for means, within 0 to 100. Valid: trained to the end of the epoch, of all completions "
+    "sampled. Accuracies are first-epoch accuracies of the valid candidates; the share at or above "
+    "the floor and the near-duplicates are of the valid candidates. Threshold: what a candidate "
+    "had to reach to be accepted, the floor or above it (selection.percentile). Corpus: "
+    "prompt-code pairs that the cycle's adapter was trained on or started from. Time: generation "
+    "and evaluation, not known for a cycle that was interrupted."
 )
 
 
@@ -206,11 +206,13 @@ def _outcome_table(run: ReportedRun) -> str:
 TIME = (
     "Seconds. Generation and evaluation overlap: wall is from the start of generation to the last "
     "verdict, overlap is wall over the longer of the two. Evaluation: while at least one candidate "
-    "was evaluated; longest: of one candidate."
+    "was evaluated; longest: of one candidate. An interrupted cycle has no wall time."
 )
 
 
 def _time_table(run: ReportedRun) -> str:
+    stats = [cycle.stats for cycle in run.summary.cycles]
+    interrupted = {s.cycle for s in stats if s.wall_seconds is None}
     head = ("cycle", "fine-tune", "generate", "evaluate", "longest", "wall", "overlap")
     rows = [
         (
@@ -218,7 +220,7 @@ def _time_table(run: ReportedRun) -> str:
             *map(_seconds, (t.finetune, t.generate, t.evaluate, t.longest, t.wall)),
             NOTHING if t.overlap is None else f"{t.overlap:.2f}",
         )
-        for t in timelines(run.spans)
+        for t in timelines(run.spans, interrupted)
     ]
     return _table(head, rows)
 
