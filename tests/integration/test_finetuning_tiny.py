@@ -183,7 +183,8 @@ def test_recomputing_and_packing_change_nothing(job: Callable[..., FinetuneJob])
     notes = lineage(other.adapter)["notes"]
     assert "gradient checkpointing on as configured" in notes
     assert any(
-        n.startswith("gradient checkpointing off: without it") for n in lineage(kept.adapter)["notes"]
+        n.startswith("gradient checkpointing off: without it")
+        for n in lineage(kept.adapter)["notes"]
     )
 
 
