@@ -243,6 +243,10 @@ class FinetuneConfig(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     batch_size: int = Field(1, ge=1)
     grad_accumulation: int = Field(4, ge=1)
+    """Batches of an optimiser step."""
+    merge_batches: bool | Literal["auto"] = "auto"
+    """Put the batches of a step through the LLM together: the same step in fewer passes; ``auto``:
+    on one GPU, as many as surely fit into the memory that is free."""
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     max_length: int = Field(4096, ge=128)
     """Longer prompt-code pairs are left out of training, and counted."""

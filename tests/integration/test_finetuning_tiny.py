@@ -175,6 +175,20 @@ def test_two_processes_learn_as_one_with_twice_the_batch(job: Callable[..., Fine
     assert one[-1] < one[0]
 
 
+def test_merged_batches_take_the_same_steps(job: Callable[..., FinetuneJob]) -> None:
+    def losses(name: str, **changes: Any) -> list[float]:
+        told: list[FinetuneProgress] = []
+        options = {"lora_dropout": 0.0, "epochs": 2.0, "batch_size": 2, "grad_accumulation": 3}
+        done = finetune(job(name, **(options | changes)), told.append)
+        assert ("3 batches" in str(lineage(done.adapter)["notes"])) is (name == "merged")
+        return [p.loss for p in told if p.loss is not None]
+
+    apart = losses("apart")
+    assert losses("merged", merge_batches=True) == pytest.approx(apart, abs=1e-4)
+    assert len(apart) == 2 * -(-N_PAIRS // 6)
+    assert apart[-1] < apart[0]
+
+
 def test_recomputing_and_packing_change_nothing(job: Callable[..., FinetuneJob]) -> None:
     options = {"lora_dropout": 0.0, "max_steps": 4}
     kept = finetune(job("kept", **options))

@@ -12,8 +12,9 @@ import torch
 from archloop.config import FinetuneConfig, load_config
 from archloop.errors import ConfigError, UsageError
 from archloop.finetuning import launch
-from archloop.finetuning.arguments import arguments, optimizer, optimizer_note, recomputes
+from archloop.finetuning.arguments import arguments, optimizer, optimizer_note
 from archloop.finetuning.dataset import EncodedPair
+from archloop.finetuning.fit import Fit, fit
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress
 from archloop.finetuning.split import split_dev
 from archloop.finetuning.trainer import LengthGrouped, PairTrainer, dev_losses
@@ -45,8 +46,16 @@ def job(config: FinetuneConfig, dtype: str = "bfloat16") -> FinetuneJob:
     return FinetuneJob(Path("llm"), Path("corpus.jsonl"), Path("adapter"), config, dtype, seed=7)
 
 
+PLAIN = Fit(recompute=False, merged=1, notes=())
+
+
+def fit_in(gib: int, config: FinetuneConfig, longest: int = 4096, *, one_gpu: bool = False) -> Fit:
+    return fit(job(config), DEEPSEEK, longest, gib * GIB, one_gpu=one_gpu)
+
+
 def test_the_trainer_gets_the_papers_numbers(tmp_path: Path) -> None:
-    found = arguments(job(load_config("paper").finetune), tmp_path, recompute=True, dev=False)
+    paper = job(load_config("paper").finetune)
+    found = arguments(paper, tmp_path, replace(PLAIN, recompute=True), dev=False)
     assert found.num_train_epochs == 5
     assert found.learning_rate == 1e-5
     assert (found.per_device_train_batch_size, found.gradient_accumulation_steps) == (1, 4)
@@ -65,7 +74,7 @@ def test_max_steps_adds_no_epochs(tmp_path: Path, max_steps: int | None, wanted:
     config = FinetuneConfig(epochs=1.5, max_steps=max_steps, batch_size=2, grad_accumulation=2)
     trainer = PairTrainer(
         model=torch.nn.Linear(1, 1),
-        args=arguments(job(config, "float32"), tmp_path, recompute=False, dev=False),
+        args=arguments(job(config, "float32"), tmp_path, PLAIN, dev=False),
         train_dataset=[EncodedPair([0], [0])] * 10,
     )
     loader = trainer.get_train_dataloader()
@@ -84,31 +93,49 @@ def test_paged_8_bit_adamw_is_for_cuda_and_its_stand_in_is_told() -> None:
 
 @pytest.mark.parametrize(("free", "wanted"), [(78, False), (24, True)])
 def test_activations_are_recomputed_where_memory_needs_it(free: int, wanted: bool) -> None:
-    config = load_config("paper").finetune
-    recompute, why = recomputes(job(config), DEEPSEEK, 4096, free * GIB)
-    assert recompute is wanted
-    assert f"{free}.0 GiB are free" in why
+    found = fit_in(free, load_config("paper").finetune)
+    assert found.recompute is wanted
+    assert f"{free}.0 GiB are free" in found.notes[0]
 
 
 def test_what_counts_is_the_longest_pair_there_is() -> None:
     config = load_config("paper").finetune
-    assert recomputes(job(config), DEEPSEEK, 4096, 24 * GIB)[0]
-    assert not recomputes(job(config), DEEPSEEK, 700, 24 * GIB)[0]
+    assert fit_in(24, config, 4096).recompute
+    assert not fit_in(24, config, 700).recompute
 
 
 @pytest.mark.parametrize("wanted", [True, False])
 def test_a_configured_choice_holds(wanted: bool) -> None:
-    config = FinetuneConfig(gradient_checkpointing=wanted)
-    assert recomputes(job(config), DEEPSEEK, 4096, GIB) == (
-        wanted,
-        f"gradient checkpointing {'on' if wanted else 'off'} as configured",
-    )
+    found = fit_in(1, FinetuneConfig(gradient_checkpointing=wanted))
+    assert found.recompute is wanted
+    assert found.notes == (f"gradient checkpointing {'on' if wanted else 'off'} as configured",)
 
 
 def test_an_llm_of_unknown_size_recomputes_on_a_gpu_only() -> None:
-    recompute, why = recomputes(job(FinetuneConfig()), ModelConfig(n_embd=768), 700, GIB)
-    assert recompute is torch.cuda.is_available()
-    assert "unknown" in why
+    unknown = ModelConfig(n_embd=768)
+    found = fit(job(FinetuneConfig()), unknown, 700, GIB, one_gpu=True)
+    assert found.recompute is torch.cuda.is_available()
+    assert found.merged == 1
+    assert "unknown" in found.notes[0]
+
+
+@pytest.mark.parametrize(("free", "merged"), [(24, 1), (48, 2), (78, 4)])
+def test_batches_of_a_step_go_together_where_they_surely_fit(
+    free: int, merged: int, tmp_path: Path
+) -> None:
+    config = load_config("paper").finetune
+    found = fit_in(free, config, 900, one_gpu=True)
+    assert (found.recompute, found.merged) == (False, merged)
+    made = arguments(job(config), tmp_path, found, dev=False)
+    assert made.per_device_train_batch_size == merged
+    assert made.per_device_train_batch_size * made.gradient_accumulation_steps == 4
+    assert len(found.notes) == (2 if merged > 1 else 1)
+    assert fit_in(free, config, 900).merged == 1
+
+
+def test_merging_can_be_asked_for_and_refused() -> None:
+    assert fit_in(4, FinetuneConfig(merge_batches=True, grad_accumulation=6)).merged == 6
+    assert fit_in(400, FinetuneConfig(merge_batches=False), 900, one_gpu=True).merged == 1
 
 
 @pytest.mark.parametrize(
@@ -128,7 +155,7 @@ def test_each_process_keeps_to_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", taken.append)
-    alone = arguments(job(FinetuneConfig(), "float32"), tmp_path, recompute=False, dev=False)
+    alone = arguments(job(FinetuneConfig(), "float32"), tmp_path, PLAIN, dev=False)
     assert (alone.n_gpu, alone.train_batch_size) == (1, 1)
     taken.clear()
     monkeypatch.setenv("RANK", "1")

@@ -10,23 +10,19 @@ import torch
 from transformers import TrainingArguments
 
 from archloop.config import FinetuneConfig
+from archloop.finetuning.fit import Fit
 from archloop.finetuning.job import FinetuneJob
-from archloop.footprint import LLMShape, finetune_bytes
-from archloop.provenance import free_memory
 
 CHECKPOINT_STEPS = 20
-_GIB = 2**30
-_LIBRARIES_GIB = 1.0
-"""What torch and the libraries around it take beside the LLM."""
 
 
-def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool) -> Any:
+def arguments(job: FinetuneJob, checkpoints: Path, fit: Fit, *, dev: bool) -> Any:
     """The trainer's arguments.
 
     Args:
         job: The fine-tune.
         checkpoints: Folder for them.
-        recompute: Gradient checkpointing.
+        fit: How a step goes through the LLM.
         dev: Whether there are dev pairs.
     """
     config, cuda = job.config, torch.cuda.is_available()
@@ -35,10 +31,10 @@ def arguments(job: FinetuneJob, checkpoints: Path, *, recompute: bool, dev: bool
         output_dir=str(checkpoints),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size * fit.merged,
         per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.grad_accumulation,
-        gradient_checkpointing=recompute,
+        gradient_accumulation_steps=config.grad_accumulation // fit.merged,
+        gradient_checkpointing=fit.recompute,
         learning_rate=config.lr,
         lr_scheduler_type=config.scheduler,
         warmup_steps=config.warmup_steps,
@@ -80,33 +76,3 @@ def optimizer_note(config: FinetuneConfig, *, cuda: bool) -> str | None:
     if config.optimizer == "paged_adamw_8bit" and not cuda:
         return "no CUDA device: fused 32-bit AdamW in place of paged 8-bit AdamW"
     return None
-
-
-def free_bytes() -> int:
-    """Memory that is free where the LLM will train: of the GPU, or of the machine."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.mem_get_info()[0])
-    return free_memory()
-
-
-def recomputes(job: FinetuneJob, model_config: Any, longest: int, free: int) -> tuple[bool, str]:
-    """Whether activations are computed again in the backward pass, and why.
-
-    Args:
-        job: The fine-tune.
-        model_config: Of the LLM.
-        longest: Tokens of the longest pair.
-        free: Bytes of memory, before the LLM is loaded.
-    """
-    wanted = job.config.gradient_checkpointing
-    if wanted != "auto":
-        return bool(wanted), f"gradient checkpointing {'on' if wanted else 'off'} as configured"
-    shape = LLMShape.from_config(model_config.to_dict())
-    if shape is None:
-        cuda = torch.cuda.is_available()
-        return cuda, f"gradient checkpointing {'on' if cuda else 'off'}: the LLM's size is unknown"
-    config = job.config.model_copy(update={"max_length": longest})
-    need = finetune_bytes(shape, config, job.dtype, checkpointing=False) / _GIB + _LIBRARIES_GIB
-    recompute = need > free / _GIB
-    why = f"without it about {need:.1f} GiB are needed, {free / _GIB:.1f} GiB are free"
-    return recompute, f"gradient checkpointing {'on' if recompute else 'off'}: {why}"

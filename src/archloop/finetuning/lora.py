@@ -8,6 +8,7 @@ and ends with the same adapter. Another job with the same name begins anew.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from dataclasses import asdict
@@ -18,9 +19,10 @@ import torch
 from transformers import AutoConfig, set_seed
 
 from archloop.errors import UsageError
-from archloop.finetuning.arguments import arguments, free_bytes, optimizer_note, recomputes
+from archloop.finetuning.arguments import arguments, optimizer_note
 from archloop.finetuning.checkpoints import last_checkpoint
 from archloop.finetuning.dataset import EncodedPair, encode_pair, read_messages
+from archloop.finetuning.fit import fit, free_bytes
 from archloop.finetuning.job import FinetuneJob
 from archloop.finetuning.launch import process_count, run_together
 from archloop.finetuning.loading import adapted, load
@@ -100,18 +102,19 @@ def _trainer(
     config = job.config
     longest = max(len(p.input_ids) for p in pairs.train)
     model_config = AutoConfig.from_pretrained(job.model_dir)
-    recompute, why = recomputes(job, model_config, longest, free_bytes())
-    model = load(job)
-    if recompute:
-        model.enable_input_require_grads()
     cuda = torch.cuda.is_available()
-    notes = [str(adapted(model)), why, optimizer_note(config, cuda=cuda)]
+    one_gpu = cuda and "WORLD_SIZE" not in os.environ
+    fitted = fit(job, model_config, longest, free_bytes(), one_gpu=one_gpu)
+    model = load(job)
+    if fitted.recompute:
+        model.enable_input_require_grads()
+    notes = [str(adapted(model)), *fitted.notes, optimizer_note(config, cuda=cuda)]
     if config.dev_share and not pairs.dev:
         notes.append("no pair fell into the dev split; there is no dev loss")
     reporter = Reporter(emit)
     trainer = PairTrainer(
         model=model,
-        args=arguments(job, checkpoints, recompute=recompute, dev=bool(pairs.dev)),
+        args=arguments(job, checkpoints, fitted, dev=bool(pairs.dev)),
         train_dataset=pairs.train,
         eval_dataset=pairs.dev or None,
         data_collator=Collator(config.packing, not config.lora_dropout, pad_token),
