@@ -213,9 +213,6 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {text}: {key} is not a section")
-    if raw.strip() == "none":
-        tree[parts[-1]] = None
-        return
     try:
         tree[parts[-1]] = tomllib.loads(f"value = {raw}")["value"]
     except tomllib.TOMLDecodeError:

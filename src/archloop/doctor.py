@@ -242,6 +242,7 @@ def _seeds(machine: _Machine) -> Iterator[Check]:
 
 def _task(machine: _Machine) -> Iterator[Check]:
     from archloop.tasks import open_source
+    from archloop.tasks.arrays import decoded_folder
     from archloop.tasks.huggingface import HubSource
 
     name = machine.config.task.name
@@ -254,8 +255,8 @@ def _task(machine: _Machine) -> Iterator[Check]:
         yield Check("task", True, f"{source.title}: on this machine")
         return
     dataset = source.key().split()[0]
-    decoded = any((cache_dir() / "tasks").glob(f"{source.name.replace('/', '-')}-*"))
-    if decoded or _in_datasets_cache(dataset):
+    decoded = decoded_folder(source, machine.config.task.image_size)
+    if decoded.is_dir() or _in_datasets_cache(dataset):
         yield Check("task", True, f"{source.title}: in the cache")
         return
     check = _hub("task", "datasets", dataset, "main", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from archloop.config import RunConfig, resolve
+from archloop.config import RunConfig, config_digest, resolve
 from archloop.errors import ConfigError, RunLockedError, UsageError
 from archloop.store import Store
 from archloop.types import Candidate, CycleStats
@@ -78,6 +78,10 @@ class RunDir:
     def candidates(self, cycle: int) -> Path:
         """The folder of a cycle's candidates as ``.py`` files."""
         return self.root / "candidates" / f"cycle_{cycle:02d}"
+
+    def configuration(self) -> str:
+        """Digest of the configuration as it is stored: a key that came later does not change it."""
+        return config_digest(json.loads(self.config.read_text("utf-8")))
 
     def read_config(self) -> RunConfig:
         """The configuration that the run began with.

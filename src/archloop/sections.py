@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from archloop.types import Isolation, LRSchedule, Training
 
@@ -16,6 +18,16 @@ class Section(BaseModel):
     """Keys of one section; unknown ones and numbers without end are refused, and none changes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unset(cls, keys: Any) -> Any:
+        """``"none"`` unsets a key that may be ``None``, for which TOML has no word."""
+        if not isinstance(keys, Mapping):
+            return keys
+        fields = cls.model_fields
+        may = {k for k, field in fields.items() if NoneType in get_args(field.annotation)}
+        return {k: None if v == "none" and k in may else v for k, v in keys.items()}
 
 
 class LLMConfig(Section):

@@ -229,3 +229,18 @@ def test_kinds_of_novelty_are_one_or_a_list() -> None:
     for wrong in ("novelty.kind=[]", "novelty.kind=text", 'novelty.kind=["graph", "graph"]'):
         with pytest.raises(ConfigError, match=r"novelty\.kind.*'?lexical'?"):
             load_config("smoke", [wrong])
+
+
+def test_none_unsets_a_key_that_may_be_unset_and_no_other(tmp_path: Path) -> None:
+    file = tmp_path / "my.toml"
+    file.write_text('preset = "embedded"\n[llm]\nwarm_start = "none"\n[seeds]\nsource = "none"\n')
+    unset = ["selection.percentile=none", "finetune.quantization=none"]
+    for config in (
+        load_config(file, unset),
+        load_config("embedded", ["llm.warm_start=none", "seeds.source=none", *unset]),
+    ):
+        assert config.llm.warm_start is None
+        assert config.selection.percentile is None
+        assert (config.seeds.source, config.finetune.quantization) == ("none", "none")
+    with pytest.raises(ConfigError, match=r"loop\.cycles.*'none'"):
+        load_config("embedded", ["loop.cycles=none"])

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from archloop import doctor
+from archloop.assets import cache_dir
 from archloop.config import RunConfig, load_config
 from archloop.doctor import Check, diagnose
 from archloop.errors import ConfigError
+from archloop.tasks import open_source
+from archloop.tasks.arrays import decoded_folder
 from scripted_server import chat, scripted
 
 ONLY_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="speaks of machines without a GPU")
@@ -222,3 +225,11 @@ def test_the_sandbox_is_really_attacked() -> None:
 def test_a_wrong_configuration_is_no_diagnosis() -> None:
     with pytest.raises(ConfigError):
         diagnose("papr")
+
+
+def test_images_decoded_from_another_copy_are_not_there() -> None:
+    tasks = cache_dir() / "tasks"
+    (tasks / "cifar10-0123456789abcdef").mkdir(parents=True)
+    assert look("embedded")["task"].ok is False
+    decoded_folder(open_source("cifar10"), None).mkdir()
+    assert look("embedded")["task"].detail == "CIFAR-10: in the cache"

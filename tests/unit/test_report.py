@@ -208,6 +208,20 @@ def test_no_text_is_a_formula_in_a_spreadsheet(
     assert rows[-1][rows[0].index("error")] == cell
 
 
+def test_a_configuration_keeps_its_digest_when_later_versions_have_more_keys(
+    run: Path, tmp_path: Path
+) -> None:
+    file = RunDir(run).config
+    stored = json.loads(file.read_text())
+    del stored["finetune"]["merge_batches"]
+    file.write_text(json.dumps(stored))
+    report, _, totals, *_ = write_report([run], tmp_path / "out")
+    assert read_csv(totals)[0]["configuration"] == config_digest(stored) != config_digest(CONFIG)
+    assert config_digest(stored) in report.read_text()
+    with Run.open(run) as opened:
+        assert status_json(opened)["config"] == config_digest(stored)
+
+
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     files = write_report([run], out)

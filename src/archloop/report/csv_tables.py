@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from archloop.config import config_digest
 from archloop.report.reported import ReportedRun
 from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
 from archloop.types import Outcome
@@ -69,7 +68,7 @@ def _total_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
             "llm": config.llm.model,
             "task": run.task,
             "seed": config.seed,
-            "configuration": config_digest(config),
+            "configuration": run.configuration,
             **_mean_columns("valid_rate", whole.valid_rate),
             **_proportion_columns("valid", whole.valid),
             "best_accuracy": whole.best,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from archloop.config import config_digest
 from archloop.report.formats import (
     NOTHING,
     count,
@@ -72,7 +71,7 @@ def _header(run: ReportedRun) -> str:
         ("warm start", config.llm.warm_start or "none"),
         ("task", run.task),
         ("seed", config.seed),
-        ("configuration", config_digest(config)),
+        ("configuration", run.configuration),
         ("protocol", ", ".join(protocols) or NOTHING),
         ("prompt", run.pinned.get("prompt", NOTHING)),
         ("decoding", run.pinned.get("decoding", NOTHING)),

@@ -26,6 +26,8 @@ class ReportedRun:
     label: str
     state: State
     config: RunConfig
+    configuration: str
+    """Its digest."""
     task: str
     """The task in use."""
     pinned: dict[str, str]
@@ -67,6 +69,7 @@ def _read(label: str, path: Path) -> ReportedRun:
             label=label,
             state=run.state(),
             config=run.config,
+            configuration=run.paths.configuration(),
             task=run.task(),
             pinned=run.pinned(),
             sessions=tuple(run.store.get_meta(SESSIONS, [])),

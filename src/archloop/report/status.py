@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from archloop.config import RunConfig, config_digest
+from archloop.config import RunConfig
 from archloop.report.formats import NOTHING, bracket, clock, count, floor, money, percent
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
 from archloop.run_dir import Run
@@ -56,7 +56,7 @@ def status_json(run: Run) -> dict[str, Any]:
     return {
         "run": str(run.paths.root),
         "state": run.state(),
-        "config": config_digest(config),
+        "config": run.paths.configuration(),
         "llm": config.llm.model,
         "task": run.task(),
         "seed": config.seed,

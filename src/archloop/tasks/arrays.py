@@ -63,16 +63,20 @@ def load_arrays(source: TaskSource, image_size: int | None) -> TaskArrays:
         TaskUnavailableError: The data cannot be had.
         OSError: The disk is full, say.
     """
+    folder = decoded_folder(source, image_size)
+    if not folder.is_dir():
+        with lock(f"task-{folder.name}"):
+            if not folder.is_dir():
+                _build(source, image_size or source.default_size, folder)
+    return _read(folder)
+
+
+def decoded_folder(source: TaskSource, image_size: int | None) -> Path:
+    """Where the decoded images are kept, whether or not they are there yet."""
     size = image_size or source.default_size
     identity = json.dumps([_FORMAT, source.name, source.key(), size])
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", source.name).strip("-.") or "task"
-    name = f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    folder = cache_dir() / "tasks" / name
-    if not folder.is_dir():
-        with lock(f"task-{name}"):
-            if not folder.is_dir():
-                _build(source, size, folder)
-    return _read(folder)
+    return cache_dir() / "tasks" / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def _build(source: TaskSource, size: int | None, folder: Path) -> None:
