@@ -8,8 +8,8 @@ of an epoch (of 2,000 CIFAR-10 images, as only the verdict counts here). Writes 
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -96,7 +96,7 @@ Final loss {lineage["loss"]} nats a token (mean of the last tenth of the steps);
 Asked for at most {m["max_params"]:,} parameters on CIFAR-10 with the decoding that the `embedded` preset had then
 (temperature {decoding["temperature"]}, top-k {decoding["top_k"]}, top-p {decoding["top_p"]}, engine
 {decoding["engine"]}); the sandbox's verdict, over budget counts as invalid. One run of
-`python tools/adapter_card.py`, n = {m["completions"]} completions, on {m["machine"]["processor"]}
+`python tools/adapter_card.py ADAPTER_DIR {m["completions"]}`, n = {m["completions"]} completions, on {m["machine"]["processor"]}
 ({m["machine"]["cores"]} cores), torch {m["versions"]["torch"]}:
 
 | what | figure |
@@ -115,8 +115,12 @@ Adapter: Apache-2.0. `corpus.jsonl.gz` is made from the LEMUR Neural Network Dat
 
 
 def main() -> None:
-    adapter, count = Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 128
-    measured = measure(adapter, count)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[1])
+    parser.add_argument("adapter", type=Path, metavar="ADAPTER_DIR")
+    parser.add_argument("count", type=int, nargs="?", default=128, metavar="N")
+    given = parser.parse_args()
+    adapter: Path = given.adapter
+    measured = measure(adapter, given.count)
     (adapter / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
     (adapter / "README.md").write_text(card(adapter, measured))
 

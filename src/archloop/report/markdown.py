@@ -91,7 +91,7 @@ def _session_rows(sessions: Sequence[dict[str, Any]]) -> list[Row]:
         ("machine", distinct(_machine(s["machine"]) for s in sessions)),
         ("versions", distinct(_versions(s["versions"]) for s in sessions)),
         ("command", distinct(f"`{s['command']}`" for s in sessions)),
-        ("sessions", len(sessions) or "not recorded"),
+        ("starts", len(sessions) or "not recorded"),
     ]
 
 
@@ -226,7 +226,7 @@ def _time_table(run: ReportedRun) -> str:
 
 DIVERSITY = (
     "Of the accepted networks. Distance: mean of 1 - J over their pairs (lexical shingles). "
-    "Memorised: within 0.8 of a seed. Distinct graphs: different computations among those traced. "
+    "Memorised: J >= 0.8 to a seed. Distinct graphs: different computations among those traced. "
     "New motifs: share of the neighbourhoods of their graphs that no seed and no network accepted "
     "in an earlier cycle has."
 )
