@@ -98,6 +98,7 @@ OWNERS = {
 WORKER_FILES = {
     "finetuning/arguments.py",
     "finetuning/checkpoints.py",
+    "finetuning/fit.py",
     "finetuning/launch.py",
     "finetuning/linear.py",
     "finetuning/loading.py",
