@@ -22,7 +22,8 @@ def compare_files(
     Args:
         sources: (name, code) of the networks, in the order in which they count.
         known: Code of the networks they are compared with, by id.
-        config: Kinds of novelty; also image shape and limits of the sandbox for graphs.
+        config: Kinds of novelty, and limits of the sandbox for graphs, which are traced as those of
+            seeds are (3x32x32, 10 classes).
         graphs: Trace and compare graphs, also if they are no configured kind.
     """
     faults = {name: check(code) for name, code in sources}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.errors import ConfigError
-from archloop.llm import resolve_model
+from archloop.llm import adapter_mismatch, resolve_adapter, resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
 from archloop.provenance import on_this_machine, resolved_precision, session
@@ -147,8 +147,18 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     elif config is None:
         raise ConfigError(f"{root}: no run here yet; name a configuration")
     else:
+        _check_warm_start(config)
         _write_config(paths, config)
     return RunContext(config, paths, Store(paths.database), observer)
+
+
+def _check_warm_start(config: RunConfig) -> None:
+    """Refuse an adapter that a later cycle could not go on from, before the run has begun."""
+    finetune, warm = config.finetune, config.llm.warm_start
+    if warm is None or not finetune.enabled or finetune.init != "previous":
+        return
+    if mismatch := adapter_mismatch(resolve_adapter(warm), finetune):
+        raise ConfigError(mismatch)
 
 
 def _write_config(paths: RunDir, config: RunConfig) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -61,9 +62,15 @@ def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
     if config.seeds.source == "none":
         return []
     if config.seeds.source == "packaged":
-        return read_pairs(packaged_corpus(config.seeds.path or ""))
+        return [_as_seed(pair) for pair in read_pairs(packaged_corpus(config.seeds.path or ""))]
     pairs = read_pairs(seed_corpus(config, observer).pairs_file)
     return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
+
+
+def _as_seed(pair: ChatPair) -> ChatPair:
+    """A pair that another run may have generated; in this one it is a seed."""
+    meta = {k: v for k, v in pair.meta.items() if k not in ("generated", "cycle")}
+    return replace(pair, meta=meta)
 
 
 def packaged_corpus(adapter: str) -> Path:
@@ -186,13 +193,19 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
 
 
 def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
-    """(id, code) of every network in a corpus once, whatever prompts it stands under."""
+    """(id, code) of every network in a corpus once, whatever prompts it stands under.
+
+    Networks of one id, of two runs for instance, get a number behind it.
+    """
     seen: set[str] = set()
+    ids: Counter[str] = Counter()
     for pair in pairs:
         code = extract_code(pair.code)
         if code is not None and (digest := code_sha256(code)) not in seen:
             seen.add(digest)
-            yield str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id), code
+            id_ = str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id)
+            ids[id_] += 1
+            yield id_ if ids[id_] == 1 else f"{id_}#{ids[id_]}", code
 
 
 def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:

@@ -22,7 +22,7 @@ from archloop.config import RunConfig, load_config
 from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
-from archloop.llm import EMBEDDED, resolve_adapter
+from archloop.llm import EMBEDDED, adapter_mismatch, resolve_adapter
 from archloop.provenance import (
     computes_in_bf16,
     free_memory,
@@ -215,8 +215,10 @@ def _llm(machine: _Machine) -> Iterator[Check]:
         yield _hub("LLM", "models", config.model, config.revision or "main", todo)
     if config.warm_start is not None:
         try:
-            resolve_adapter(config.warm_start)
-            yield Check("warm-start adapter", True, config.warm_start)
+            folder, finetune = resolve_adapter(config.warm_start), machine.config.finetune
+            goes_on = finetune.enabled and finetune.init == "previous"
+            wrong = adapter_mismatch(folder, finetune) if goes_on else None
+            yield Check("warm-start adapter", not wrong, config.warm_start, wrong or "")
         except UsageError as error:
             yield Check("warm-start adapter", False, "not found", str(error))
 

@@ -36,6 +36,10 @@ class DivergedError(ArchloopError):
     """A fine-tune made the LLM worse than it was; it left no adapter."""
 
 
+class NothingToLearnError(UsageError):
+    """No pair of a fine-tune's corpus can be trained on."""
+
+
 class CapReachedError(ArchloopError):
     """A cap on tokens or money is reached; the run goes on once it is raised."""
 

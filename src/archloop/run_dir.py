@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +17,6 @@ from archloop.types import Candidate, CycleStats
 
 if TYPE_CHECKING:
     import pandas as pd
-    from filelock import BaseFileLock
 
     from archloop.spending import Spent
 
@@ -94,8 +95,9 @@ class RunDir:
         except (ValueError, ConfigError) as error:
             raise UsageError(f"{self.config}: not a run's configuration: {error}") from None
 
-    def lock(self) -> BaseFileLock:
-        """Take the run for this process; release it, or use it in a ``with`` statement.
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Take the run for this process, until the end of the ``with`` statement.
 
         Raises:
             RunLockedError: Another process is working on the run.
@@ -108,7 +110,10 @@ class RunDir:
             lock.acquire(timeout=_LOCK_SECONDS)
         except Timeout:
             raise RunLockedError(f"{self.root}: another process is working on this run") from None
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     def is_locked(self) -> bool:
         """Whether a process is working on the run now."""

@@ -19,7 +19,7 @@ from archloop import mix
 from archloop.assets import sha256_of
 from archloop.context import RunContext
 from archloop.corpus import accepted_pair, read_pairs, seed_pairs, seeds_to_judge, write_pairs
-from archloop.errors import DivergedError
+from archloop.errors import DivergedError, NothingToLearnError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.graphs import graphs_of
 from archloop.llm import resolve_adapter
@@ -76,6 +76,8 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
         return None
     target = run.paths.adapter(cycle)
     if target.is_dir():
+        # Left by a kill between the adapter and its end.
+        shutil.rmtree(target.with_name(f"{target.name}.checkpoints"), ignore_errors=True)
         return target
     target.parent.mkdir(exist_ok=True)
     config, warm = run.config.finetune, run.config.llm.warm_start
@@ -85,7 +87,7 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
         return _copy_adapter(run.paths.adapter(1), target)
     goes_on = config.init == "previous" and cycle > 1
     training = _training_mix(run, cycle, corpus, goes_on=goes_on)
-    if goes_on and not training:
+    if cycle > 1 and not training:
         run.observer.message(f"cycle {cycle}: nothing new was accepted; the adapter stays")
         return _copy_adapter(run.paths.adapter(cycle - 1), target)
     file = run.paths.corpus(cycle)
@@ -117,7 +119,7 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
     begin = time.time()
     try:
         result = finetune(job, on_progress)
-    except DivergedError as error:
+    except (DivergedError, NothingToLearnError) as error:
         if cycle == 1:
             raise
         run.observer.message(f"cycle {cycle}: {error}; the last adapter stays")
@@ -141,12 +143,26 @@ def _training_mix(
         return mix.whole_corpus(corpus, weighting, rng)
     return mix.new_and_replayed(
         corpus,
-        cycle - 1,
+        _not_learnt(run, cycle),
         replay=config.replay,
         replay_seeds=config.replay_seeds,
         weighting=weighting,
         rng=rng,
     )
+
+
+def _not_learnt(run: RunContext, cycle: int) -> set[int]:
+    """The cycles whose accepted networks the last adapter has not seen.
+
+    That is the one before, and further back where fine-tunes were rejected.
+    """
+    cycles = {cycle - 1}
+    while (before := min(cycles)) > 1:
+        lineage = run.paths.adapter(before) / "lineage.json"
+        if not lineage.is_file() or "rejected" not in json.loads(lineage.read_text()):
+            break
+        cycles.add(before - 1)
+    return cycles
 
 
 def _copy_adapter(source: Path, target: Path, **notes: str) -> Path:

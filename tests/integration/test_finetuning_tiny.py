@@ -15,7 +15,7 @@ from archloop.assets import sha256_of
 from archloop.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
 from archloop.corpus import write_pairs
-from archloop.errors import ConfigError, DivergedError, UsageError
+from archloop.errors import ConfigError, DivergedError, NothingToLearnError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
@@ -128,6 +128,28 @@ def test_a_killed_fine_tune_ends_with_the_same_adapter(
     assert steps[0] == 21
     assert whole.steps == steps[-1]
     assert weights(broken.output) == weights(whole.adapter)
+
+
+def test_a_dev_loss_at_an_epochs_end_is_in_the_checkpoint_of_that_step(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    options = {"epochs": 6, "dev_share": 0.3, "lora_dropout": 0.0}
+    whole = finetune(job("whole", **options))
+    assert whole.steps % 6 == 0 and 20 % (whole.steps // 6) == 0, "the checkpoint ends an epoch"
+    broken = job("broken", **options)
+    kill_at(broken, 21)
+    found = finetune(broken)
+    assert len(lineage(found.adapter)["dev_losses"]) == 6
+    assert lineage(found.adapter)["dev_losses"] == lineage(whole.adapter)["dev_losses"]
+
+
+def test_without_a_pair_that_fits_there_is_nothing_to_learn(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    short = job("short", max_length=128)
+    with pytest.raises(NothingToLearnError, match=r"no pair within finetune\.max_length = 128"):
+        finetune(short)
+    assert not short.output.exists()
 
 
 def test_another_fine_tune_of_the_same_name_begins_anew(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from archloop.chat import make_pair, render_code
 from archloop.config import RunConfig, resolve
 from archloop.context import RunContext
 from archloop.corpus import read_pairs, write_pairs
-from archloop.errors import ConfigError, DivergedError, RunLockedError
+from archloop.errors import ConfigError, DivergedError, NothingToLearnError, RunLockedError
+from archloop.finetuning import FinetuneJob
 from archloop.generation.job import GenerationJob, Sampled, generate
+from archloop.llm import resolve_adapter
 from archloop.loop import run
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.rejudge import rejudge
@@ -206,24 +209,33 @@ def test_seeds_are_traced_at_the_size_that_candidates_are_trained_at(
     assert [a.near_dup_graph_train for _, a in again] == [True]
 
 
-def test_after_a_diverged_fine_tune_the_last_adapter_stays(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [DivergedError, NothingToLearnError])
+def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
-    def diverge(*_: object) -> None:
-        raise DivergedError("the fine-tune diverged: the loss is not finite")
+    seen: list[set[int]] = []
 
-    monkeypatch.setattr(stages, "finetune", diverge)
+    def fail(job: FinetuneJob, *_: object) -> None:
+        seen.append({p.meta["cycle"] for p in read_pairs(job.corpus)})
+        raise error("no")
+
+    monkeypatch.setattr(stages, "finetune", fail)
     monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
-    (source / "adapter" / "lineage.json").write_text("{}")
-    changed = {
-        "finetune": {"enabled": True, "init": "previous"},
-        "loop": {"cycles": 2, "completions": 1},
+    folder = tmp_path / "adapter"
+    shutil.copytree(resolve_adapter("smollm2-135m-lemur"), folder)
+    changed: dict[str, dict[str, object]] = {
+        "llm": {"warm_start": str(folder)},
+        "finetune": {"enabled": True, "init": "previous", "lora_r": 16, "lora_alpha": 16},
+        "loop": {"cycles": 2, "completions": 1, "final_finetune": True},
     }
+    with pytest.raises(ConfigError, match=r"finetune\.lora_r.*has r 16, alpha 32"):
+        run(config(source, **changed), tmp_path / "run")
+    assert not RunDir(tmp_path / "run").config.exists(), "refused before the run has begun"
+    changed["finetune"]["lora_alpha"] = 32
     run(config(source, **changed), tmp_path / "run").close()
-    kept = RunDir(tmp_path / "run").adapter(2)
-    lineage = json.loads((kept / "lineage.json").read_text())
-    assert lineage["taken_over_from"] == "cycle_01"
-    assert lineage["rejected"] == "the fine-tune diverged: the loss is not finite"
+    lineage = json.loads((RunDir(tmp_path / "run").adapter(2) / "lineage.json").read_text())
+    assert (lineage["taken_over_from"], lineage["rejected"]) == ("cycle_01", "no")
+    assert seen == [{1}, {1, 2}]
 
 
 def start(source: Path, root: Path) -> subprocess.Popen[bytes]:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from archloop.chat import make_pair
-from archloop.corpus import read_pairs, write_pairs
+from archloop.config import load_config
+from archloop.corpus import distinct_codes, read_pairs, seed_pairs, write_pairs
 from archloop.errors import UsageError
+from archloop.progress import Silent
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.seeds.files import JsonlSource
 
@@ -22,6 +24,24 @@ def test_a_corpus_comes_back_as_it_was_written(tmp_path: Path) -> None:
     (tmp_path / "corpus.jsonl.gz").write_bytes(ZIPPED)
     assert read_pairs(tmp_path / "corpus.jsonl") == [PAIR]
     assert read_pairs(tmp_path / "corpus.jsonl.gz") == [PAIR, PAIR]
+
+
+def test_networks_of_one_id_are_all_known() -> None:
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    pairs = [make_pair(prompt, f"x = {n}", {"candidate": "c01-0001"}) for n in (1, 2, 2)]
+    assert dict(distinct_codes(pairs)) == {"c01-0001": "x = 1", "c01-0001#2": "x = 2"}
+
+
+def test_what_another_run_generated_is_a_seed_here(tmp_path: Path) -> None:
+    prompt = PromptTemplate().render(CIFAR10, 500_000)
+    meta = {"generated": True, "cycle": 1, "candidate": "c01-0001"}
+    (tmp_path / "adapter_config.json").write_text("{}")
+    write_pairs(tmp_path / "corpus.jsonl", [make_pair(prompt, "x = 1", meta)])
+    packed = gzip.compress((tmp_path / "corpus.jsonl").read_bytes())
+    (tmp_path / "corpus.jsonl.gz").write_bytes(packed)
+    config = load_config("embedded", [f"seeds.path={tmp_path}"])
+    (found,) = seed_pairs(config, Silent())
+    assert found.meta == {"candidate": "c01-0001"}
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers import TrainerControl, TrainerState
 
 from archloop.config import FinetuneConfig, load_config
 from archloop.errors import ConfigError, UsageError
@@ -17,7 +19,7 @@ from archloop.finetuning.dataset import EncodedPair
 from archloop.finetuning.fit import Fit, fit
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress
 from archloop.finetuning.split import split_dev
-from archloop.finetuning.trainer import LengthGrouped, PairTrainer, dev_losses
+from archloop.finetuning.trainer import BestOnDev, LengthGrouped, PairTrainer, dev_losses
 from conftest import network
 
 GIB = 2**30
@@ -134,6 +136,9 @@ def test_batches_of_a_step_go_together_where_they_surely_fit(
 
 
 def test_merging_can_be_asked_for_and_refused() -> None:
+    asked = load_config("paper", ["finetune.merge_batches=true"]).finetune
+    assert not fit_in(32, asked.model_copy(update={"merge_batches": False}), 2000).recompute
+    assert fit_in(32, asked, 2000).recompute, "what counts is all of them together"
     assert fit_in(4, FinetuneConfig(merge_batches=True, grad_accumulation=6)).merged == 6
     assert fit_in(400, FinetuneConfig(merge_batches=False), 900, one_gpu=True).merged == 1
 
@@ -239,3 +244,13 @@ def test_a_dev_loss_that_is_no_number_is_never_the_best() -> None:
 def test_progress_tells_what_was_measured() -> None:
     assert FinetuneProgress(1, 2, 0.5, 10.0).detail == "loss 0.500"
     assert FinetuneProgress(1, 2, None, 10.0, 0.25).detail == "dev loss 0.250"
+
+
+def test_a_fine_tune_that_stops_early_keeps_no_checkpoint_of_that_step(tmp_path: Path) -> None:
+    """It would not hold the decision, and a resumed fine-tune would go on."""
+    history = [{"step": step, "eval_loss": loss} for step, loss in ((10, 1.0), (20, 2.0))]
+    control = TrainerControl(should_save=True)
+    state = TrainerState(global_step=20, log_history=history)
+    BestOnDev(tmp_path, patience=1).on_evaluate(SimpleNamespace(should_save=False), state, control)
+    assert control.should_training_stop
+    assert not control.should_save

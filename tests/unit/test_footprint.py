@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from archloop.config import load_config
@@ -26,7 +28,8 @@ def test_counts_are_those_of_the_real_libraries(shape: LLMShape, preset: str) ->
         vocab_size=shape.vocab,
         tie_word_embeddings=shape.tied,
     )
-    assert LLMShape.from_config(config.to_dict()) == shape
+    known = LLMShape.from_config(config.to_dict())
+    assert known == replace(shape, head_dim=shape.hidden // shape.heads)
     finetune = load_config(preset).finetune
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -81,8 +84,8 @@ def test_four_bits_save_most_of_the_weights() -> None:
     saved = finetune_bytes(DEEPSEEK, config, "bfloat16", checkpointing=True) - finetune_bytes(
         DEEPSEEK, quantized, "bfloat16", checkpointing=True
     )
-    # 6.07 billion weights in the layers: 2 bytes each, less 0.53.
-    assert saved == pytest.approx(6.07e9 * (2 - 0.53), rel=0.01)
+    # 6.07 billion weights in the layers: 2 bytes each, less 0.53; 0.84 billion others get 2 more.
+    assert saved == pytest.approx(6.07e9 * (2 - 0.53) - 0.84e9 * 2, rel=0.01)
 
 
 @pytest.mark.parametrize(("dropout", "layers"), [(0.05, None), (0.05, 2), (0.0, None)])
@@ -127,3 +130,31 @@ def test_activations_are_those_that_autograd_keeps(dropout: float, layers: int |
         decoder(input_ids=torch.zeros(1, tokens, dtype=torch.long), use_cache=False)
     counted = sum(t.untyped_storage().nbytes() for p, t in kept.items() if p not in weights)
     assert counted / tokens == pytest.approx(shape.activation_bytes(config), rel=0.15)
+
+
+def test_heads_may_be_wider_than_the_hidden_units_divided() -> None:
+    """Qwen3-0.6B: 596 million parameters, 114,688 bytes of keys and values a token."""
+    shape = LLMShape(1024, 3072, 28, 16, 8, 151_936, tied=True, head_dim=128)
+    assert shape.n_params == pytest.approx(596e6, rel=0.002)
+    assert 2 * 2 * shape.layers * shape.kv_width == 114_688
+
+
+def test_a_configuration_with_holes_is_of_another_kind() -> None:
+    config = {"hidden_size": 8, "intermediate_size": None, "num_hidden_layers": 1}
+    more = {"num_attention_heads": 1, "vocab_size": 9}
+    assert LLMShape.from_config(config | more) is None
+
+
+def test_activations_and_keys_are_as_wide_as_the_type() -> None:
+    config = load_config("embedded")
+    half, full = (
+        [
+            finetune_bytes(SMOLLM2, config.finetune, dtype, checkpointing=False),
+            generation_bytes(SMOLLM2, config.generation, dtype),
+        ]
+        for dtype in ("bfloat16", "float32")
+    )
+    assert full[1] == 2 * half[1]
+    tokens = config.finetune.batch_size * config.finetune.max_length
+    more = SMOLLM2.n_params * 2 + round(tokens * SMOLLM2.activation_bytes(config.finetune))
+    assert full[0] - half[0] == more

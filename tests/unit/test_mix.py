@@ -27,7 +27,7 @@ def replayed(
 ) -> list[str]:
     found = mix.new_and_replayed(
         CORPUS,
-        2,
+        {2},
         replay=replay,
         replay_seeds=seeds,
         weighting=weighting,
@@ -50,9 +50,17 @@ def test_without_a_limit_the_sample_falls_as_it_falls() -> None:
     assert kinds["see"] + kinds["old"] == 600
 
 
+def test_what_a_rejected_fine_tune_should_have_taught_is_still_new() -> None:
+    found = mix.new_and_replayed(
+        CORPUS, {1, 2}, replay=3, replay_seeds=None, weighting="none", rng=random.Random(0)
+    )
+    assert [p.id for p in found[:25]] == [p.id for p in [*OLD, *NEW]]
+    assert all(p.id.startswith("seed") for p in found[25:])
+
+
 def test_nothing_new_is_nothing_to_learn() -> None:
     found = mix.new_and_replayed(
-        CORPUS, 3, replay=5, replay_seeds=None, weighting="none", rng=random.Random(0)
+        CORPUS, {3}, replay=5, replay_seeds=None, weighting="none", rng=random.Random(0)
     )
     assert found == []
 

@@ -45,6 +45,27 @@ def test_bf16_is_what_the_processor_says(
     assert provenance.resolved_precision("auto") == ("bf16" if there else "fp32")
 
 
+@pytest.mark.parametrize(
+    ("torch", "visible", "there"),
+    [
+        ("2.13.0", None, True),
+        ("2.13.0", "", False),
+        ("2.13.0", "-1", False),
+        ("2.13.0+cpu", "0", False),
+    ],
+)
+def test_a_gpu_that_torch_does_not_see_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torch: str, visible: str | None, there: bool
+) -> None:
+    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(provenance, "_nvidia_smi", lambda _query: ["9.0"])
+    monkeypatch.setattr(provenance, "version", lambda _name: torch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert provenance.computes_in_bf16() is there
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
     for _ in range(2):

@@ -99,14 +99,15 @@ def test_state_follows_the_lock_and_the_store(run_dir: RunDir) -> None:
             assert holder.stdout is not None
             assert holder.stdout.readline() == "held\n"
             assert run.state() == "running"
-            with pytest.raises(RunLockedError, match="another process"):
-                run_dir.lock()
+            with pytest.raises(RunLockedError, match="another process"), run_dir.lock():
+                pass
         finally:
             holder.kill()
             holder.communicate()
         assert run.state() == "interrupted", "a killed process holds nothing"
         with run_dir.lock(), Store(run_dir.database) as store:
             store.set_meta(FINISHED, "2026-01-01T00:00:00+00:00")
+        assert not run_dir.is_locked()
         assert run.state() == "finished"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from archloop.errors import DivergedError
+from archloop.errors import DivergedError, NothingToLearnError
 from archloop.finetuning.job import FinetuneJob, FinetuneProgress, FinetuneResult
 from archloop.worker import run_worker
 
@@ -32,6 +32,7 @@ def finetune(
 
     Raises:
         DivergedError: The loss is not finite or well above its start; there is no adapter.
+        NothingToLearnError: All pairs are too long, or in the dev split.
         ArchloopError: The process failed; the message is its last error line.
     """
     result: dict[str, Any] | None = None
@@ -45,4 +46,6 @@ def finetune(
     assert result is not None  # run_worker raises when the process ends without one
     if "diverged" in result:
         raise DivergedError(f"the fine-tune diverged: {result['diverged']}")
+    if "nothing_to_learn" in result:
+        raise NothingToLearnError(result["nothing_to_learn"])
     return FinetuneResult(**{**result, "adapter": Path(result["adapter"])})

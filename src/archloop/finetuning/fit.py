@@ -62,7 +62,8 @@ def _recompute(
     if shape is None:
         cuda = torch.cuda.is_available()
         return cuda, f"gradient checkpointing {_on(cuda)}: the LLM's size is unknown"
-    need = _need(job, shape, longest)
+    merged = job.config.grad_accumulation if job.config.merge_batches is True else 1
+    need = _need(job, shape, longest, merged)
     recompute = need > free
     return recompute, f"gradient checkpointing {_on(recompute)}: without it {_gib(need, free)}"
 

@@ -17,6 +17,7 @@ from archloop.finetuning.job import FinetuneJob
 from archloop.finetuning.linear import quicken
 from archloop.finetuning.loss import check_head, give_loss
 from archloop.finetuning.packing import ATTENTION, attend
+from archloop.llm import adapter_mismatch
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -93,19 +94,9 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
     )
     if job.parent is None:
         return get_peft_model(base, wanted)
-    model = PeftModel.from_pretrained(base, job.parent, is_trainable=True)
-    found = model.peft_config["default"]
-    same_targets = set(found.target_modules) == set(config.target_modules)
-    same_layers = found.layers_to_transform == wanted.layers_to_transform
-    if (found.r, found.lora_alpha) != (wanted.r, wanted.lora_alpha) or not (
-        same_targets and same_layers
-    ):
-        raise ConfigError(
-            f"finetune.lora_r, lora_alpha, target_modules, layers: {job.parent.name} has r "
-            f"{found.r}, alpha {found.lora_alpha}, {sorted(found.target_modules)}, layers "
-            f"{found.layers_to_transform or 'all'}; going on from it needs the same"
-        )
-    return model
+    if mismatch := adapter_mismatch(job.parent, config):
+        raise ConfigError(mismatch)
+    return PeftModel.from_pretrained(base, job.parent, is_trainable=True)
 
 
 def check_targets(base: Any, config: FinetuneConfig) -> None:

@@ -54,6 +54,10 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     set_seed(job.seed)
     tokenizer = load_tokenizer(job.model_dir)
     pairs = _pairs(job, tokenizer)
+    if not pairs.train:
+        part = "for training " if job.config.dev_share else ""
+        limit = f"finetune.max_length = {job.config.max_length}"
+        return {"nothing_to_learn": f"{job.corpus}: no pair {part}within {limit}"}
     checkpoints = job.output.with_name(job.output.name + ".checkpoints")
     trainer, notes = _trainer(job, pairs, tokenizer.pad_token_id or 0, checkpoints, emit)
     with trainer.args.main_process_first():
@@ -87,11 +91,6 @@ def _pairs(job: FinetuneJob, tokenizer: Any) -> Pairs:
     train, dev = split_dev(read_messages(job.corpus), job.config.dev_share)
     encoded = [[encode_pair(tokenizer, m) for m in rows] for rows in (train, dev)]
     kept = [[p for p in rows if len(p.input_ids) <= job.config.max_length] for rows in encoded]
-    if not kept[0]:
-        part = "for training " if job.config.dev_share else ""
-        raise UsageError(
-            f"{job.corpus}: no pair {part}within finetune.max_length = {job.config.max_length}"
-        )
     return Pairs(kept[0], kept[1], len(encoded[0]) + len(encoded[1]) - len(kept[0]) - len(kept[1]))
 
 

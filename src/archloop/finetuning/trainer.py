@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer_utils import IntervalStrategy
 
 from archloop.worker import Emit
 
@@ -55,8 +56,14 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         return self.order
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        """As transformers', whose ``max_steps`` adds epochs where it is more than they take."""
+        """As transformers', but for ``max_steps`` and the end of an epoch.
+
+        ``max_steps`` adds no epochs where it is more than they take. The dev loss at an epoch's end
+        is measured before the checkpoint of its last step is written, which then holds it.
+        """
         updates = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
+        if args.eval_strategy == IntervalStrategy.EPOCH:
+            args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, updates
         if args.max_steps >= args.num_train_epochs * updates:
             args.max_steps = -1  # the epochs alone count
         return super().set_initial_training_values(args, dataloader)
@@ -158,6 +165,8 @@ class BestOnDev(TrainerCallback):  # type: ignore[misc]
         since = sum(step > best[0] for step, _ in losses)
         if self._patience is not None and since >= self._patience:
             control.should_training_stop = True
+            # A checkpoint of this step would go on, as it does not hold that decision.
+            control.should_save = False
 
 
 def dev_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import gc
 import logging
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from archloop.assets import cache_dir
+from archloop.assets import cache_dir, lock
 from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError
 from archloop.generation.generator import GeneratedText
@@ -23,6 +24,7 @@ from archloop.types import Message
 
 logger = logging.getLogger(__name__)
 
+_MERGED = ".merged-"
 _PRECISIONS = {"bfloat16": "bf16", "float32": "f32"}
 
 
@@ -71,10 +73,14 @@ class OpenVINOGenerator:
         if adapter_dir is None:
             return self._pipeline_from(base, dtype)
         model, changed = load_language_model(model_dir, adapter_dir, torch.float32)
-        with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=".merged-") as name:
-            write_merged(base, model, changed, Path(name))
-            del model
-            return self._pipeline_from(Path(name), dtype)
+        with lock("openvino-merged"):
+            # While the lock is held none is in use: what is there was left by a kill.
+            for left in cache_dir().glob(f"{_MERGED}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=_MERGED) as name:
+                write_merged(base, model, changed, Path(name))
+                del model
+                return self._pipeline_from(Path(name), dtype)
 
     def _pipeline_from(self, folder: Path, dtype: str) -> Any:
         scheduler = self._genai.SchedulerConfig()

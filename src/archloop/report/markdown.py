@@ -205,13 +205,15 @@ def _outcome_table(run: ReportedRun) -> str:
 TIME = (
     "Seconds. Generation and evaluation overlap: wall is from the start of generation to the last "
     "verdict, overlap is wall over the longer of the two. Evaluation: while at least one candidate "
-    "was evaluated; longest: of one candidate. An interrupted cycle has no wall time."
+    "was evaluated; longest: of one candidate. A cycle that was interrupted or is "
+    "under way has no wall time."
 )
 
 
 def _time_table(run: ReportedRun) -> str:
     stats = [cycle.stats for cycle in run.summary.cycles]
-    interrupted = {s.cycle for s in stats if s.wall_seconds is None}
+    whole = {s.cycle for s in stats if s.wall_seconds is not None}
+    interrupted = {s.cycle for s in run.spans} - whole
     head = ("cycle", "fine-tune", "generate", "evaluate", "longest", "wall", "overlap")
     rows = [
         (
