@@ -76,7 +76,8 @@ class _Machine(NamedTuple):
     @property
     def workers(self) -> int:
         """Candidates evaluated at the same time."""
-        return self.config.sandbox.workers or usable_cores()
+        sandbox = self.config.sandbox
+        return sandbox.workers or max(1, usable_cores() // sandbox.threads)
 
 
 def diagnose(
@@ -138,6 +139,10 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
     finetune, generation = _llm_gib(machine, machine.shape)
     candidates = machine.workers * _CANDIDATE_GIB
     need = max(finetune, generation + candidates)
+    if machine.config.generation.engine == "vllm":
+        # It takes its share whatever it needs, and leaves the rest.
+        share = machine.config.vllm.gpu_memory_utilization
+        need = max(finetune, generation / share, candidates / max(1 - share, 0.01))
     parts = (
         f"about {need:.0f} GiB: fine-tuning {finetune:.0f}, or generation {generation:.0f} (a "
         "smaller generation.batch_size takes less) with "
@@ -311,12 +316,18 @@ def _half(config: RunConfig) -> bool:
 
 
 def _llm_gib(machine: _Machine, shape: LLMShape) -> tuple[float, float]:
-    """GiB of fine-tuning and of generation, with the libraries."""
+    """GiB of fine-tuning (0: there is none) and of generation, with the libraries."""
     config = machine.config
-    spared = config.finetune.gradient_checkpointing is not False
-    finetune = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=spared)
     generation = generation_bytes(shape, config.generation, config.llm.dtype)
-    return finetune / _GIB + _LIBRARIES_GIB, generation / _GIB + _LIBRARIES_GIB
+    finetune, tuned = 0.0, config.finetune
+    if tuned.enabled:
+        if tuned.merge_batches is True:
+            together = tuned.batch_size * tuned.grad_accumulation
+            tuned = tuned.model_copy(update={"batch_size": together})
+        spared = tuned.gradient_checkpointing is not False
+        need = finetune_bytes(shape, tuned, config.llm.dtype, checkpointing=spared)
+        finetune = need / _GIB + _LIBRARIES_GIB
+    return finetune, generation / _GIB + _LIBRARIES_GIB
 
 
 def _usable_gpu() -> _Gpu | None:

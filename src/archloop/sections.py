@@ -174,7 +174,7 @@ class SandboxConfig(Section):
 
     isolation: Isolation = "confined"
     workers: int = Field(0, ge=0)
-    """Candidates evaluated at the same time; 0: one per CPU core."""
+    """Candidates evaluated at the same time; 0: as many as the CPU cores have room for."""
     threads: int = Field(1, ge=1)
     """CPU threads of one candidate."""
     memory_mb: int = Field(4096, ge=256)

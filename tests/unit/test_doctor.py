@@ -233,3 +233,26 @@ def test_images_decoded_from_another_copy_are_not_there() -> None:
     assert look("embedded")["task"].ok is False
     decoded_folder(open_source("cifar10"), None).mkdir()
     assert look("embedded")["task"].detail == "CIFAR-10: in the cache"
+
+
+def gpu_check(monkeypatch: pytest.MonkeyPatch, gib: float, *overrides: str) -> Check:
+    monkeypatch.setattr(doctor, "_usable_gpu", lambda: doctor._Gpu("X", gib))
+    monkeypatch.setattr(doctor, "usable_cores", lambda: 16)
+    return look(load_config("embedded", list(overrides)))["GPU"]
+
+
+def test_candidates_train_in_what_vllm_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = "generation.engine=vllm"
+    assert gpu_check(monkeypatch, 24, "generation.engine=transformers").ok
+    assert gpu_check(monkeypatch, 24, engine).ok is False
+    assert gpu_check(monkeypatch, 24, engine, "vllm.gpu_memory_utilization=0.2").ok
+    assert gpu_check(monkeypatch, 24, engine, "sandbox.threads=4").ok, "fewer at a time"
+
+
+def test_a_run_that_does_not_fine_tune_needs_no_memory_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = ("generation.engine=transformers", "sandbox.workers=1", "finetune.batch_size=64")
+    small += ("finetune.gradient_checkpointing=false",)
+    assert gpu_check(monkeypatch, 12, *small).ok is False
+    assert gpu_check(monkeypatch, 12, *small, "finetune.enabled=false").ok
