@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from http.client import HTTPException
 
 from archloop.config import RunConfig
 from archloop.engine_config import OpenAIConfig
+from archloop.errors import ConfigError
 from archloop.generation import EXTRAS
 
 _REACH_SECONDS = 5.0
@@ -65,23 +65,24 @@ def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
 def server(config: RunConfig) -> Iterator[Check]:
     """Whether the OpenAI-compatible server answers, takes the key and serves the LLM."""
     remote = config.openai
-    name = remote.api_key_env
-    if name is not None and not os.environ.get(name):
-        yield Check("API key", False, f"{name} is not set", f"the key in the variable {name}")
+    try:
+        key = remote.api_key()
+    except ConfigError as error:
+        name = remote.api_key_env
+        yield Check("API key", False, str(error), f"the key in the variable {name}")
         return
-    if name is not None:
-        yield Check("API key", True, f"in {name}")
-    yield _serves(config.llm.model, remote)
+    if key is not None:
+        yield Check("API key", True, f"in {remote.api_key_env}")
+    yield _serves(config.llm.model, remote, key)
     if remote.cap_tokens is None and remote.cap_cost is None:
         needed = "openai.cap_tokens or openai.cap_cost, where tokens cost money"
         yield Check("caps", None, "none", needed)
 
 
-def _serves(model: str, remote: OpenAIConfig) -> Check:
+def _serves(model: str, remote: OpenAIConfig, key: str | None) -> Check:
     url = f"{remote.base_url}".rstrip("/") + "/models"
     request = urllib.request.Request(url)
-    if remote.api_key_env is not None:
-        key = os.environ[remote.api_key_env].strip()
+    if key is not None:
         request.add_unredirected_header("Authorization", f"Bearer {key}")
     try:
         with urllib.request.urlopen(request, timeout=_REACH_SECONDS) as answer:

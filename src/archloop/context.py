@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from archloop.config import RunConfig, changed_keys, config_digest
-from archloop.errors import ConfigError
+from archloop.errors import ConfigError, UsageError
 from archloop.llm import adapter_mismatch, resolve_adapter, resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
@@ -91,6 +91,11 @@ class RunContext:
         """A seed derived from the run's."""
         return derive_seed(self.config.seed, *parts)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was made with the configuration, which may change until then."""
+        return _has_begun(self.paths, self.store)
+
     def pin(self) -> None:
         """Keep what must not change during the run, and refuse the run if it has.
 
@@ -104,7 +109,7 @@ class RunContext:
             "task": self.task.info.name,
         }
         before = self.store.get_meta(PINNED)
-        if before is None:
+        if before is None or not self.has_begun:
             self.store.set_meta(PINNED, pinned)
         elif before != pinned:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
@@ -132,24 +137,50 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
 
     Raises:
         ConfigError: The run began with another configuration; the message names the changed keys.
+        UsageError: Part of a run that has begun is missing.
     """
     paths = RunDir(root)
-    config = config and on_this_machine(config)
-    if paths.config.is_file():
-        before = paths.read_config()
-        if changes := changed_keys(before, config or before):
-            raise ConfigError(
-                f"{root}: the run began with another configuration; changed: {'; '.join(changes)}"
-            )
-        if config is not None and config != before:
-            _write_config(paths, config)
-        config = config or before
-    elif config is None:
+    before = paths.read_config() if paths.config.is_file() else None
+    config = on_this_machine(config) if config else before
+    if config is None:
         raise ConfigError(f"{root}: no run here yet; name a configuration")
+    store = Store(paths.database)
+    try:
+        if _has_begun(paths, store):
+            _refuse_another_run(paths, store, before, config)
+        else:
+            _check_warm_start(config)
+        if config != before:
+            _write_config(paths, config)
+    except BaseException:
+        store.close()
+        raise
+    return RunContext(config, paths, store, observer)
+
+
+def _has_begun(paths: RunDir, store: Store) -> bool:
+    """The first corpus is the first thing that a run makes; a copy of one may lack it."""
+    return paths.corpus(1).is_file() or bool(store.completions(1))
+
+
+def _refuse_another_run(
+    paths: RunDir, store: Store, before: RunConfig | None, config: RunConfig
+) -> None:
+    """Refuse to go on with another configuration, or without a part of the run."""
+    if before is None:
+        missing = paths.config
+    elif store.get_meta(PINNED) is None:
+        missing = paths.database
+    elif changes := changed_keys(before, config):
+        raise ConfigError(
+            f"{paths.root}: the run began with another configuration; changed: {'; '.join(changes)}"
+        )
     else:
-        _check_warm_start(config)
-        _write_config(paths, config)
-    return RunContext(config, paths, Store(paths.database), observer)
+        return
+    raise UsageError(
+        f"{missing}: missing or empty, though the run has begun; put it back, or give another "
+        "--run-dir to a new run"
+    )
 
 
 def _check_warm_start(config: RunConfig) -> None:

@@ -6,12 +6,14 @@ spent and how much memory is taken can change when a run goes on.
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from archloop.errors import ConfigError
 from archloop.sections import Section
 
 _OWN = {
@@ -66,6 +68,19 @@ class OpenAIConfig(Section):
     def has_prices(self) -> bool:
         """Whether costs can be worked out."""
         return self.input_price is not None and self.output_price is not None
+
+    def api_key(self) -> str | None:
+        """The key from the environment; ``None``: the server asks for none.
+
+        Raises:
+            ConfigError: The variable that should hold it is not set.
+        """
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            raise ConfigError(f"openai.api_key_env: the variable {self.api_key_env} is not set")
+        return key
 
     @field_validator("base_url")
     @classmethod

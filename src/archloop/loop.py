@@ -29,7 +29,7 @@ def run(
         observer: Told of progress.
 
     Raises:
-        ConfigError: The run began with another configuration.
+        ConfigError: The run began with another configuration, or this one cannot be run here.
         RunLockedError: Another process is working on it.
     """
     root = Path(run_dir)
@@ -43,6 +43,7 @@ def run(
 
 def run_cycles(run: RunContext) -> None:
     """All cycles that are not committed yet, then the end of the run."""
+    stages.prepare(run)
     run.pin()
     committed = {stats.cycle for stats in run.store.cycles()}
     for cycle in range(1, run.config.loop.cycles + 1):

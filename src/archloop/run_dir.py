@@ -29,6 +29,9 @@ SESSIONS = "sessions"
 PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
 
+CORPORA = "corpora"
+"""Meta key in the store: the SHA-256 of each corpus of the run, by its file's name."""
+
 TASK_SIZE = "task_size"
 """Meta key in the store: ``shape`` of what networks get, and number of ``classes``."""
 
@@ -92,7 +95,7 @@ class RunDir:
         """
         try:
             return resolve(json.loads(self.config.read_text("utf-8")))
-        except (ValueError, ConfigError) as error:
+        except (ValueError, RecursionError, ConfigError) as error:
             raise UsageError(f"{self.config}: not a run's configuration: {error}") from None
 
     @contextmanager

@@ -19,15 +19,42 @@ from archloop import mix
 from archloop.assets import sha256_of
 from archloop.context import RunContext
 from archloop.corpus import accepted_pair, read_pairs, seed_pairs, seeds_to_judge, write_pairs
-from archloop.errors import DivergedError, NothingToLearnError
+from archloop.errors import ConfigError, DivergedError, NothingToLearnError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
+from archloop.generation import require_engine
 from archloop.graphs import graphs_of
 from archloop.llm import resolve_adapter
 from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
 from archloop.progress import Progress
+from archloop.run_dir import CORPORA, RunDir
 from archloop.selection import ValidCandidate, select, threshold_of
+from archloop.store import Store
 from archloop.types import Candidate, ChatPair, CycleStats, Outcome, Span
+
+
+def prepare(run: RunContext) -> None:
+    """Find out now what a later stage could not do without, before anything is made.
+
+    Raises:
+        UsageError: Naming the key: no such engine here, no such LLM, adapter, run or key.
+        AssetError: The LLM cannot be had.
+    """
+    config, warm = run.config, run.config.llm.warm_start
+    require_engine(config.generation)
+    if config.generation.engine == "openai":
+        config.openai.api_key()
+    elif source := config.generation.replay_from:
+        Store(RunDir(Path(source)).database, read_only=True).close()
+    if warm is not None:
+        resolve_adapter(warm)
+    elif has_adapter(run) and config.seeds.source == "none":
+        raise ConfigError(
+            "seeds.source: without seeds there is nothing to fine-tune the LLM on; name an adapter "
+            "to begin with in llm.warm_start"
+        )
+    if config.finetune.enabled or config.generation.engine not in ("openai", "replay"):
+        _ = run.model_dir
 
 
 class CycleWork(NamedTuple):
@@ -46,6 +73,7 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
     """
     file = run.paths.corpus(cycle)
     if file.is_file():
+        _check_corpus(run, cycle)
         return read_pairs(file)
     if cycle == 1:
         pairs = seed_pairs(run.config, run.observer)
@@ -56,7 +84,24 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         llm = {"model": run.config.llm.model, "adapter": name}
         pairs = corpus_of(run, cycle - 1) + [accepted_pair(c, run.prompt, **llm) for c in new]
     write_pairs(file, pairs)
+    _check_corpus(run, cycle)
     return pairs
+
+
+def _check_corpus(run: RunContext, cycle: int) -> None:
+    """Keep the hash of a corpus when it is first there, and refuse another one later.
+
+    Raises:
+        UsageError: It is not what the run had, so that its cycles would not follow from each other.
+    """
+    file = run.paths.corpus(cycle)
+    kept: dict[str, str] = run.store.get_meta(CORPORA, {})
+    committed = {stats.cycle: stats.corpus_sha256 for stats in run.store.cycles()}
+    found, before = sha256_of(file), kept.get(file.name, committed.get(cycle))
+    if before is None:
+        run.store.set_meta(CORPORA, kept | {file.name: found})
+    elif found != before:
+        raise UsageError(f"{file}: not the corpus that this run had (its SHA-256 was {before})")
 
 
 NO_ADAPTER = "none"

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -23,13 +24,20 @@ import pytest
 from archloop import pipeline, stages
 from archloop.chat import make_pair, render_code
 from archloop.config import RunConfig, resolve
-from archloop.context import RunContext
+from archloop.context import RunContext, open_context
 from archloop.corpus import read_pairs, write_pairs
-from archloop.errors import ConfigError, DivergedError, NothingToLearnError, RunLockedError
+from archloop.errors import (
+    ConfigError,
+    DivergedError,
+    NothingToLearnError,
+    RunLockedError,
+    UsageError,
+)
 from archloop.finetuning import FinetuneJob
 from archloop.generation.job import GenerationJob, Sampled, generate
 from archloop.llm import resolve_adapter
 from archloop.loop import run
+from archloop.progress import Silent
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.rejudge import rejudge
 from archloop.run_dir import Run, RunDir
@@ -282,6 +290,73 @@ def test_a_changed_configuration_is_refused_by_key(source: Path, unbroken: Path)
     changed = config(source, selection={"min_accuracy": 0.9})
     with pytest.raises(ConfigError, match=r"selection\.min_accuracy: 0\.2 -> 0\.9"):
         run(changed, unbroken)
+
+
+def test_what_cannot_be_run_can_be_corrected_before_anything_is_made(
+    source: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "run"
+    replay = {"engine": "replay", "replay_from": str(tmp_path / "nowhere"), "batch_size": 3}
+    remote = {"base_url": "http://127.0.0.1:9/v1", "api_key_env": "ARCHLOOP_TEST_UNSET"}
+    wrong: dict[str, dict[str, object]] = {
+        "or a folder": {"task": {"name": "2024"}},
+        r"prompt\.user": {"prompt": {"user": "a network, please"}},
+        "warm_start": {"llm": {"warm_start": "nowhere"}},
+        "nowhere/run.db": {"generation": replay},
+        "ARCHLOOP_TEST_UNSET": {
+            "generation": {"engine": "openai"},
+            "openai": remote,
+            "llm": {"model": "m"},
+        },
+        r"pip install 'archloop\[vllm\]'": {"generation": {"engine": "vllm"}},
+        r"seeds\.source": {"llm": {"model": "m"}, "generation": {"engine": "transformers"}},
+        r"llm\.model": {
+            "llm": {"model": str(source), "warm_start": str(source / "adapter")},
+            "generation": {"engine": "transformers"},
+        },
+        "none": {"seeds": {"source": "directory", "path": str(tmp_path / "none")}},
+    }
+    if find_spec("vllm"):
+        del wrong[r"pip install 'archloop\[vllm\]'"]
+    for said, keys in wrong.items():
+        with pytest.raises(UsageError, match=said):
+            run(config(source, **keys), root)
+        assert not list(root.glob("*/*"))
+    right = config(source, loop={"cycles": 1, "completions": 2})
+    run(right, root).close()
+    assert len(rows(root)) == 2
+    with pytest.raises(ConfigError, match=r"loop\.completions: 2 -> 3"):
+        run(config(source, loop={"cycles": 1, "completions": 3}), root)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "run.db"])
+def test_a_run_that_lost_a_part_is_not_begun_anew(
+    source: Path, unbroken: Path, tmp_path: Path, missing: str
+) -> None:
+    root = shutil.copytree(unbroken, tmp_path / "run")
+    (root / missing).unlink()
+    with pytest.raises(UsageError, match=f"{missing}: missing"):
+        run(config(source), root)
+    assert not (root / "config.json").exists() or missing == "run.db"
+
+
+def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(unbroken, tmp_path / "run")
+    first, second = (RunDir(root).corpus(cycle) for cycle in (1, 2))
+    right = second.read_bytes()
+    with open_context(None, root, Silent()).store as store:
+        context = RunContext(RunDir(root).read_config(), RunDir(root), store, Silent())
+        second.unlink()
+        stages.corpus_of(context, 2)
+        assert second.read_bytes() == right
+        pairs = read_pairs(second)
+        write_pairs(second, pairs[:-1])
+        with pytest.raises(UsageError, match=r"cycle_02\.jsonl: not the corpus"):
+            stages.corpus_of(context, 2)
+        second.unlink()
+        write_pairs(first, pairs[:1])
+        with pytest.raises(UsageError, match=r"cycle_01\.jsonl: not the corpus"):
+            stages.corpus_of(context, 2)
 
 
 def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:

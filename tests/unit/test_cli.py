@@ -122,6 +122,22 @@ def test_evaluate_takes_folders_and_seeds_and_tells_what_to_change(tmp_path: Pat
     assert "flags: stochastic\n    it is random" in plain.stdout
 
 
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- 2>&-"])
+def test_a_closed_stream_is_no_fault_of_the_network(tmp_path: Path, closed: str) -> None:
+    (tmp_path / "net.py").write_text(network())
+    command = [sys.executable, "-P", "-m", "archloop", "evaluate", "net.py", "--task", "digits"]
+    command += ["--set", "protocol.train_images=300"]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "valid, first-epoch accuracy" in done.stdout
+
+
 def test_novelty_compares_with_the_corpus_and_the_files_before(tmp_path: Path) -> None:
     prompt = PromptTemplate().render(CIFAR10, 500_000)
     known = network(init="; ".join(f"self.a{i} = {i}" for i in range(50)))

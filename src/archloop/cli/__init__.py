@@ -74,8 +74,22 @@ class _Stdout(io.FileIO):
             raise OSError(error.errno, error.strerror, "stdout") from None
 
 
+def _open_missing_streams() -> None:
+    """Put the null device where stdin, stdout or stderr was closed.
+
+    Else the next file opened would have its number, and a process started later would take a socket
+    of the sandbox for its stdin.
+    """
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
+
+
 def main() -> None:
     """The ``archloop`` command."""
+    _open_missing_streams()
     if sys.stdout:  # None where the process was started without one
         raw = io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False))
         sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, sys.stdout.errors)

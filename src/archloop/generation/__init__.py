@@ -17,7 +17,15 @@ from archloop.errors import MissingExtraError, UsageError
 from archloop.generation.generator import FinishReason, GeneratedText, Generator
 from archloop.spending import Remote
 
-__all__ = ["EXTRAS", "SEPARATE", "GeneratedText", "Generator", "StoredText", "build_generator"]
+__all__ = [
+    "EXTRAS",
+    "SEPARATE",
+    "GeneratedText",
+    "Generator",
+    "StoredText",
+    "build_generator",
+    "require_engine",
+]
 
 StoredText = tuple[str, int, FinishReason]
 """Text, number of sampled tokens and finish reason of a completion of an earlier run."""
@@ -74,13 +82,22 @@ def build_generator(
             template, or ``replay`` got nothing to repeat.
         MissingExtraError: The engine is not installed.
     """
+    require_engine(config)
+    build = _Build(config, model_dir, adapter_dir, dtype, stored, remote, vllm or VLLMConfig())
+    return _ENGINES[config.engine](build)
+
+
+def require_engine(config: GenerationConfig) -> None:
+    """Refuse an engine that is not installed.
+
+    Raises:
+        MissingExtraError: Naming what to install.
+    """
     module, install = EXTRAS.get(config.engine, ("archloop", ""))
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(
             f"generation.engine = {config.engine!r} needs: pip install {install}"
         )
-    build = _Build(config, model_dir, adapter_dir, dtype, stored, remote, vllm or VLLMConfig())
-    return _ENGINES[config.engine](build)
 
 
 def _transformers(build: _Build) -> Generator:

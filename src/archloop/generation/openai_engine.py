@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,6 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from archloop.config import GenerationConfig
-from archloop.engine_config import OpenAIConfig
 from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.generation.generator import FinishReason, GeneratedText
 from archloop.spending import Remote
@@ -66,7 +64,7 @@ class OpenAIGenerator:
         """
         self._decoding, self._server, self._model = decoding, remote.server, remote.model
         self._budget = remote.budget
-        self._key = _key(remote.server)
+        self._key = remote.server.api_key()
         self._attempt: ContextVar[_Attempt] = ContextVar("attempt")
         self._turn, self._next_start = asyncio.Lock(), 0.0
         self._runner = asyncio.Runner()
@@ -255,15 +253,6 @@ class OpenAIGenerator:
         """Close the connections."""
         self._runner.run(self._client.close())
         self._runner.close()
-
-
-def _key(server: OpenAIConfig) -> str | None:
-    if server.api_key_env is None:
-        return None
-    key = os.environ.get(server.api_key_env, "").strip()
-    if not key:
-        raise UsageError(f"openai.api_key_env: the variable {server.api_key_env} is not set")
-    return key
 
 
 def _answered(error: openai.APIStatusError) -> str:
