@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from archloop.engine_config import OpenAIConfig, VLLMConfig, check_sections, may_change
 from archloop.errors import ConfigError
 from archloop.sections import (
+    EMBEDDED,
     FinetuneConfig,
     GenerationConfig,
     LLMConfig,
@@ -35,6 +36,7 @@ from archloop.sections import (
 )
 
 __all__ = [
+    "EMBEDDED",
     "FinetuneConfig",
     "GenerationConfig",
     "LLMConfig",
@@ -76,6 +78,8 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
+        if self.llm.revision and self.llm.model == EMBEDDED:
+            raise ValueError("llm.revision: only with the id of an LLM on the Hugging Face Hub")
         if self.seeds.source in ("directory", "jsonl", "run", "packaged") and not self.seeds.path:
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
         if self.generation.engine == "replay" and not self.generation.replay_from:
@@ -120,7 +124,7 @@ def preset_names() -> list[str]:
 
 def load_config(
     source: str | Path | None = None,
-    overrides: Iterable[str] = (),
+    overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
 ) -> RunConfig:
     """Resolve a configuration.
@@ -135,7 +139,13 @@ def load_config(
         ConfigError: Naming the key and what is allowed.
     """
     tree = _read_source("embedded" if source is None else source)
-    return resolve_with(tree, overrides, flags)
+    given = ("--set", *(text.partition("=")[0].strip() for text in overrides), *(flags or {}))
+    try:
+        return resolve_with(tree, overrides, flags)
+    except ConfigError as error:
+        if source is None or str(source) in preset_names() or str(error).startswith(given):
+            raise
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def resolve_with(
@@ -180,17 +190,21 @@ def _read_source(source: str | Path) -> dict[str, Any]:
         text = (resources.files("archloop") / "presets" / f"{source}.toml").read_text("utf-8")
         return tomllib.loads(text)
     path = Path(source)
+    if (path / "config.json").is_file():
+        raise ConfigError(f"{source}: a run's folder; to go on with the run: --run-dir {source}")
     if not path.is_file():
         allowed = ", ".join(preset_names())
         raise ConfigError(f"{source}: no such file or preset; presets are {allowed}")
     try:
-        own = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        own = tomllib.loads(path.read_text("utf-8-sig"))
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML: nested too deep") from None
+    except ValueError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     base = own.pop("preset", None)
     if base is None:
         return own
-    if base not in preset_names():
+    if not isinstance(base, str) or base not in preset_names():
         raise ConfigError(f"{path}: preset: {base!r} unknown; allowed: {', '.join(preset_names())}")
     return _merge(_read_source(base), own)
 
@@ -214,9 +228,17 @@ def _apply_override(tree: dict[str, Any], text: str) -> None:
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {text}: {key} is not a section")
     try:
-        tree[parts[-1]] = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        tree[parts[-1]] = raw
+        value = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):
+        value = {}
+    # Text of several lines may go on like TOML.
+    tree[parts[-1]] = value["value"] if value.keys() == {"value"} else raw
+
+
+_LONGEST_VALUE = 100
+"""Characters of a wrong value that are repeated."""
+_PLAIN = {"model_type": "a section with keys of its own", "tuple_type": "a list"}
+"""What pydantic says in Python's words."""
 
 
 def _explain(error: Mapping[str, Any]) -> str:
@@ -224,9 +246,11 @@ def _explain(error: Mapping[str, Any]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         return f"{where}: unknown key; allowed here: {', '.join(_allowed_keys(error['loc'][:-1]))}"
+    message = _PLAIN.get(error["type"], message)
     value = error.get("input")
     shown = isinstance(value, str | int | float | bool | list) and not where.startswith("openai.")
-    got = f" (got {value!r})" if shown else ""  # a key put there by mistake is not repeated
+    # Of [openai] none, as it may be a key put there by mistake.
+    got = f" (got {repr(value)[:_LONGEST_VALUE]})" if shown else ""
     return f"{where}: {message}{got}" if where else message
 
 

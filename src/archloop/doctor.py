@@ -18,11 +18,11 @@ from typing import NamedTuple
 from archloop import checks
 from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, WheelAsset, cache_dir
 from archloop.checks import Check
-from archloop.config import RunConfig, load_config
+from archloop.config import EMBEDDED, RunConfig, load_config
 from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
-from archloop.llm import EMBEDDED, adapter_mismatch, resolve_adapter
+from archloop.llm import adapter_mismatch, resolve_adapter
 from archloop.provenance import (
     computes_in_bf16,
     free_memory,

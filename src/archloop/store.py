@@ -8,6 +8,7 @@ covered: two runs writing the same database (the run directory's lock keeps them
 
 from __future__ import annotations
 
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -52,6 +53,10 @@ _SELECTION_FIELDS = (
     "nearest_graph",
 )
 """What the end of a cycle adds to a valid candidate."""
+
+
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What a row with something else in it than the store writes raises."""
 
 
 def candidate_id(cycle: int, index: int) -> str:
@@ -133,6 +138,9 @@ class Store:
         except DBAPIError as error:
             what = "cannot be read or written as a run database"
             raise UsageError(f"{self._where}: {what}: {error.orig}") from None
+        except _DAMAGED as error:
+            reason = str(error) or type(error).__name__
+            raise UsageError(f"{self._where}: a damaged row: {reason}") from None
 
     def set_meta(self, key: str, value: Any) -> None:
         """Keep one JSON value under a key, in place of what was there.
@@ -266,7 +274,7 @@ class Store:
         with self._read() as db:
             # By the fields' names: a column has the one that the first runs were stored with.
             columns = [column.label(column.key) for column in CYCLES.c]
-            rows = db.execute(sa.select(*columns).order_by(CYCLES.c.cycle)).mappings()
+            rows = _numbers(CYCLES, db.execute(sa.select(*columns).order_by(CYCLES.c.cycle)))
             return [CycleStats(**{**row, "accuracies": tuple(row["accuracies"])}) for row in rows]
 
     def commit_cycle(self, stats: CycleStats, selected: Sequence[Candidate]) -> None:
@@ -350,14 +358,29 @@ def _set_meta(db: Connection, key: str, value: Any) -> None:
 
 def _completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> list[Completion]:
     query = COMPLETIONS.select().where(COMPLETIONS.c.cycle == cycle, *where)
-    rows = db.execute(query.order_by(COMPLETIONS.c.index)).mappings()
+    rows = _numbers(COMPLETIONS, db.execute(query.order_by(COMPLETIONS.c.index)))
     return [Completion(**row) for row in rows]
 
 
 def _candidates(db: Connection, where: Sequence[sa.ColumnElement[bool]]) -> list[Candidate]:
     query = CANDIDATES.select().where(*where)
-    rows = db.execute(query.order_by(CANDIDATES.c.cycle, CANDIDATES.c.index)).mappings()
+    ordered = query.order_by(CANDIDATES.c.cycle, CANDIDATES.c.index)
+    rows = _numbers(CANDIDATES, db.execute(ordered))
     return [_candidate(dict(row)) for row in rows]
+
+
+def _numbers(table: sa.Table, rows: sa.CursorResult[Any]) -> Iterator[sa.RowMapping]:
+    """The rows, which SQLite lets hold text where a number belongs.
+
+    Raises:
+        ValueError: One does.
+    """
+    places = [i for i, c in enumerate(table.c) if isinstance(c.type, sa.Integer | sa.Double)]
+    numbers = operator.itemgetter(*places)
+    for row in rows:
+        if not {str, bytes}.isdisjoint(map(type, numbers(row))):
+            raise ValueError(f"text in place of a number: {row!r:.200}")
+        yield row._mapping  # noqa: SLF001 - the public name of a row as a mapping
 
 
 def _candidate(row: dict[str, Any]) -> Candidate:

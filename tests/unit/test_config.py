@@ -116,6 +116,17 @@ def test_the_paper_adapts_all_seven_projections() -> None:
         ("finetune.lr=nan", "finetune.lr", "finite number"),
         ("finetune.target_modules=[]", "finetune.target_modules", "at least 1 item"),
         ("seed=-1", "seed", "greater than or equal to 0"),
+        ("seed=true", "seed", "a number, not true or false"),
+        ("finetune.max_steps=false", "finetune.max_steps", "a number, not true or false"),
+        ("seed=" + "9" * 6000, "seed", "integer"),
+        ("seed=" + "[" * 9000, "seed", "integer"),
+        ("sandbox.memory_mb=99999999999", "sandbox.memory_mb", "less than or equal to 16777216"),
+        ("sandbox.build_seconds=1e300", "sandbox.build_seconds", "less than or equal to 604800"),
+        ("loop.completions=10000000000", "loop.completions", "less than or equal to 100000"),
+        ("novelty.permutations=1000000", "novelty.permutations", "less than or equal to 4096"),
+        ("llm=smollm2", "llm", "a section with keys of its own"),
+        ("finetune.target_modules=q_proj", "finetune.target_modules", "a list"),
+        ("llm.revision=main", "llm.revision", "Hugging Face Hub"),
     ],
 )
 def test_impossible_values_are_refused_naming_key_and_what_is_allowed(
@@ -126,6 +137,7 @@ def test_impossible_values_are_refused_naming_key_and_what_is_allowed(
     assert key in str(caught.value)
     assert allowed in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 700
 
 
 def test_replay_of_old_pairs_needs_the_previous_adapter() -> None:
@@ -169,6 +181,11 @@ def test_an_override_may_set_nothing_and_the_last_one_wins() -> None:
         ("[loop", "not valid TOML"),
         ('preset = "papers"', "'papers' unknown; allowed: demo"),
         ("[loop]\ncycles = true\nrounds = 3", "loop.rounds: unknown key"),
+        ("[loop]\ncycles = 0", "mine.toml: loop.cycles"),
+        ("preset = 3", "preset: 3 unknown"),
+        ("preset = [[]]", "preset: [[]] unknown"),
+        ("seed = " + "[" * 9000, "mine.toml: not valid TOML: nested too deep"),
+        ("seed = " + "9" * 6000, "mine.toml: not valid TOML"),
     ],
 )
 def test_a_faulty_file_is_named(tmp_path: Path, text: str, what: str) -> None:
@@ -177,6 +194,27 @@ def test_a_faulty_file_is_named(tmp_path: Path, text: str, what: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     assert what in str(caught.value)
+
+
+def test_a_fault_of_the_command_line_is_not_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("\ufeff[loop]\ncycles = 3\n", "utf-8")
+    assert load_config(path).loop.cycles == 3, "with a byte order mark"
+    with pytest.raises(ConfigError, match=r"^loop\.cycles"):
+        load_config(path, ["loop.cycles=0"])
+    with pytest.raises(ConfigError, match=r"^task\.max_params"):
+        load_config(path, flags={"task.max_params": 0})
+
+
+def test_a_run_is_no_configuration_file(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=f"--run-dir {tmp_path}"):
+        load_config(tmp_path)
+
+
+def test_text_of_several_lines_stays_whole() -> None:
+    text = "3\nseed = 5\n{dataset}"
+    assert load_config("smoke", [f"prompt.user={text}"]).prompt.user == text
 
 
 def test_an_absent_file_is_refused_with_the_presets() -> None:

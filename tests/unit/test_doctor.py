@@ -108,7 +108,7 @@ def test_a_local_llm_is_measured_by_its_own_shape(tmp_path: Path) -> None:
     [
         ("llm.warm_start=no-such-adapter", "warm-start adapter", "no-such-adapter"),
         ("task.name=no-such-task", "task", "no-such-task"),
-        ("sandbox.workers=100000", "memory", "100000 candidates"),
+        ("sandbox.workers=1024", "memory", "1024 candidates"),
     ],
 )
 def test_what_is_wrong_is_named(override: str, name: str, what: str) -> None:

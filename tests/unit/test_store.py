@@ -390,6 +390,34 @@ def test_damaged_pages_are_one_clear_line(tmp_path: Path) -> None:
         store.completions(1)
 
 
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("candidates.outcome", "splendid"),
+        ("candidates.flags", "{"),
+        ("candidates.flags", "5"),
+        ("candidates.n_params", "many"),
+        ("candidates.first_epoch_accuracy", "high"),
+        ("completions.n_tokens", "few"),
+        ("cycles.accuracies", "5"),
+        ("cycles.n_valid", "all"),
+        ("meta.value", "{"),
+    ],
+)
+def test_a_damaged_row_is_one_clear_line(tmp_path: Path, column: str, value: str) -> None:
+    path = tmp_path / "run.db"
+    with Store(path) as store:
+        store.add_completions([make_completion(1, 0)])
+        judge(store, 1, 0, FAILED)
+        store.commit_cycle(make_stats(1, {"train_error": 1}), [])
+    table, name = column.split(".")
+    with sqlite3.connect(path) as db:
+        db.execute(f"UPDATE {table} SET {name} = ?", (value,))  # noqa: S608
+    with pytest.raises(UsageError, match=r"run\.db: ") as fault, Store(path) as store:
+        store.candidates(), store.completions(1), store.cycles()
+    assert "\n" not in str(fault.value)
+
+
 def test_reading_needs_a_database_and_changes_none(tmp_path: Path) -> None:
     folder = tmp_path / "a run? 100%"
     folder.mkdir()

@@ -20,7 +20,7 @@ _ADAPTER = click.option(
 
 
 @click.command("generate")
-@click.option("-n", "--count", default=4, show_default=True, type=click.IntRange(1))
+@click.option("-n", "--count", default=4, show_default=True, type=click.IntRange(1, 100_000))
 @_ADAPTER
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Write the code here."

@@ -67,7 +67,7 @@ def _row(candidate: Candidate, file: str) -> dict[str, object]:
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 1000),
     default=1,
     show_default=True,
     help="Train with this many seeds: the mean accuracy and its 95 % interval.",
