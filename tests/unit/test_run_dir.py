@@ -105,9 +105,10 @@ def test_state_follows_the_lock_and_the_store(run_dir: RunDir) -> None:
             holder.kill()
             holder.communicate()
         assert run.state() == "interrupted", "a killed process holds nothing"
-        with run_dir.lock(), Store(run_dir.database) as store:
+        holding = run_dir.lock()
+        with holding, Store(run_dir.database) as store:
             store.set_meta(FINISHED, "2026-01-01T00:00:00+00:00")
-        assert not run_dir.is_locked()
+        assert not run_dir.is_locked(), "held until the end of the with statement only"
         assert run.state() == "finished"
 
 
