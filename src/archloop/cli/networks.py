@@ -103,10 +103,11 @@ def evaluate_command(
         )
         for done, candidate in enumerate(evaluate_many(named, config, seeds=seeds), 1):
             n_valid += candidate.outcome.is_valid
-            if as_json:
-                echo_json(_row(candidate, candidate.id))
-            else:
-                echo_text(_line(candidate))
+            with screen.aside():
+                if as_json:
+                    echo_json(_row(candidate, candidate.id))
+                else:
+                    echo_text(_line(candidate))
             screen.update(
                 Progress("evaluate", done=done, total=len(named), unit="networks", n_valid=n_valid)
             )
