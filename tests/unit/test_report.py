@@ -354,3 +354,14 @@ def test_durations_read_well(seconds: float | None, text: str) -> None:
 def test_an_interval_of_a_mean_ends_where_a_share_can() -> None:
     assert mean(Mean.of([0.6, 0.85])) == "72.50 [0.00, 100.00]"
     assert mean(Mean.of([0.5, 0.5, 0.6])) == "53.33 [38.99, 67.68]"
+
+
+def test_intervals_of_means_are_the_same_everywhere(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", [([0.6, 0.85], 2)])
+    rows = read_csv(write_report([root], tmp_path / "out")[1])
+    assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == ("0.0", "1.0")
+    with Run.open(root) as opened:
+        (cycle,) = status_json(opened)["cycles"]
+        table = format_cycle_table(opened.cycles(), CONFIG)
+    assert cycle["mean_accuracy"]["interval"] == [0.0, 1.0]
+    assert list(table.columns[4].cells) == ["72.5 [0, 100]"]
