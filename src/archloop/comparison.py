@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from archloop.code_policy import check
 from archloop.config import RunConfig
@@ -11,13 +12,17 @@ from archloop.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
 from archloop.seeds.build import PROBE_SUBJECT
-from archloop.types import Candidate, GraphSketch, Outcome
+from archloop.types import Candidate, GraphSketch, NoveltyScores, Outcome
 
 
 def compare_files(
     sources: Sequence[tuple[str, str]], known: dict[str, str], config: RunConfig, *, graphs: bool
 ) -> Iterator[tuple[Candidate, str | None]]:
     """Each network's row, and the source of the most similar known one.
+
+    A similarity of the row is ``None`` where no neighbour was retrieved: there is none as similar
+    as ``novelty.lsh_threshold``, with a chance of 99 % or more, and what is less similar is often
+    not retrieved. (A run keeps 0.0 there, as in the paper's log.)
 
     Args:
         sources: (name, code) of the networks, in the order in which they count.
@@ -64,10 +69,16 @@ def compare_files(
                 outcome=Outcome.NEAR_DUPLICATE if near else Outcome.VALID,
                 rejection_count=rejected,
                 graph=graph,
-                **scores.for_row(),
+                **_retrieved(scores),
             ),
             None if scores.nearest is None else (known | sound)[scores.nearest],
         )
         rejected = rejected + 1 if near else 0
         if not near:
             judge.accept(name, code, graph)
+
+
+def _retrieved(scores: NoveltyScores) -> dict[str, Any]:
+    """The fields of a row, without the similarities that stand for no neighbour."""
+    fields = scores.for_row()
+    return {k: None if k.startswith("nn_") and not v else v for k, v in fields.items()}

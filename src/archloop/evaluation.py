@@ -16,7 +16,7 @@ from archloop.errors import UsageError
 from archloop.executors import Finished, build_executor
 from archloop.hints import hint
 from archloop.sandbox import Sandbox
-from archloop.stats import t_interval
+from archloop.stats import share_interval
 from archloop.tasks import load_task
 from archloop.types import Candidate, TaskData, Verdict
 
@@ -36,7 +36,7 @@ class Evaluation(Candidate):
     accuracies: tuple[float, ...] = ()
     """One for each seed."""
     accuracy_interval: tuple[float, float] | None = None
-    """Student-t 95 % interval of the mean; with two seeds or more."""
+    """Student-t 95 % interval of the mean, cut to 0..1; with two seeds or more."""
     hint: str | None = None
     """What its author should change."""
     output: str | None = None
@@ -141,7 +141,7 @@ def _row(
         harness_accuracy=round(fmean(fixed), 6) if fixed and scores else None,
         flags=found,
         accuracies=scores,
-        accuracy_interval=t_interval(scores) if len(scores) > 1 else None,
+        accuracy_interval=share_interval(scores),
         hint=hint(verdict.outcome, verdict.error, found),
         output=verdict.output,
         graph=verdict.graph,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from archloop.config import RunConfig
 from archloop.corpus import read_pairs, seeds_to_judge
+from archloop.errors import UsageError
 from archloop.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
@@ -29,14 +30,14 @@ def rejudge(root: Path, config: RunConfig) -> Iterator[tuple[Candidate, Candidat
         config: Its ``novelty``, ``selection`` and ``sandbox`` sections count.
 
     Raises:
-        UsageError: The folder is no run.
+        UsageError: The folder is no run, or no cycle of it is committed.
     """
     with Run.open(root) as run:
         cycles = [stats.cycle for stats in run.cycles()]
         candidates = run.store.candidates()
         size = run.store.get_meta(TASK_SIZE)
     if not cycles:
-        return
+        raise UsageError(f"{root}: no cycle is committed, so there is nothing to judge again")
     seeds = seeds_to_judge(read_pairs(RunDir(root).corpus(1)))
     graphs = graphs_of(
         list(seeds.values()),

@@ -41,8 +41,8 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
 def t_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:
     """Student-t interval of a mean: mean +- t * s / sqrt(n) (paper, equation 3).
 
-    The interval is not cut to 0..1, as a mean of accuracies has no reason to be near the ends. One
-    value says nothing about the spread: the interval is (-inf, inf). So do no values at all.
+    The interval is not cut to the values' range; :func:`share_interval` is. One value says nothing
+    about the spread: the interval is (-inf, inf). So do no values at all.
 
     Args:
         values: The sample, for example first-epoch accuracies as fractions.
@@ -66,6 +66,24 @@ def t_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float
     mean = fmean(sample)
     half = float(stdtrit(n - 1, 0.5 + confidence / 2)) * stdev(sample, mean) / math.sqrt(n)
     return (mean - half, mean + half)
+
+
+def share_interval(shares: Iterable[float]) -> tuple[float, float] | None:
+    """Student-t 95 % interval of a mean of rates or accuracies.
+
+    Of few values it would go beyond what a mean of shares can be, so it is cut to 0..1.
+
+    Args:
+        shares: Fractions in 0..1.
+
+    Returns:
+        Low and high end as fractions in 0..1; ``None`` with fewer than two values.
+
+    Raises:
+        ValueError: A value is not finite.
+    """
+    low, high = t_interval(shares)
+    return (max(0.0, low), min(1.0, high)) if math.isfinite(low) else None
 
 
 def _check_confidence(confidence: float) -> None:

@@ -54,6 +54,7 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["run", "smoke", "--run-dir", "net.py/run"], "Not a directory: 'net.py/run'"),
         (["run", "--run-dir", "broken"], "broken/config.json: not a run's configuration"),
         (["status", "broken"], "broken/config.json: not a run's configuration"),
+        (["novelty", "net.py", "--against", "empty.jsonl"], "empty.jsonl: no network to compare"),
         (["novelty", "net.py", "--against", "text.gz"], "text.gz: not a readable corpus file"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
         (["evaluate", ".", "--seeds", "0"], "--seeds"),
@@ -65,6 +66,7 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     arguments: list[str], said: str, tmp_path: Path
 ) -> None:
     (tmp_path / "net.py").touch()
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "text.gz").write_text("no gzip")
     finished_run(tmp_path / "broken").config.write_text("{")
     done = archloop(*arguments, cwd=tmp_path)
@@ -157,6 +159,11 @@ def test_novelty_compares_with_the_corpus_and_the_files_before(tmp_path: Path) -
     assert torn["outcome"] == "syntax_error"
     shown = archloop("novelty", "copy.py", "--against", "corpus.jsonl", cwd=tmp_path)
     assert "(the same once cleaned)" in shown.stdout
+    # The seed is too different to be retrieved, and nothing was accepted before.
+    assert (fresh_row["nn_jaccard_train"], fresh_row["nn_normalized_gen"]) == (None, None)
+    alone = archloop("novelty", "fresh.py", "--against", "corpus.jsonl", cwd=tmp_path)
+    none = "no neighbour found"
+    assert alone.stdout == f"fresh.py: J_train {none}, J_gen {none}, nearest -\n"
 
 
 def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from test_report import make_run
 
 from archloop.config import load_config
+from archloop.errors import UsageError
 from archloop.rejudge import rejudge
 from archloop.run_dir import TASK_SIZE, RunDir
 from archloop.store import Store
@@ -44,7 +45,8 @@ def test_a_run_without_a_committed_cycle_has_nothing_to_judge_again(tmp_path: Pa
     paths.config.write_text(config.model_dump_json(), "utf-8")
     with Store(paths.database) as store:
         store.add_completions([Completion(1, 0, "text", 5, 3, "stop")])
-    assert list(rejudge(paths.root, config)) == []
+    with pytest.raises(UsageError, match="no cycle is committed"):
+        next(rejudge(paths.root, config))
     done = judged_again(paths.root)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == "0 outcomes differ; accepted 0 -> 0\n"
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"archloop: {paths.root}: no cycle is committed")

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import random
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -354,3 +356,52 @@ def test_durations_read_well(seconds: float | None, text: str) -> None:
 def test_an_interval_of_a_mean_ends_where_a_share_can() -> None:
     assert mean(Mean.of([0.6, 0.85])) == "72.50 [0.00, 100.00]"
     assert mean(Mean.of([0.5, 0.5, 0.6])) == "53.33 [38.99, 67.68]"
+
+
+def test_intervals_of_means_are_the_same_everywhere(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run", [([0.6, 0.85], 2)])
+    rows = read_csv(write_report([root], tmp_path / "out")[1])
+    assert (rows[0]["accuracy_low"], rows[0]["accuracy_high"]) == ("0.0", "1.0")
+    with Run.open(root) as opened:
+        (cycle,) = status_json(opened)["cycles"]
+        table = format_cycle_table(opened.cycles(), CONFIG)
+    assert cycle["mean_accuracy"]["interval"] == [0.0, 1.0]
+    assert list(table.columns[4].cells) == ["72.5 [0, 100]"]
+
+
+def test_a_report_takes_the_place_of_the_one_before_and_of_nothing_else(
+    run: Path, tmp_path: Path
+) -> None:
+    second, out = make_run(tmp_path / "second", [([0.5], 4)]), tmp_path / "out"
+    write_report([run, second], out)
+    (out / "cycles-mine.svg").touch()
+    (out / "timeline-2.svg").touch()
+    files = write_report([run], out)
+    assert sorted(out.iterdir()) == sorted([*files, out / "cycles-mine.svg"])
+
+
+@pytest.mark.parametrize("again", ["first", "link"])
+def test_a_run_is_reported_once(run: Path, tmp_path: Path, again: str) -> None:
+    (tmp_path / "link").symlink_to(run)
+    with pytest.raises(UsageError, match=f"{again}: named more than once"):
+        write_report([tmp_path / again, run], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_full_disk_leaves_what_was_there(run: Path, tmp_path: Path, new: bool) -> None:
+    """The process may write no file as large as the drawing is; the database needs 32 KiB."""
+    out = tmp_path / "deep" / "out"
+    if not new:
+        out.mkdir(parents=True)
+        (out / "report.md").write_text("old")
+    limit = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (36_000, 36_000))"
+    code = f"{limit}; from archloop.cli import main; main()"
+    command = [sys.executable, "-P", "-c", code, "report", str(run), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if new:
+        assert not (tmp_path / "deep").exists()
+    else:
+        assert [(path.name, path.read_text()) for path in out.iterdir()] == [("report.md", "old")]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"archloop: [Errno 27] File too large: '{out}'\n"

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from archloop.stats import t_interval, wilson_interval
+from archloop.stats import share_interval, t_interval, wilson_interval
 
 
 def percent(interval: tuple[float, float]) -> list[float]:
@@ -83,6 +83,12 @@ def test_t_of_too_few_values_says_nothing() -> None:
     assert t_interval([0.5, 0.5]) == (0.5, 0.5)
     with pytest.raises(ValueError, match="finite"):
         t_interval([0.5, math.nan])
+
+
+def test_an_interval_of_shares_ends_where_shares_do() -> None:
+    assert share_interval([0.5]) is None
+    assert share_interval([0.6, 0.85]) == (0.0, 1.0)
+    assert share_interval([0.5, 0.5, 0.6]) == t_interval([0.5, 0.5, 0.6])
 
 
 def test_importing_stats_loads_no_scipy() -> None:

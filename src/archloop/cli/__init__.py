@@ -26,6 +26,9 @@ from archloop.errors import ArchloopError, UsageError
 
 logger = logging.getLogger(__name__)
 
+_UNKNOWN = "backslashreplace"
+"""What becomes of a character that the encoding of a stream lacks: nothing ends for it."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="archloop")
@@ -59,6 +62,18 @@ for command in (
     cli.add_command(command)
 
 
+class _Stderr(io.FileIO):
+    """Stderr without faults: progress that nobody can read ends no run of a week."""
+
+    def write(self, data: Any) -> int:
+        """Write what can be written; of the rest nobody is told, as there is nowhere to say it."""
+        try:
+            written = super().write(data)
+        except OSError:
+            written = None
+        return memoryview(data).nbytes if written is None else written
+
+
 class _Stdout(io.FileIO):
     """Stdout with its faults dealt with here: click and rich make code 1 of a reader that left."""
 
@@ -87,19 +102,33 @@ def _open_missing_streams() -> None:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
 
 
+def _one_line(error: click.ClickException) -> str:
+    """What click found wrong with the usage, and where to read what would be right."""
+    said = " ".join(error.format_message().split()).removesuffix(".")
+    said = said[:1].lower() + said[1:]
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    return f"{said}; see '{context.command_path} --help'" if context else said
+
+
 def main() -> None:
     """The ``archloop`` command."""
     _open_missing_streams()
     if sys.stdout:  # None where the process was started without one
         raw = io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False))
-        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, sys.stdout.errors)
+        sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, _UNKNOWN)
+    if sys.stderr:
+        err = io.BufferedWriter(_Stderr(sys.stderr.fileno(), "w", closefd=False))
+        sys.stderr = io.TextIOWrapper(err, sys.stderr.encoding, _UNKNOWN, line_buffering=True)
     try:
         cli.main(standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; the same command goes on from here", err=True)
+    except click.ClickException as error:
+        echo_text(f"archloop: {_one_line(error)}", err=True)
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt) as error:
+        echo_text("; ".join(["interrupted", *map(str, error.args)]), err=True)
         sys.exit(130)
     except UsageError as error:
         echo_text(f"archloop: {error}", err=True)

@@ -70,7 +70,7 @@ def build_command(
         for part in SHARES:
             write_pairs(out / f"{part}.jsonl", (p for p in pairs if p.meta["split"] == part))
     echo_text(corpus.report_markdown.read_text("utf-8"))
-    click.echo(str(out / corpus.pairs_file.name))
+    echo_text(str(out / corpus.pairs_file.name))
 
 
 @corpus_group.command("export")
@@ -86,4 +86,4 @@ def export_command(run: Path, out: Path, prefix: str) -> None:
 
     with Run.open(run) as opened:
         names = export_run(opened, out, prefix)
-    click.echo(f"{len(names)} networks in {out}")
+    echo_text(f"{len(names)} networks in {out}")

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import config_option, echo_json, echo_text, json_option, set_option
+from archloop.cli.options import (
+    config_option,
+    echo_json,
+    echo_text,
+    json_option,
+    resumable,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from archloop.types import Completion
@@ -72,7 +79,8 @@ def generate_command(
                 if sampled.completion is not None:
                     done += 1
                     screen.update(Progress("generate", done=done, total=count, unit="completions"))
-                    _show(sampled.completion, out, as_json)
+                    with screen.aside():
+                        _show(sampled.completion, out, as_json)
         finally:
             if spent is not None:
                 screen.message(spending_line(spent, priced=config.openai.has_prices))
@@ -92,7 +100,7 @@ def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
         row |= {"finish_reason": completion.finish_reason, "file": str(file) if file else None}
         echo_json(row)
     elif file:
-        click.echo(str(file))
+        echo_text(str(file))
     else:
         echo_text(f"# completion {completion.index}\n{code or completion.text}\n")
 
@@ -140,7 +148,7 @@ def finetune_command(
         seed=config.seed,
         parent=resolve_adapter(parent) if parent else None,
     )
-    with open_screen() as screen:
+    with resumable(), open_screen() as screen:
         screen.update(Progress("fine-tune", detail="loading the LLM"))
 
         def show(p: FinetuneProgress) -> None:
@@ -159,7 +167,7 @@ def finetune_command(
     if as_json:
         echo_json(result.to_json())
     else:
-        click.echo(
+        echo_text(
             f"{result.adapter}: {result.n_pairs} pairs ({result.n_too_long} too long), "
             f"{result.steps} steps, loss {result.loss:.4f}, {result.seconds:.0f} s"
         )

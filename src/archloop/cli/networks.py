@@ -103,10 +103,11 @@ def evaluate_command(
         )
         for done, candidate in enumerate(evaluate_many(named, config, seeds=seeds), 1):
             n_valid += candidate.outcome.is_valid
-            if as_json:
-                echo_json(_row(candidate, candidate.id))
-            else:
-                echo_text(_line(candidate))
+            with screen.aside():
+                if as_json:
+                    echo_json(_row(candidate, candidate.id))
+                else:
+                    echo_text(_line(candidate))
             screen.update(
                 Progress("evaluate", done=done, total=len(named), unit="networks", n_valid=n_valid)
             )
@@ -168,6 +169,9 @@ def novelty_command(
 
     Networks that are no near-duplicate count as accepted for the ones after them. With --rejudge
     nothing is trained again: the run's stored scores, sources and graphs are enough.
+
+    "No neighbour found" means none as similar as novelty.lsh_threshold; less similar ones are
+    retrieved by chance only. With --json such a similarity is null.
     """
     from archloop.config import load_config
     from archloop.errors import UsageError
@@ -183,6 +187,8 @@ def novelty_command(
     from archloop.corpus import distinct_codes, read_pairs
 
     known = dict(distinct_codes(read_pairs(against)))
+    if not known:
+        raise UsageError(f"{against}: no network to compare with; expected chat rows with code")
     for row, nearest in compare_files(_read_sources(paths), known, config, graphs=graph):
         if as_json:
             echo_json(_row(row, row.id))
@@ -196,13 +202,18 @@ def _novelty_line(row: Candidate) -> str:
     if row.error:
         return f"{row.id}: {row.outcome.value}: {row.error}"
     text = (
-        f"{row.id}: J_train {row.nn_jaccard_train:.4f}, J_gen {row.nn_jaccard_gen:.4f}, "
-        f"nearest {row.nearest or '-'}"
+        f"{row.id}: J_train {_similarity(row.nn_jaccard_train)}, "
+        f"J_gen {_similarity(row.nn_jaccard_gen)}, nearest {row.nearest or '-'}"
     )
-    if row.nn_graph_train is not None:
-        text += f"; graph {max(row.nn_graph_train, row.nn_graph_gen or 0.0):.4f}"
+    if row.graph is not None:
+        graph = max(row.nn_graph_train or 0.0, row.nn_graph_gen or 0.0)
+        text += f"; graph {_similarity(graph or None)}"
         text += f", nearest {row.nearest_graph or '-'}"
     return text + (" (near-duplicate)" if row.outcome.value == "near_duplicate" else "")
+
+
+def _similarity(value: float | None) -> str:
+    return "no neighbour found" if value is None else f"{value:.4f}"
 
 
 def _diff(row: Candidate, nearest: str) -> str:
@@ -235,8 +246,8 @@ def _rejudge(run: Path, config: RunConfig, *, as_json: bool) -> None:
         if as_json:
             echo_json(after.to_json() | {"outcome_before": before.outcome.value})
         elif before.outcome is not after.outcome:
-            click.echo(f"{after.id}: {before.outcome.value} -> {after.outcome.value}")
+            echo_text(f"{after.id}: {before.outcome.value} -> {after.outcome.value}")
     if not as_json:
-        click.echo(
+        echo_text(
             f"{changed} outcomes differ; accepted {accepted['before']} -> {accepted['after']}"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,11 +58,22 @@ def json_option(command: Command) -> Command:
     )(command)
 
 
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Around work that is kept when it is interrupted, which is said then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo(err=True)  # ends the line of the terminal's ^C, as click does for other commands
+        raise click.Abort("the same command goes on from here") from None
+
+
 def echo_text(text: str, *, err: bool = False) -> None:
     """Text that may be of others, a network's or a server's: a terminal obeys none of it."""
     from archloop.sandbox.text import printable
 
-    click.echo(printable(text), err=err)
+    # Named, as click would write UTF-8 to a stream whose encoding is ASCII.
+    click.echo(printable(text), file=sys.stderr if err else sys.stdout)
 
 
 def echo_json(row: Mapping[str, Any]) -> None:

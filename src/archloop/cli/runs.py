@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import configuration, echo_json, json_option, set_option
+from archloop.cli.options import (
+    configuration,
+    echo_json,
+    echo_text,
+    json_option,
+    resumable,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,41 +35,67 @@ def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, 
 
     Without an argument: the embedded preset, or what the run directory began with.
     """
-    from rich.console import Console
-
-    from archloop.cli.screen import open_screen
+    from archloop.cli.screen import open_console, open_screen
     from archloop.loop import run
 
     run_dir = run_dir or Path("runs") / Path(source or "embedded").stem
     config = configuration(source, run_dir, overrides)
-    with open_screen() as screen:
+    with resumable(), open_screen() as screen:
         finished = run(config, run_dir, screen)
     with finished:
-        _show_end(finished, Console(markup=False))
+        _show_end(finished, open_console())
 
 
 def _show_end(run: Run, console: Console) -> None:
     """The table of cycles, the best network and where everything lies."""
-    from rich.syntax import Syntax
+    from archloop.report import outcome_counts
 
-    from archloop.report import format_cycle_table
-    from archloop.sandbox.text import printable
-
-    console.print(format_cycle_table(run.cycles(), run.config))
+    _show_cycles(run, console)
     _show_spending(run, console)
-    valid = [c for c in run.store.candidates() if c.first_epoch_accuracy is not None]
+    candidates = run.store.candidates()
+    valid = [c for c in candidates if c.first_epoch_accuracy is not None]
     if valid:
         best = max(valid, key=lambda c: c.first_epoch_accuracy or 0.0)
         console.print(
             f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}, "
             f"{best.n_params:,} parameters"
         )
-        console.print(Syntax(printable(best.code or ""), "python", background_color="default"))
+        _show_code(best.code or "", console)
     else:
-        console.print("No candidate was valid.")
+        console.print(f"No candidate was valid: {outcome_counts(candidates)}.", highlight=False)
     task = run.task()
     console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
     console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
+
+
+def _show_cycles(run: Run, console: Console) -> None:
+    """The table of cycles; on a terminal that is too narrow for it, a paragraph for each cycle."""
+    from archloop.cli.screen import ANY_WIDTH
+    from archloop.report import format_cycle_table, format_cycles
+
+    stats = run.cycles()
+    table = format_cycle_table(stats, run.config)
+    if not stats:
+        console.print("No cycle is committed yet.")
+        return
+    wanted = console.measure(table, options=console.options.update(width=ANY_WIDTH)).maximum
+    if wanted <= console.width:
+        console.print(table)
+    else:
+        console.print(format_cycles(stats, run.config), highlight=False)
+
+
+def _show_code(code: str, console: Console) -> None:
+    """The whole of a network: a terminal breaks its long lines, elsewhere it is the plain text."""
+    from rich.syntax import Syntax
+
+    from archloop.sandbox.text import printable
+
+    if console.is_terminal:
+        colours = Syntax("", "python", background_color="default")
+        console.print(colours.highlight(printable(code)), soft_wrap=True)
+    else:
+        echo_text(code)
 
 
 @click.command("status")
@@ -70,18 +103,19 @@ def _show_end(run: Run, console: Console) -> None:
 @json_option
 def status_command(run_dir: Path, as_json: bool) -> None:
     """Where a run stands, cycle by cycle."""
-    from rich.console import Console
-
-    from archloop.report import format_cycle_table, status_json
+    from archloop.cli.screen import open_console
+    from archloop.report import current_line, status_json
     from archloop.run_dir import Run
 
     with Run.open(run_dir) as run:
         if as_json:
             echo_json(status_json(run))
             return
-        console = Console(markup=False)
+        console = open_console()
         console.print(f"{run.paths.root}: {run.state()}", soft_wrap=True)
-        console.print(format_cycle_table(run.cycles(), run.config))
+        _show_cycles(run, console)
+        if line := current_line(run):
+            console.print(line, highlight=False)
         _show_spending(run, console)
 
 
@@ -107,4 +141,4 @@ def report_command(run_dirs: tuple[Path, ...], out: Path) -> None:
     from archloop.report import write_report
 
     for path in write_report(run_dirs, out):
-        click.echo(str(path))
+        echo_text(str(path))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -23,6 +25,8 @@ from archloop.progress import Progress
 
 _PLAIN_SECONDS = 15.0
 """Between two plain lines of the same stage."""
+ANY_WIDTH = 1000
+"""Columns of what is no terminal; rich would take those of another stream that is one, or 80."""
 
 
 def describe(progress: Progress) -> str:
@@ -51,7 +55,7 @@ class LiveScreen:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Bar(
-            SpinnerColumn(),
+            SpinnerColumn("dots" if console.encoding.startswith("utf") else "line"),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -60,6 +64,7 @@ class LiveScreen:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
+            redirect_stdout=False,  # rich would write it to stderr
         )
         self._task = self._bar.add_task("starting", total=None, facts="")
         self._shown = ""
@@ -78,6 +83,18 @@ class LiveScreen:
         """A line above the live one, which stays."""
         self._console.print(text, highlight=False)
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Without the live line, while stdout is written to, which may be the same terminal."""
+        self._hide()
+        yield
+        self._bar.update(self._task, visible=True)
+        self._bar.start()
+
+    def _hide(self) -> None:
+        self._bar.update(self._task, visible=False)
+        self._bar.stop()
+
     def __enter__(self) -> Self:
         self._bar.start()
         return self
@@ -88,8 +105,7 @@ class LiveScreen:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._bar.update(self._task, visible=False)
-        self._bar.stop()
+        self._hide()
 
 
 class PlainScreen:
@@ -120,6 +136,10 @@ class PlainScreen:
         """Print a line."""
         self._console.print(text, highlight=False, soft_wrap=True)
 
+    def aside(self) -> AbstractContextManager[None]:
+        """While stdout is written to: lines are in nobody's way."""
+        return nullcontext()
+
     def __enter__(self) -> Self:
         return self
 
@@ -132,7 +152,15 @@ class PlainScreen:
         pass
 
 
+def open_console() -> Console:
+    """For what is printed to stdout: the terminal's width counts where it is a terminal."""
+    console = Console(markup=False)
+    if not console.is_terminal:
+        console.width = ANY_WIDTH
+    return console
+
+
 def open_screen() -> LiveScreen | PlainScreen:
-    """The screen that fits stderr."""
+    """The screen that fits stderr: a line cannot live on a dumb terminal."""
     console = Console(stderr=True, markup=False)
-    return LiveScreen(console) if console.is_terminal else PlainScreen(console)
+    return LiveScreen(console) if console.is_interactive else PlainScreen(console)

@@ -1,6 +1,21 @@
 """What a run found out: tables for people (Markdown, terminal) and for programs (CSV, JSON)."""
 
 from archloop.report.document import write_report
-from archloop.report.status import format_cycle_table, spending_line, status_json
+from archloop.report.status import (
+    current_line,
+    format_cycle_table,
+    format_cycles,
+    outcome_counts,
+    spending_line,
+    status_json,
+)
 
-__all__ = ["format_cycle_table", "spending_line", "status_json", "write_report"]
+__all__ = [
+    "current_line",
+    "format_cycle_table",
+    "format_cycles",
+    "outcome_counts",
+    "spending_line",
+    "status_json",
+    "write_report",
+]

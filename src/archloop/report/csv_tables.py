@@ -1,4 +1,8 @@
-"""The report's figures as CSV: fractions, seconds, every k and n; not measured is an empty cell."""
+"""The report's figures as CSV: fractions, seconds, every k and n; not measured is an empty cell.
+
+``_low`` and ``_high`` are the ends of 95 % intervals, Wilson for rates and Student-t for means, the
+latter cut to 0..1 as everywhere else.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from archloop.report.csv_tables import csv_files
@@ -10,14 +13,18 @@ from archloop.report.figures import cycles_svg, timeline_svg
 from archloop.report.markdown import markdown
 from archloop.report.reported import read_runs
 
+_OF_ONE_RUN = re.compile(r"(cycles|timeline)-\d+\.svg")
+"""Files that a report has for each of its runs."""
+
 
 def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Write the report of the given runs into a folder, over an older report there.
+    """Write the report of the given runs into a folder, in the place of an older report there.
 
     ``report.md`` has the paper's table 2 for each run; ``cycles.csv``, ``totals.csv`` and
     ``outcomes.csv`` hold the same figures as fractions, with every k and n; ``candidates.csv`` has
     one row a candidate. Only committed cycles count in the first four. ``cycles-N.svg`` draws
-    the curves of the Nth run, ``timeline-N.svg`` when its work was done.
+    the curves of the Nth run, ``timeline-N.svg`` when its work was done. Nothing is changed before
+    all of it is on the disk; then drawings of runs that an older report had are removed.
 
     Args:
         runs: Run directories, running ones too.
@@ -27,21 +34,41 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
         The files written.
 
     Raises:
-        UsageError: One of the directories is no run.
+        UsageError: One of the directories is no run, or named twice.
     """
     reported = read_runs(runs)
-    out.mkdir(parents=True, exist_ok=True)
     files = {"report.md": markdown(reported), **csv_files(reported)}
     for number, run in enumerate(reported, start=1):
         if cycles := run.summary.cycles:
             files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles, run.thresholds)
         if run.spans:
             files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
-    return [_replace(out / name, text) for name, text in files.items()]
+    with _temporary(out) as folder:
+        for name, text in files.items():
+            (folder / name).write_text(text, "utf-8")
+        written = [(folder / name).replace(out / name) for name in files]
+    for path in out.iterdir():
+        if _OF_ONE_RUN.fullmatch(path.name) and path.name not in files:
+            path.unlink()
+    return written
 
 
-def _replace(path: Path, text: str) -> Path:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(text, "utf-8")
-    temporary.replace(path)
-    return path
+@contextmanager
+def _temporary(out: Path) -> Iterator[Path]:
+    """A folder in ``out``; after a fault there is nothing of it, nor an ``out`` made for it."""
+    folder = out / ".report.part"
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    shutil.rmtree(folder, ignore_errors=True)  # left by a kill
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()
+        yield folder
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
+        if isinstance(error, OSError) and error.filename is None:  # of a full disk
+            error.filename = str(out)
+        raise
+    folder.rmdir()

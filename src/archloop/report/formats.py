@@ -26,9 +26,8 @@ def proportion(value: Proportion) -> str:
 
 
 def mean(value: Mean) -> str:
-    """``28.06 [25.10, 31.02]``, in percent; of few values the interval would go beyond 0 to 100."""
-    cut = value.interval and (max(0.0, value.interval[0]), min(1.0, value.interval[1]))
-    return f"{percent(value.value)}{bracket(cut, 2)}"
+    """``28.06 [25.10, 31.02]``, in percent."""
+    return f"{percent(value.value)}{bracket(value.interval, 2)}"
 
 
 def count(value: int | None) -> str:

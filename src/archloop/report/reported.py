@@ -10,6 +10,7 @@ from typing import Any
 from archloop.config import RunConfig
 from archloop.corpus import distinct_codes, read_pairs
 from archloop.diversity import Diversity, Network, Seeds, of_cycles
+from archloop.errors import UsageError
 from archloop.generation.temperature import temperature_of
 from archloop.graphs import traced_before
 from archloop.report.status import spending_of
@@ -54,8 +55,12 @@ def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
     """Read the given run directories.
 
     Raises:
-        UsageError: One of them is no run.
+        UsageError: One of them is no run, or named twice.
     """
+    folders = [path.resolve() for path in runs]
+    for path, folder in zip(runs, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UsageError(f"{path}: named more than once; name each run once")
     return [_read(label, path) for label, path in zip(_labels(runs), runs, strict=True)]
 
 

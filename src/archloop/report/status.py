@@ -13,17 +13,38 @@ from archloop.report.formats import NOTHING, bracket, clock, count, floor, money
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
 from archloop.run_dir import Run
 from archloop.spending import Spent
-from archloop.types import CycleStats
+from archloop.types import Candidate, CycleStats
+
+_ALL = "all"
+"""Stands for the number of a cycle in the row of all."""
+_MOST_OUTCOMES = 5
 
 
 def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
     """The committed cycles as a table for the terminal, with the whole run in the last row.
 
     Fits 80 columns. Brackets hold Wilson 95 % intervals, after the sign is the half width of a
-    Student-t 95 % interval; time is h:mm:ss.
+    Student-t 95 % interval, or brackets hold one that ends at 0 or 100; time is h:mm:ss.
     """
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
-    for heading in (
+    for heading in _headings(config):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in _rows(stats):
+        table.add_row(*row, style="bold" if row[0] == _ALL else None)
+    return table
+
+
+def format_cycles(stats: Sequence[CycleStats], config: RunConfig) -> str:
+    """The figures of :func:`format_cycle_table` as a line for each cycle, to be wrapped."""
+    headings = [heading.replace("\n", " ") for heading in _headings(config)]
+    return "\n".join(
+        ", ".join(f"{name} {cell}" for name, cell in zip(headings, row, strict=True))
+        for row in _rows(stats)
+    )
+
+
+def _headings(config: RunConfig) -> tuple[str, ...]:
+    return (
         "cycle",
         "valid",
         "% [95 %]",
@@ -34,20 +55,21 @@ def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
         "accepted",
         "corpus",
         "time",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    )
+
+
+def _rows(stats: Sequence[CycleStats]) -> list[list[str]]:
+    """The cells of each cycle, and of more than one together."""
     whole = RunSummary.of(stats)
-    for cycle in whole.cycles:
-        table.add_row(str(cycle.stats.cycle), *_cells(cycle), end_section=cycle is whole.cycles[-1])
-    if len(whole.cycles) > 1:
-        table.add_row("all", *_total_cells(whole), style="bold")
-    return table
+    rows = [[str(cycle.stats.cycle), *_cells(cycle)] for cycle in whole.cycles]
+    return rows if len(rows) < 2 else [*rows, [_ALL, *_total_cells(whole)]]
 
 
 def status_json(run: Run) -> dict[str, Any]:
     """The one object of ``archloop status RUN --json``; fractions in 0..1, seconds.
 
-    ``cycles`` holds the committed cycles, ``current`` the one under way (``None`` between cycles),
+    ``cycles`` holds the committed cycles, ``current`` what there is of the one under way (``None``
+    where that is nothing), ``interval`` two ends within 0..1,
     ``spent`` what was used of the LLM's server (``None``: it is local).
     """
     config = run.config
@@ -112,6 +134,23 @@ def _current(run: Run, stats: Sequence[CycleStats]) -> dict[str, Any] | None:
     }
 
 
+def current_line(run: Run) -> str | None:
+    """What the store has of the cycle that is not committed; ``None``: nothing."""
+    found = _current(run, run.cycles())
+    if found is None:
+        return None
+    return (
+        f"cycle {found['cycle']}, not committed: {found['n_gen']} completions, "
+        f"{found['n_judged']} judged, {found['n_valid']} valid"
+    )
+
+
+def outcome_counts(candidates: Sequence[Candidate]) -> str:
+    """The most frequent outcomes in words, ``3 no_code, 1 timeout``."""
+    found = Counter(candidate.outcome.value for candidate in candidates)
+    return ", ".join(f"{n} {outcome}" for outcome, n in found.most_common(_MOST_OUTCOMES))
+
+
 def _cells(cycle: CycleSummary) -> list[str]:
     stats = cycle.stats
     return [
@@ -151,4 +190,7 @@ def _plus_minus(mean: Mean) -> str:
         return NOTHING
     if mean.interval is None:
         return percent(mean.value, 1)
-    return f"{percent(mean.value, 1)} ±{percent(mean.interval[1] - mean.value, 1)}"
+    low, high = mean.interval
+    if low <= 0.0 or high >= 1.0:  # cut there, so that the halves differ
+        return f"{percent(mean.value, 1)}{bracket(mean.interval, 0)}"
+    return f"{percent(mean.value, 1)} ±{percent(high - mean.value, 1)}"

@@ -6,7 +6,6 @@ sample does not give is ``None``.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from statistics import fmean, median
 from typing import Any, TypeVar
 
 from archloop.spending import Spent
-from archloop.stats import t_interval, wilson_interval
+from archloop.stats import share_interval, wilson_interval
 from archloop.types import CycleStats, Outcome
 
 Interval = tuple[float, float]
@@ -45,7 +44,7 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a sample, with its Student-t 95 % interval."""
+    """The mean of rates or accuracies, with its Student-t 95 % interval, cut to 0..1."""
 
     n: int
     value: float | None
@@ -57,8 +56,7 @@ class Mean:
         """The mean of the values; ``None`` without any."""
         if not values:
             return cls(0, None, None)
-        low, high = t_interval(values)
-        return cls(len(values), fmean(values), (low, high) if math.isfinite(low) else None)
+        return cls(len(values), fmean(values), share_interval(values))
 
     def to_json(self) -> dict[str, Any]:
         """``n``, ``value``, ``interval``."""
