@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,23 @@ def test_changed_keys_names_old_and_new() -> None:
     new = load_config("paper", ["loop.cycles=3", "task.image_size=64"])
     assert changed_keys(old, old) == []
     assert changed_keys(old, new) == ["loop.cycles: 22 -> 3", "task.image_size: None -> 64"]
+
+
+RUNS = Path(__file__).parents[2] / "docs" / "runs"
+
+
+@pytest.mark.parametrize(
+    ("source", "run"),
+    [
+        (RUNS / "embedded-22" / "config.toml", "embedded-22"),
+        (RUNS / "embedded-linear" / "config.toml", "embedded-linear"),
+        ("embedded", "embedded-linear"),
+    ],
+)
+def test_a_published_run_can_be_repeated(source: str | Path, run: str) -> None:
+    kept = resolve(json.loads((RUNS / run / "config.json").read_text()))
+    dtype = [f"llm.dtype={kept.llm.dtype}"]  # 'auto', as the machine took it
+    assert changed_keys(kept, load_config(source, dtype)) == []
 
 
 def test_the_digest_follows_the_content_alone() -> None:
