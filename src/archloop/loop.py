@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archloop import stages
+from archloop.assets import check_cache
 from archloop.config import RunConfig
 from archloop.context import RunContext, open_context
 from archloop.progress import Observer, Silent
@@ -43,6 +44,7 @@ def run(
 
 def run_cycles(run: RunContext) -> None:
     """All cycles that are not committed yet, then the end of the run."""
+    check_cache()
     run.pin()
     committed = {stats.cycle for stats in run.store.cycles()}
     for cycle in range(1, run.config.loop.cycles + 1):
