@@ -22,7 +22,7 @@ from archloop.corpus import accepted_pair, read_pairs, seed_pairs, seeds_to_judg
 from archloop.errors import DivergedError, NothingToLearnError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.graphs import graphs_of
-from archloop.llm import resolve_adapter
+from archloop.llm import check_adapter, resolve_adapter
 from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
 from archloop.progress import Progress
@@ -94,14 +94,21 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
     if training != corpus:
         file = file.with_name(f"cycle_{cycle:02d}.training.jsonl")
         write_pairs(file, training)
+    parent = run.paths.adapter(cycle - 1) if goes_on else None
+    return _fine_tuned(run, cycle, file, parent)
+
+
+def _fine_tuned(run: RunContext, cycle: int, corpus: Path, parent: Path | None) -> Path:
+    """The adapter that a cycle's fine-tune makes; the last one where it makes none."""
+    target = run.paths.adapter(cycle)
     job = FinetuneJob(
         model_dir=run.model_dir,
-        corpus=file,
+        corpus=corpus,
         output=target,
-        config=config,
+        config=run.config.finetune,
         dtype=run.config.llm.dtype,
         seed=run.seed("finetune", cycle),
-        parent=run.paths.adapter(cycle - 1) if goes_on else None,
+        parent=parent,
         lineage={"cycle": cycle, "corpus_of_run_sha256": sha256_of(run.paths.corpus(cycle))},
     )
 
@@ -166,6 +173,7 @@ def _not_learnt(run: RunContext, cycle: int) -> set[int]:
 
 
 def _copy_adapter(source: Path, target: Path, **notes: str) -> Path:
+    check_adapter(source)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)
