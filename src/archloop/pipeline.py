@@ -18,7 +18,7 @@ from pathlib import Path
 from archloop.chat import code_sha256, extract_code
 from archloop.code_policy import check
 from archloop.context import RunContext
-from archloop.errors import CapReachedError
+from archloop.errors import CapReachedError, UsageError
 from archloop.executors import Executor, Finished, build_executor
 from archloop.generation import SEPARATE, StoredText
 from archloop.generation.job import GenerationJob, Sampled, generate
@@ -167,7 +167,10 @@ class _Pipeline:
         source = self._run.config.generation.replay_from
         if self._run.config.generation.engine != "replay" or source is None:
             return None
-        with Store(RunDir(Path(source)).database, read_only=True) as store:
+        database = RunDir(Path(source)).database
+        if not database.is_file():
+            raise UsageError(f"generation.replay_from: no run in {Path(source).absolute()}")
+        with Store(database, read_only=True) as store:
             found = store.completions(self._cycle)
         return {c.index: (c.text, c.n_tokens, c.finish_reason) for c in found}
 

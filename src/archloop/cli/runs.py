@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from archloop.cli.options import configuration, echo_json, json_option, set_option
+from archloop.cli.options import FilePath, configuration, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("source", required=False, metavar="[CONFIG.toml|PRESET]")
 @click.option(
     "--run-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Where the run is kept [default: runs/NAME]. A run begun there goes on.",
 )
 @set_option
@@ -66,7 +66,7 @@ def _show_end(run: Run, console: Console) -> None:
 
 
 @click.command("status")
-@click.argument("run_dir", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run_dir", type=FilePath(), metavar="RUN")
 @json_option
 def status_command(run_dir: Path, as_json: bool) -> None:
     """Where a run stands, cycle by cycle."""
@@ -96,12 +96,8 @@ def _show_spending(run: Run, console: Console) -> None:
 
 
 @click.command("report")
-@click.argument(
-    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN..."
-)
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
-)
+@click.argument("run_dirs", nargs=-1, required=True, type=FilePath(), metavar="RUN...")
+@click.option("--out", required=True, type=FilePath(file_okay=False), metavar="DIR")
 def report_command(run_dirs: tuple[Path, ...], out: Path) -> None:
     """Write the tables of one or more runs as Markdown and CSV."""
     from archloop.report import write_report
