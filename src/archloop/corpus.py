@@ -20,6 +20,7 @@ from archloop.assets import cache_dir, lock
 from archloop.chat import code_sha256, extract_code, make_pair, pair_from_json
 from archloop.config import RunConfig, SandboxConfig, config_digest
 from archloop.errors import ConfigError, UsageError
+from archloop.files import replacing, write_text
 from archloop.llm import resolve_adapter, resolve_model
 from archloop.progress import Observer, Progress
 from archloop.prompts import PromptTemplate
@@ -79,7 +80,7 @@ def packaged_corpus(adapter: str) -> Path:
     Raises:
         ConfigError: The adapter has none.
     """
-    file = resolve_adapter(adapter) / "corpus.jsonl.gz"
+    file = resolve_adapter(adapter, "seeds.path") / "corpus.jsonl.gz"
     if not file.is_file():
         raise ConfigError(f"seeds.path: the adapter {adapter!r} comes without its corpus")
     return file
@@ -119,11 +120,10 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
                 processes=usable_cores(),
             )
             report.lemur_records = records.result() if records else None
-        corpus.folder.mkdir(parents=True, exist_ok=True)
         write_pairs(corpus.pairs_file, pairs)
-        corpus.report_markdown.write_text(report.to_markdown(), "utf-8")
+        write_text(corpus.report_markdown, report.to_markdown())
         # Last, as its presence says that the folder is whole.
-        corpus.report_json.write_text(json.dumps(report.to_json(), indent=2) + "\n", "utf-8")
+        write_text(corpus.report_json, json.dumps(report.to_json(), indent=2) + "\n")
     return corpus
 
 
@@ -243,10 +243,7 @@ def _open(file: Path) -> IO[str]:
 
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
-    """Write a corpus file: temporary file, then rename."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    with partial.open("w", encoding="utf-8") as sink:
+    """Write a corpus file, whole or not at all."""
+    with replacing(file) as sink:
         for pair in pairs:
             sink.write(json.dumps(pair.to_json(), ensure_ascii=False) + "\n")
-    partial.replace(file)

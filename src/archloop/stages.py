@@ -16,20 +16,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 from archloop import mix
-from archloop.assets import sha256_of
+from archloop.assets import check_cache, sha256_of
 from archloop.context import RunContext
 from archloop.corpus import accepted_pair, read_pairs, seed_pairs, seeds_to_judge, write_pairs
 from archloop.errors import ConfigError, DivergedError, NothingToLearnError, UsageError
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.generation import require_engine
 from archloop.graphs import graphs_of
-from archloop.llm import resolve_adapter
+from archloop.llm import check_adapter, resolve_adapter
 from archloop.novelty import NoveltyJudge
 from archloop.pipeline import Evaluated, generate_and_evaluate
 from archloop.progress import Progress
 from archloop.run_dir import CORPORA, RunDir
 from archloop.selection import ValidCandidate, select, threshold_of
-from archloop.store import Store
 from archloop.types import Candidate, ChatPair, CycleStats, Outcome, Span
 
 
@@ -37,15 +36,18 @@ def prepare(run: RunContext) -> None:
     """Find out now what a later stage could not do without, before anything is made.
 
     Raises:
-        UsageError: Naming the key: no such engine here, no such LLM, adapter, run or key.
+        UsageError: Naming the key: no such engine here, no such LLM, adapter, run or key; or the
+            cache cannot be written.
         AssetError: The LLM cannot be had.
     """
     config, warm = run.config, run.config.llm.warm_start
+    check_cache()
     require_engine(config.generation)
     if config.generation.engine == "openai":
         config.openai.api_key()
-    elif source := config.generation.replay_from:
-        Store(RunDir(Path(source)).database, read_only=True).close()
+    source = config.generation.replay_from
+    if source is not None and not RunDir(Path(source)).database.is_file():
+        raise UsageError(f"generation.replay_from: no run in {Path(source).absolute()}")
     if warm is not None:
         resolve_adapter(warm)
     elif has_adapter(run) and config.seeds.source == "none":
@@ -139,14 +141,21 @@ def adapter_of(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Path | No
     if training != corpus:
         file = file.with_name(f"cycle_{cycle:02d}.training.jsonl")
         write_pairs(file, training)
+    parent = run.paths.adapter(cycle - 1) if goes_on else None
+    return _fine_tuned(run, cycle, file, parent)
+
+
+def _fine_tuned(run: RunContext, cycle: int, corpus: Path, parent: Path | None) -> Path:
+    """The adapter that a cycle's fine-tune makes; the last one where it makes none."""
+    target = run.paths.adapter(cycle)
     job = FinetuneJob(
         model_dir=run.model_dir,
-        corpus=file,
+        corpus=corpus,
         output=target,
-        config=config,
+        config=run.config.finetune,
         dtype=run.config.llm.dtype,
         seed=run.seed("finetune", cycle),
-        parent=run.paths.adapter(cycle - 1) if goes_on else None,
+        parent=parent,
         lineage={"cycle": cycle, "corpus_of_run_sha256": sha256_of(run.paths.corpus(cycle))},
     )
 
@@ -211,6 +220,7 @@ def _not_learnt(run: RunContext, cycle: int) -> set[int]:
 
 
 def _copy_adapter(source: Path, target: Path, **notes: str) -> Path:
+    check_adapter(source)
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     shutil.copytree(source, partial)

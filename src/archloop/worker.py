@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
 from archloop import errors
-from archloop.errors import ArchloopError
+from archloop.errors import ArchloopError, UsageError
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,17 @@ def serve(work: Callable[[dict[str, Any], Emit], dict[str, Any]]) -> None:
 
         try:
             emit("result", work(job, emit))
-        except ArchloopError as error:
-            emit("error", {"message": str(error), "kind": _kind(error)})
+        except (ArchloopError, OSError) as error:
+            traceback.print_exc()
+            told = as_told(error)
+            emit("error", {"message": str(told), "kind": _kind(told)})
+
+
+def as_told(error: ArchloopError | OSError) -> ArchloopError:
+    """A fault as the main process raises it; a file that fails is bad input, as it is there."""
+    if isinstance(error, ArchloopError):
+        return error
+    return UsageError(" ".join(str(error).split()))
 
 
 def _kind(error: ArchloopError) -> str:

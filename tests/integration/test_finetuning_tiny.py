@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import resource
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +19,13 @@ from archloop.assets import sha256_of
 from archloop.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
 from archloop.corpus import write_pairs
-from archloop.errors import ConfigError, DivergedError, NothingToLearnError, UsageError
+from archloop.errors import (
+    ConfigError,
+    DivergedError,
+    MissingExtraError,
+    NothingToLearnError,
+    UsageError,
+)
 from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
@@ -244,6 +254,106 @@ def test_another_rank_than_the_parents_is_refused(job: Callable[..., FinetuneJob
     with pytest.raises(ConfigError, match=r"finetune\.lora_r"):
         finetune(other)
     assert not other.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("adapter_model.safetensors", "", "adapter_model.safetensors: no weights"),
+        ("adapter_config.json", "no", "adapter_config.json: no JSON"),
+        ("adapter_config.json", None, "parent: no adapter_config.json"),
+    ],
+)
+def test_a_damaged_parent_is_named(
+    job: Callable[..., FinetuneJob], name: str, content: str | None, said: str
+) -> None:
+    parent = finetune(job("parent", max_steps=1)).adapter
+    (parent / name).unlink()
+    if content is not None:
+        (parent / name).write_text(content)
+    other = replace(job("other"), parent=parent)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        finetune(other)
+    assert not other.output.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("model.safetensors", "hi", r"model\.safetensors: no weights"),
+        (
+            "config.json",
+            '{"model_type": "llama", "hidden_size": "x"}',
+            "llm: cannot be loaded: .*'x'",
+        ),
+        ("tokenizer.json", "{}", "llm: cannot be loaded: KeyError"),
+        ("tokenizer_config.json", "{}", "llm has no end token"),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_damaged_llm_is_named(
+    job: Callable[..., FinetuneJob],
+    processes: int,
+    name: str,
+    content: str,
+    said: str,
+    tmp_path: Path,
+) -> None:
+    whole = job("x", processes=processes)
+    folder = tmp_path / "llm"
+    shutil.copytree(whole.model_dir, folder)
+    (folder / name).write_text(content)
+    with pytest.raises(UsageError, match=said):
+        finetune(replace(whole, model_dir=folder))
+
+
+def test_a_disk_that_takes_no_more_is_named(
+    job: Callable[..., FinetuneJob], tmp_path: Path
+) -> None:
+    """Files are limited in its place: to less than a checkpoint, then to less than an adapter."""
+    full = job("full", max_steps=1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for size in (2000, 12_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+        try:
+            with pytest.raises(UsageError, match=r"full\.checkpoints: cannot be written: File too"):
+                finetune(full)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert [path.name for path in tmp_path.iterdir()] == ["full.checkpoints"]
+    assert finetune(full).adapter == full.output
+    assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_what_a_killed_fine_tune_of_two_processes_left_goes_with_the_next(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    def left() -> set[str]:
+        folders = Path(tempfile.gettempdir()), Path("/dev/shm")
+        return {
+            p.name
+            for f in folders
+            for p in f.iterdir()
+            if re.search(r"archloop-f|[.]mp-|torche", p.name)
+        }
+
+    before = left()
+    two = job("two", processes=2, batch_size=1)
+    kill_at(two, 1)
+    assert left() > before
+    finetune(replace(two, config=two.config.model_copy(update={"max_steps": 1})))
+    assert left() <= before
+
+
+def test_four_bits_need_bitsandbytes(
+    job: Callable[..., FinetuneJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = "import sys\nsys.modules['bitsandbytes'] = None\n"
+    (tmp_path / "sitecustomize.py").write_text(hidden)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    said = r"finetune\.quantization = 'nf4' needs: pip install 'archloop\[cuda\]'"
+    with pytest.raises(MissingExtraError, match=said):
+        finetune(job("nf4", quantization="nf4"))
 
 
 def test_a_diverged_fine_tune_leaves_no_adapter(job: Callable[..., FinetuneJob]) -> None:

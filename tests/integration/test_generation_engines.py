@@ -297,6 +297,56 @@ def test_a_broken_adapter_is_refused(
         load_language_model(tiny, folder, torch.float32)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{}", "llm: cannot be loaded: .*model_type"),
+        ("model.safetensors", "hi", r"model\.safetensors: no weights"),
+        ("model.safetensors", None, r"llm: cannot be loaded: .*no file named model\.safetensors"),
+        ("tokenizer.json", "no", r"tokenizer\.json: no JSON"),
+        ("generation_config.json", "no", r"generation_config\.json: no JSON"),
+    ],
+)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_damaged_llm_is_named(
+    engine: str, name: str, content: str | None, said: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "llm"
+    shutil.copytree(tiny, folder)
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_text(content)
+    with pytest.raises(UsageError, match=said):
+        build(engine, folder, None)
+
+
+def test_weights_of_another_size_than_configured_are_named(tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 80}))
+    with pytest.raises(UsageError, match="cannot be loaded: .*mismatch"):
+        load_language_model(tmp_path, None, torch.float32)
+
+
+def test_an_unknown_kind_of_adapter_is_named(tiny: Path, adapter: Path, tmp_path: Path) -> None:
+    shutil.copytree(adapter, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"peft_type": "LARO"}))
+    with pytest.raises(UsageError, match="adapter does not fit the LLM: 'LARO'"):
+        load_language_model(tiny, tmp_path, torch.float32)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="openvino-genai is for Linux")
+def test_merged_weights_that_a_kill_left_are_removed(
+    tiny: Path, adapter: Path, cache: Path
+) -> None:
+    left = cache / ".merged-left"
+    left.mkdir(parents=True)
+    (left / "openvino_model.bin").write_bytes(b"half")
+    build("openvino", tiny, adapter).close()
+    assert list(cache.glob(".merged-*")) == []
+
+
 def test_a_folder_without_adapter_is_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no adapter_config"):
         load_language_model(tiny, tmp_path, torch.float32)

@@ -19,7 +19,9 @@ from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from archloop import pipeline, stages
 from archloop.chat import make_pair, render_code
@@ -79,7 +81,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
             texts = enumerate(answers(cycle))
             store.add_completions([Completion(cycle, i, t, i, 100, "stop") for i, t in texts])
     (root / "adapter").mkdir()
-    (root / "adapter" / "adapter_config.json").write_text("{}")
+    (root / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"lora": np.zeros(1)}, root / "adapter" / "adapter_model.safetensors")
     prompt = PromptTemplate().render(CIFAR10, 500_000)
     write_pairs(root / "seeds.jsonl", [make_pair(prompt, network(init="self.seed = 1"), {})])
     return root
@@ -302,7 +305,7 @@ def test_what_cannot_be_run_can_be_corrected_before_anything_is_made(
         "or a folder": {"task": {"name": "2024"}},
         r"prompt\.user": {"prompt": {"user": "a network, please"}},
         "warm_start": {"llm": {"warm_start": "nowhere"}},
-        "nowhere/run.db": {"generation": replay},
+        "replay_from: no run in .*nowhere": {"generation": replay},
         "ARCHLOOP_TEST_UNSET": {
             "generation": {"engine": "openai"},
             "openai": remote,

@@ -34,6 +34,9 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
     )
 
 
+LLM = ("--set", "llm.model=llm")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -50,6 +53,14 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
         (["corpus", "build", "--source", "directory", "--path", "a😀", "--out", "x"], "a😀"),
+        (
+            ["corpus", "build", "--source", "directory:no", "--out", "x"],
+            "no such file or folder: /",
+        ),
+        (["corpus", "build", "--source", "", "--out", "x"], "--source"),
+        (["corpus", "build", "--source", "jsonl:c.jsonl", "--out", "."], "holds files already"),
+        (["corpus", "export", "whole", "--out", "x", "--prefix", "../../y"], "letters, digits"),
+        (["corpus", "export", "whole", "--out", "."], "holds files already"),
         (["evaluate", "net.py", "--task", "2024"], "or a folder"),
         (["run", "smoke", "--run-dir", "net.py/run"], "Not a directory: 'net.py/run'"),
         (["run", "--run-dir", "broken"], "broken/config.json: not a run's configuration"),
@@ -57,6 +68,17 @@ def archloop(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedPr
         (["novelty", "net.py", "--against", "empty.jsonl"], "empty.jsonl: no network to compare"),
         (["novelty", "net.py", "--against", "text.gz"], "text.gz: not a readable corpus file"),
         (["finetune", "--corpus", "c.jsonl", "--out", "."], "exists already"),
+        (["finetune", "--corpus", "c.jsonl", "--out", ""], "'--out': is empty"),
+        (
+            ["finetune", "--corpus", "c.jsonl", "--out", "x", "--adapter", ""],
+            "'--adapter': is empty",
+        ),
+        (
+            ["finetune", "--corpus", "c.jsonl", "--out", "x", "--adapter", "no"],
+            "--adapter: 'no' is",
+        ),
+        (["finetune", "--corpus", "c.jsonl", "--out", "x", *LLM], "model.safetensors: no weights"),
+        (["run", "smoke", "--run-dir", ""], "'--run-dir': is empty"),
         (["evaluate", ".", "--seeds", "0"], "--seeds"),
         (["evaluate", ".", "--protocol", "mine"], "--protocol"),
         (["frobnicate"], "frobnicate"),
@@ -68,12 +90,17 @@ def test_bad_usage_is_one_clear_line_and_exit_code_2(
     (tmp_path / "net.py").touch()
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "text.gz").write_text("no gzip")
+    (tmp_path / "llm").mkdir()
+    (tmp_path / "llm" / "config.json").write_text("{}")
+    (tmp_path / "llm" / "model.safetensors").write_text("no weights")
+    finished_run(tmp_path / "whole")
     finished_run(tmp_path / "broken").config.write_text("{")
     done = archloop(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+    assert not (tmp_path / "x").exists()
 
 
 def test_evaluate_prints_one_json_object_per_network(tmp_path: Path) -> None:
@@ -241,7 +268,11 @@ def test_a_cache_that_is_a_file_is_one_clear_line(
     monkeypatch.setenv("ARCHLOOP_CACHE", "net.py")
     done = archloop("evaluate", "net.py", "--task", "digits", cwd=tmp_path)
     last = done.stderr.splitlines()[-1]
-    assert (done.returncode, last) == (2, "archloop: [Errno 17] File exists: 'net.py'")
+    assert (done.returncode, last) == (2, "archloop: [Errno 20] Not a directory: 'net.py/locks'")
+    begun = archloop("run", "smoke", *LLM, cwd=tmp_path)
+    said = f"archloop: {tmp_path}/net.py: the cache cannot be written: File exists; name a folder"
+    assert begun.returncode == 2
+    assert begun.stderr.splitlines()[-1].startswith(said)
 
 
 @pytest.mark.parametrize("name", ["[red]x", "[/x]"])

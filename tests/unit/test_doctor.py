@@ -117,6 +117,36 @@ def test_what_is_wrong_is_named(override: str, name: str, what: str) -> None:
     assert what in check.needed
 
 
+def test_a_warm_start_that_a_fine_tune_cannot_go_on_from_is_named() -> None:
+    wrong = look(load_config("embedded", ["finetune.lora_r=8"]))["warm-start adapter"]
+    assert wrong.ok is False
+    assert "smollm2-135m-lemur has r 16" in wrong.needed
+    never = load_config("embedded", ["finetune.lora_r=8", "finetune.enabled=false"])
+    assert look(never)["warm-start adapter"].ok
+
+
+def test_damaged_files_of_an_llm_are_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
+    wrong = look(load_config("smoke", [f"llm.model={tmp_path}"]))["LLM"]
+    assert (wrong.ok, "model.safetensors: no weights" in wrong.needed) == (False, True)
+    (tmp_path / "config.json").write_text("no")
+    assert (
+        "config.json: no JSON"
+        in look(load_config("smoke", [f"llm.model={tmp_path}"]))["LLM"].needed
+    )
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path / "file"))
+    check = look("embedded")["disk, cache"]
+    assert (check.ok, check.detail) == (False, f"{tmp_path}/file cannot be written: File exists")
+    assert "ARCHLOOP_CACHE" in check.needed
+
+
 def test_absent_seed_files_and_replayed_runs_are_named(tmp_path: Path) -> None:
     config = load_config(
         "smoke",
@@ -210,7 +240,7 @@ def test_a_data_set_in_the_cache_is_enough(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _path: full)
+    monkeypatch.setattr("archloop.checks.shutil.disk_usage", lambda _path: full)
     check = look("embedded", tmp_path / "not" / "there")["disk, run"]
     assert check.ok is False
     assert "GiB" in check.needed
@@ -247,6 +277,13 @@ def test_candidates_train_in_what_vllm_leaves(monkeypatch: pytest.MonkeyPatch) -
     assert gpu_check(monkeypatch, 24, engine).ok is False
     assert gpu_check(monkeypatch, 24, engine, "vllm.gpu_memory_utilization=0.2").ok
     assert gpu_check(monkeypatch, 24, engine, "sandbox.threads=4").ok, "fewer at a time"
+
+
+def test_batches_that_go_together_need_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = ("generation.engine=transformers", "sandbox.workers=1", "finetune.batch_size=4")
+    one += ("finetune.grad_accumulation=16", "finetune.gradient_checkpointing=false")
+    assert gpu_check(monkeypatch, 12, *one).ok
+    assert gpu_check(monkeypatch, 12, *one, "finetune.merge_batches=true").ok is False
 
 
 def test_a_run_that_does_not_fine_tune_needs_no_memory_for_it(

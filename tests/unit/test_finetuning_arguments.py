@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -168,6 +170,24 @@ def test_each_process_keeps_to_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path
     ends_early = replace(job(FinetuneConfig()), output=tmp_path)
     assert launch._rank(ends_early.to_json(), str(tmp_path / "events"))["usage"]
     assert taken == [1]
+
+
+def test_what_a_killed_fine_tune_left_is_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its folder and its semaphores, and not those of one that is still there."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = {pid: tmp_path / f"archloop-finetune-{pid}-x" for pid in (gone.pid, os.getpid())}
+    semaphores = {pid: Path(f"/dev/shm/sem.archloop-finetune-{pid}--x") for pid in left}
+    for pid, folder in left.items():
+        (folder / "logs").mkdir(parents=True)
+        semaphores[pid].touch()
+    launch.sweep()
+    there = [path.exists() for path in (*left.values(), *semaphores.values())]
+    semaphores[os.getpid()].unlink()
+    assert there == [False, True, False, True]
 
 
 def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

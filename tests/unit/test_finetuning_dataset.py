@@ -55,15 +55,18 @@ def test_the_masked_tokens_are_the_prompt_as_generation_renders_it(
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        (b"\xff", "'utf-8' codec"),
+        (b"[" * 100_000, "maximum recursion depth"),
+        ('{"messages": [{"role": "assistant", "content": 5}]}', "content is not text"),
         ("{", "not a chat row"),
         ('{"text": 1}', "not a chat row"),
         ('{"messages": [{"role": "user", "content": "x"}]}', "last message"),
     ],
 )
-def test_a_bad_corpus_row_is_named(tmp_path: Path, line: str, reason: str) -> None:
+def test_a_bad_corpus_row_is_named(tmp_path: Path, line: str | bytes, reason: str) -> None:
     corpus = tmp_path / "corpus.jsonl"
     good = '{"messages": [{"role": "assistant", "content": "x"}]}'
-    corpus.write_text(f"{good}\n{line}\n")
+    corpus.write_bytes(f"{good}\n".encode() + (line.encode() if isinstance(line, str) else line))
     with pytest.raises(UsageError, match=rf"corpus\.jsonl:2.*{reason}"):
         read_messages(corpus)
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,13 +14,11 @@ DEEPSEEK = LLMShape(4096, 11008, 30, 32, 32, 102_400, tied=False)
 SMOLLM2 = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
 
 
-@pytest.mark.parametrize(("shape", "preset"), [(DEEPSEEK, "paper"), (SMOLLM2, "embedded")])
-def test_counts_are_those_of_the_real_libraries(shape: LLMShape, preset: str) -> None:
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig
+def llama(shape: LLMShape) -> Any:
+    """The configuration of a Llama of a shape."""
+    from transformers import LlamaConfig
 
-    config = LlamaConfig(
+    return LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,
@@ -28,6 +27,15 @@ def test_counts_are_those_of_the_real_libraries(shape: LLMShape, preset: str) ->
         vocab_size=shape.vocab,
         tie_word_embeddings=shape.tied,
     )
+
+
+@pytest.mark.parametrize(("shape", "preset"), [(DEEPSEEK, "paper"), (SMOLLM2, "embedded")])
+def test_counts_are_those_of_the_real_libraries(shape: LLMShape, preset: str) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = llama(shape)
     known = LLMShape.from_config(config.to_dict())
     assert known == replace(shape, head_dim=shape.hidden // shape.heads)
     finetune = load_config(preset).finetune
@@ -93,23 +101,13 @@ def test_activations_are_those_that_autograd_keeps(dropout: float, layers: int |
     """Counted for an LLM of SmolLM2's proportions, in bf16, its adapters as in a fine-tune."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, LlamaConfig
+    from transformers import AutoModelForCausalLM
 
     shape, tokens = LLMShape(192, 512, 4, 3, 1, 64, tied=True), 512
     config = load_config("paper").finetune.model_copy(
         update={"lora_dropout": dropout, "layers": layers, "lora_r": 4}
     )
-    base = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            hidden_size=shape.hidden,
-            intermediate_size=shape.intermediate,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads,
-            vocab_size=shape.vocab,
-        ),
-        dtype=torch.bfloat16,
-    )
+    base = AutoModelForCausalLM.from_config(llama(shape), dtype=torch.bfloat16)
     lora = LoraConfig(
         r=config.lora_r,
         lora_dropout=dropout,

@@ -22,6 +22,7 @@ LAYERS = (
         "chat",
         "code_policy",
         "diversity",
+        "files",
         "footprint",
         "hints",
         "mix",

@@ -77,8 +77,10 @@ def test_a_run_is_a_source(tmp_path: Path) -> None:
 def test_an_exported_run_is_laid_out_as_lemur_is_and_is_a_source(tmp_path: Path) -> None:
     root, out = finished_run(tmp_path / "demo"), tmp_path / "new_lemur"
     name = export(root, out)
-    with pytest.raises(UsageError, match="underscore"):
-        export(root, out, "my_arch")
+    for prefix in ("my_arch", "", "../x", "a/b", "."):
+        with pytest.raises(UsageError, match="expected letters, digits and '-'"):
+            export(root, tmp_path / "no" / "way", prefix)
+    assert not (tmp_path / "no").exists()
     assert name == f"arch-{hashlib.md5(''.join(CODE.split()).encode()).hexdigest()}"
     assert (out / "nn" / f"{name}.py").read_text().strip() == CODE.strip()
     (file,) = out.rglob("*.json")

@@ -30,6 +30,10 @@ def work(job, emit):
         raise CapReachedError("enough")
     if job["do"] == "fault":
         raise ArchloopError("machine fault")
+    if job["do"] == "file":
+        open("nowhere")
+    if job["do"] == "lines":
+        raise OSError("a library's\\nerror")
     if job["do"] == "vllm":
         print("(EngineCore pid=7)     assert free >= before, (", file=sys.stderr)
         print("(EngineCore pid=7) AssertionError: Error in memory profiling.", file=sys.stderr)
@@ -83,6 +87,8 @@ def test_events_come_as_they_happen_and_the_result_last() -> None:
         ("local", UsageError, "bad in its own way"),
         ("cap", CapReachedError, "enough"),
         ("fault", ArchloopError, "machine fault"),
+        ("file", UsageError, "No such file or directory: 'nowhere'"),
+        ("lines", UsageError, "^a library's error$"),
         ("crash", ArchloopError, "RuntimeError: the last line"),
         ("flood", ArchloopError, "RuntimeError: after the flood"),
         ("die", ArchloopError, "ended with code 3"),

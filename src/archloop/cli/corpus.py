@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from archloop.cli.options import config_option, echo_text, set_option
+from archloop.cli.options import FilePath, config_option, echo_text, not_empty, set_option
 
 
 @click.group("corpus")
@@ -20,14 +20,18 @@ def corpus_group() -> None:
     "--source",
     "seed_source",
     metavar="NAME[:PATH]",
+    callback=not_empty,
     help="lemur, directory, jsonl or run, with its folder or file: run:runs/demo; overrides "
     "seeds.source and seeds.path.",
 )
-@click.option("--path", "seed_path", help="Folder or file of the source; overrides seeds.path.")
-@click.option("--split", is_flag=True, help="Write train, dev and test apart (seeds.split).")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
+    "--path",
+    "seed_path",
+    callback=not_empty,
+    help="Folder or file of the source; overrides seeds.path.",
 )
+@click.option("--split", is_flag=True, help="Write train, dev and test apart (seeds.split).")
+@click.option("--out", required=True, type=FilePath(file_okay=False), metavar="DIR")
 @config_option
 @set_option
 def build_command(
@@ -43,6 +47,7 @@ def build_command(
     from archloop.config import load_config
     from archloop.corpus import read_pairs, seed_corpus, write_pairs
     from archloop.errors import UsageError
+    from archloop.files import check_new, filling
     from archloop.seeds import SOURCES
     from archloop.seeds.split import SHARES
 
@@ -60,30 +65,36 @@ def build_command(
             f"seeds.source: {config.seeds.source!r} builds no corpus; "
             f"name one with --source: {', '.join(SOURCES)}"
         )
+    check_new(out)
     with open_screen() as screen:
         corpus = seed_corpus(config, screen)
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (corpus.pairs_file, corpus.report_json, corpus.report_markdown):
-        shutil.copyfile(file, out / file.name)
-    if config.seeds.split:
-        pairs = read_pairs(corpus.pairs_file)
-        for part in SHARES:
-            write_pairs(out / f"{part}.jsonl", (p for p in pairs if p.meta["split"] == part))
+    with filling(out) as folder:
+        for file in (corpus.pairs_file, corpus.report_json, corpus.report_markdown):
+            shutil.copyfile(file, folder / file.name)
+        if config.seeds.split:
+            pairs = read_pairs(corpus.pairs_file)
+            for part in SHARES:
+                chosen = (p for p in pairs if p.meta["split"] == part)
+                write_pairs(folder / f"{part}.jsonl", chosen)
     echo_text(corpus.report_markdown.read_text("utf-8"))
     echo_text(str(out / corpus.pairs_file.name))
 
 
 @corpus_group.command("export")
-@click.argument("run", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("run", type=FilePath(file_okay=False))
+@click.option("--out", required=True, type=FilePath(file_okay=False), metavar="DIR")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
+    "--prefix",
+    default="archloop",
+    show_default=True,
+    help="First part of each name: letters, digits and '-'.",
 )
-@click.option("--prefix", default="archloop", show_default=True, help="First part of each name.")
 def export_command(run: Path, out: Path, prefix: str) -> None:
     """Write the accepted networks of a run as LEMUR keeps its own: nn/NAME.py and statistics."""
+    from archloop.files import filling
     from archloop.run_dir import Run
     from archloop.seeds.export import export_run
 
-    with Run.open(run) as opened:
-        names = export_run(opened, out, prefix)
+    with Run.open(run) as opened, filling(out) as folder:
+        names = export_run(opened, folder, prefix)
     echo_text(f"{len(names)} networks in {out}")

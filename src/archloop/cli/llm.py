@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 import click
 
 from archloop.cli.options import (
+    FilePath,
     config_option,
     echo_json,
     echo_text,
     json_option,
+    not_empty,
     resumable,
     set_option,
 )
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 _ADAPTER = click.option(
     "--adapter",
     metavar="NAME|DIR",
+    callback=not_empty,
     help="Packaged adapter or adapter folder; default: the configuration's llm.warm_start.",
 )
 
@@ -29,9 +32,7 @@ _ADAPTER = click.option(
 @click.command("generate")
 @click.option("-n", "--count", default=4, show_default=True, type=click.IntRange(1, 100_000))
 @_ADAPTER
-@click.option(
-    "--out", type=click.Path(file_okay=False, path_type=Path), help="Write the code here."
-)
+@click.option("--out", type=FilePath(file_okay=False), help="Write the code here.")
 @config_option
 @set_option
 @json_option
@@ -49,7 +50,7 @@ def generate_command(
     from archloop.context import derive_seed, task_prompt
     from archloop.errors import UsageError
     from archloop.generation.job import GenerationJob, generate
-    from archloop.llm import resolve_adapter, resolve_model
+    from archloop.llm import resolve_model
     from archloop.progress import Progress
     from archloop.report import spending_line
 
@@ -57,13 +58,13 @@ def generate_command(
     remote = config.generation.engine == "openai"
     if remote and adapter:
         raise UsageError("--adapter: not with generation.engine = 'openai', whose LLM is elsewhere")
-    name = adapter or config.llm.warm_start
+    adapter_dir = _adapter(adapter, config.llm.warm_start)
     size = config.generation.batch_size
     seeds = [(i, derive_seed(config.seed, "generate", 1, i)) for i in range(count)]
     job = GenerationJob.of(
         config,
         model_dir=Path() if remote else resolve_model(config.llm),
-        adapter_dir=resolve_adapter(name) if name else None,
+        adapter_dir=adapter_dir,
         messages=task_prompt(config),
         batches=[seeds[i : i + size] for i in range(0, count, size)],
     )
@@ -86,14 +87,24 @@ def generate_command(
                 screen.message(spending_line(spent, priced=config.openai.has_prices))
 
 
+def _adapter(named: str | None, warm_start: str | None) -> Path | None:
+    """The folder of the adapter given with --adapter, else of the configured one."""
+    from archloop.llm import resolve_adapter
+
+    if named is not None:
+        return resolve_adapter(named, "--adapter")
+    return resolve_adapter(warm_start) if warm_start else None
+
+
 def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
     """Write a completion's code, and print the completion or the file's name."""
     from archloop.chat import extract_code
+    from archloop.files import write_text
 
     code = extract_code(completion.text)
     file = out / f"{completion.index:04d}.py" if out and code is not None else None
     if file and code is not None:
-        file.write_text(code + "\n", "utf-8")
+        write_text(file, code + "\n")
     if as_json:
         row = {"index": completion.index, "seed": completion.seed, "code": code}
         row |= {"text": completion.text, "n_tokens": completion.n_tokens}
@@ -106,8 +117,8 @@ def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
 
 
 @click.command("finetune")
-@click.option("--corpus", required=True, type=click.Path(path_type=Path), metavar="CORPUS.jsonl")
-@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option("--corpus", required=True, type=FilePath(), metavar="CORPUS.jsonl")
+@click.option("--out", required=True, type=FilePath(), metavar="DIR")
 @_ADAPTER
 @config_option
 @set_option
@@ -129,15 +140,15 @@ def finetune_command(
     from archloop.config import load_config
     from archloop.errors import UsageError
     from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
-    from archloop.llm import resolve_adapter, resolve_model
+    from archloop.llm import resolve_model
     from archloop.progress import Progress
     from archloop.provenance import resolved_dtype
 
     config = load_config(source, overrides)
     if out.exists():
         raise UsageError(f"{out}: exists already; name a new folder")
-    goes_on = adapter is not None or config.finetune.init == "previous"
-    parent = (adapter or config.llm.warm_start) if goes_on else None
+    warm_start = config.llm.warm_start if config.finetune.init == "previous" else None
+    parent = _adapter(adapter, warm_start)
     out.parent.mkdir(parents=True, exist_ok=True)
     job = FinetuneJob(
         model_dir=resolve_model(config.llm),
@@ -146,7 +157,7 @@ def finetune_command(
         config=config.finetune,
         dtype=resolved_dtype(config.llm.dtype),
         seed=config.seed,
-        parent=resolve_adapter(parent) if parent else None,
+        parent=parent,
     )
     with resumable(), open_screen() as screen:
         screen.update(Progress("fine-tune", detail="loading the LLM"))

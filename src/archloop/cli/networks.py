@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from archloop.cli.options import (
+    FilePath,
     config_option,
     configuration,
     echo_json,
@@ -26,7 +27,7 @@ _FILES = click.argument(
     "paths",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, path_type=Path),
+    type=FilePath(exists=True),
     metavar="FILE.py...",
 )
 
@@ -130,18 +131,16 @@ def _line(row: Evaluation) -> str:
 
 
 @click.command("novelty")
-@click.argument(
-    "paths", nargs=-1, type=click.Path(exists=True, path_type=Path), metavar="[FILE.py...]"
-)
+@click.argument("paths", nargs=-1, type=FilePath(exists=True), metavar="[FILE.py...]")
 @click.option(
     "--against",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="CORPUS.jsonl",
     help="Chat corpus the networks are compared with.",
 )
 @click.option(
     "--rejudge",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     metavar="RUN",
     help="Judge the candidates of a run again; the configuration is the run's if none is named.",
 )

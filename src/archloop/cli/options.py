@@ -17,6 +17,24 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class FilePath(click.Path):
+    """A file or folder; an empty name is a mistake, as of a variable that is not set."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path."""
+        return super().convert(not_empty(ctx, param, value), param, ctx)
+
+
+def not_empty(ctx: click.Context | None, param: click.Parameter | None, value: Any) -> Any:
+    """Refuse an empty text; also a callback of options."""
+    if value == "":
+        raise click.BadParameter("is empty; expected a name", ctx, param)
+    return value
+
+
 def set_option(command: Command) -> Command:
     """``--set KEY=VALUE``, any number of times."""
     return click.option(

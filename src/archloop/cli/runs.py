@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from archloop.cli.options import (
+    FilePath,
     configuration,
     echo_json,
     echo_text,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 @click.argument("source", required=False, metavar="[CONFIG.toml|PRESET]")
 @click.option(
     "--run-dir",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Where the run is kept [default: runs/NAME]. A run begun there goes on.",
 )
 @set_option
@@ -99,7 +100,7 @@ def _show_code(code: str, console: Console) -> None:
 
 
 @click.command("status")
-@click.argument("run_dir", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("run_dir", type=FilePath(), metavar="RUN")
 @json_option
 def status_command(run_dir: Path, as_json: bool) -> None:
     """Where a run stands, cycle by cycle."""
@@ -130,12 +131,8 @@ def _show_spending(run: Run, console: Console) -> None:
 
 
 @click.command("report")
-@click.argument(
-    "run_dirs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN..."
-)
-@click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), metavar="DIR"
-)
+@click.argument("run_dirs", nargs=-1, required=True, type=FilePath(), metavar="RUN...")
+@click.option("--out", required=True, type=FilePath(file_okay=False), metavar="DIR")
 def report_command(run_dirs: tuple[Path, ...], out: Path) -> None:
     """Write the tables of one or more runs as Markdown and CSV."""
     from archloop.report import write_report

@@ -31,13 +31,15 @@ def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
     rows = []
     if not corpus.is_file():
         raise UsageError(f"{corpus}: no such corpus file")
-    with corpus.open(encoding="utf-8") as lines:
+    with corpus.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                messages = json.loads(line)["messages"]
+                messages = json.loads(line.decode("utf-8"))["messages"]
                 if messages[-1]["role"] != "assistant":
                     raise ValueError("last message is not the assistant's")
-            except (ValueError, KeyError, IndexError, TypeError) as error:
+                if not all(isinstance(m["content"], str) for m in messages):
+                    raise ValueError("a message's content is not text")
+            except (ValueError, LookupError, TypeError, RecursionError) as error:
                 raise UsageError(f"{corpus}:{number}: not a chat row ({error})") from None
             rows.append(messages)
     if not rows:

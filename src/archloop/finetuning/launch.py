@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import threading
 import uuid
+from multiprocessing.process import current_process
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from archloop.errors import ArchloopError, UsageError
 from archloop.provenance import usable_cores
-from archloop.worker import Emit
+from archloop.worker import Emit, as_told
 
 _END = "end"
+_NAME = "archloop-finetune"
+"""What everything that a fine-tune leaves if it is killed is called, with its process id."""
 
 
 def process_count(configured: int | None) -> int:
@@ -42,7 +47,11 @@ def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[s
     """Fine-tune with several processes; as :func:`archloop.finetuning.lora.run`."""
     if not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
-    with tempfile.TemporaryDirectory(prefix="archloop-") as folder:
+    sweep()
+    mine = f"{_NAME}-{os.getpid()}-"
+    # Semaphores that spawned processes open have names; there is no public way to choose them.
+    current_process()._config["semprefix"] = f"/{mine}"  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory(prefix=mine) as folder:
         pipe = Path(folder) / "events"
         os.mkfifo(pipe)
         # Open for both, so that neither side waits for the other to come or go.
@@ -50,7 +59,7 @@ def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[s
             listener = threading.Thread(target=_listen, args=(pipe, emit), daemon=True)
             listener.start()
             try:
-                answers = elastic_launch(_config(processes), _rank)(job_data, str(pipe))
+                answers = elastic_launch(_config(processes, folder), _rank)(job_data, str(pipe))
             except ChildFailedError as error:
                 raise ArchloopError(
                     f"a process of the fine-tune failed: {_reason(error)}"
@@ -64,7 +73,20 @@ def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[s
     return answer
 
 
-def _config(processes: int) -> LaunchConfig:
+def sweep() -> None:
+    """Remove files and semaphores of fine-tunes that were killed; their process ids tell."""
+    folders = Path(tempfile.gettempdir()).glob(f"{_NAME}-*")
+    for left in (*folders, *Path("/dev/shm").glob(f"sem.{_NAME}-*")):
+        owner = left.name.partition(f"{_NAME}-")[2].partition("-")[0]
+        if Path(f"/proc/{owner}").exists():
+            continue
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+def _config(processes: int, folder: str) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -75,6 +97,7 @@ def _config(processes: int) -> LaunchConfig:
         max_restarts=0,
         monitor_interval=0.2,
         start_method="spawn",
+        logs_specs=DefaultLogsSpecs(log_dir=folder),
     )
 
 
@@ -94,8 +117,9 @@ def _rank(job_data: dict[str, Any], pipe: str) -> dict[str, Any]:
 
         try:
             return run(job_data, emit)
-        except ArchloopError as error:
-            return {"error": str(error), "usage": isinstance(error, UsageError)}
+        except (ArchloopError, OSError) as error:
+            told = as_told(error)
+            return {"error": str(told), "usage": isinstance(told, UsageError)}
 
 
 def _listen(pipe: Path, emit: Emit) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +13,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
 
 from archloop.config import FinetuneConfig
-from archloop.errors import ConfigError, UsageError
+from archloop.errors import ConfigError, MissingExtraError, UsageError
 from archloop.finetuning.job import FinetuneJob
 from archloop.finetuning.linear import quicken
 from archloop.finetuning.loss import check_head, give_loss
 from archloop.finetuning.packing import ATTENTION, attend
-from archloop.llm import adapter_mismatch
+from archloop.llm import adapter_mismatch, check_adapter, loading
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -44,7 +45,9 @@ def load(job: FinetuneJob) -> Any:
     Raises:
         UsageError: A LoRA target does not exist in this LLM, or its loss cannot be computed here.
         ConfigError: The parent's adapter is of another shape.
+        MissingExtraError: bitsandbytes is not installed, and needed.
     """
+    _check_bitsandbytes(job.config)
     # As in generation: cuDNN's attention plans anew for every length.
     torch.backends.cuda.enable_cudnn_sdp(False)
     base = _base(job)
@@ -61,6 +64,15 @@ def load(job: FinetuneJob) -> Any:
     return in_autocast(model)
 
 
+def _check_bitsandbytes(config: FinetuneConfig) -> None:
+    eight_bit = config.optimizer == "paged_adamw_8bit" and torch.cuda.is_available()
+    key = "optimizer" if eight_bit else "quantization"
+    needed = eight_bit or config.quantization == "nf4"
+    if needed and importlib.util.find_spec("bitsandbytes") is None:
+        value = getattr(config, key)
+        raise MissingExtraError(f"finetune.{key} = {value!r} needs: pip install 'archloop[cuda]'")
+
+
 def _base(job: FinetuneJob) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
     if job.config.quantization == "nf4":
@@ -73,7 +85,8 @@ def _base(job: FinetuneJob) -> Any:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=options["dtype"],
         )
-    base = AutoModelForCausalLM.from_pretrained(job.model_dir, **options)
+    with loading(job.model_dir):
+        base = AutoModelForCausalLM.from_pretrained(job.model_dir, **options)
     base.config.use_cache = False
     if job.config.quantization == "nf4":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
@@ -94,9 +107,11 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
     )
     if job.parent is None:
         return get_peft_model(base, wanted)
+    check_adapter(job.parent)
     if mismatch := adapter_mismatch(job.parent, config):
         raise ConfigError(mismatch)
-    return PeftModel.from_pretrained(base, job.parent, is_trainable=True)
+    with loading(job.parent):
+        return PeftModel.from_pretrained(base, job.parent, is_trainable=True)
 
 
 def check_targets(base: Any, config: FinetuneConfig) -> None:

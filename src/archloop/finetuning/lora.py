@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, set_seed
 
 from archloop.errors import UsageError
+from archloop.files import naming
 from archloop.finetuning.arguments import arguments, optimizer_note
 from archloop.finetuning.checkpoints import last_checkpoint
 from archloop.finetuning.dataset import EncodedPair, encode_pair, read_messages
@@ -30,7 +31,7 @@ from archloop.finetuning.packing import Collator
 from archloop.finetuning.split import split_dev
 from archloop.finetuning.trainer import BestOnDev, PairTrainer, Reporter, dev_losses
 from archloop.finetuning.writing import write_adapter
-from archloop.llm import load_tokenizer
+from archloop.llm import load_tokenizer, loading
 from archloop.worker import Emit, serve
 
 MOST_RISE = 0.3
@@ -62,7 +63,8 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     trainer, notes = _trainer(job, pairs, tokenizer.pad_token_id or 0, checkpoints, emit)
     with trainer.args.main_process_first():
         last = last_checkpoint(checkpoints, job, emit)
-    trainer.train(resume_from_checkpoint=last and str(last))
+    with naming(checkpoints):
+        trainer.train(resume_from_checkpoint=last and str(last))
     first, loss = _losses(trainer.state.log_history)
     if reason := divergence(first, loss):
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -82,12 +84,19 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     if trainer.is_world_process_zero():
         found = result | {"dev_losses": measured, "adapted": asdict(adapted(trainer.model))}
         kept = checkpoints / "best" if best else None
-        write_adapter(trainer.model, job, found | {"notes": notes}, kept)
+        with naming(job.output.parent):
+            write_adapter(trainer.model, job, found | {"notes": notes}, kept)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return result | {"adapter": str(job.output)}
 
 
 def _pairs(job: FinetuneJob, tokenizer: Any) -> Pairs:
+    for part, there in (
+        ("chat template", tokenizer.chat_template),
+        ("end token", tokenizer.eos_token),
+    ):
+        if not there:
+            raise UsageError(f"llm.model: the tokenizer in {job.model_dir} has no {part}")
     train, dev = split_dev(read_messages(job.corpus), job.config.dev_share)
     encoded = [[encode_pair(tokenizer, m) for m in rows] for rows in (train, dev)]
     kept = [[p for p in rows if len(p.input_ids) <= job.config.max_length] for rows in encoded]
@@ -100,7 +109,8 @@ def _trainer(
     """A trainer on the loaded LLM, and what is to be known about it, which is emitted too."""
     config = job.config
     longest = max(len(p.input_ids) for p in pairs.train)
-    model_config = AutoConfig.from_pretrained(job.model_dir)
+    with loading(job.model_dir):
+        model_config = AutoConfig.from_pretrained(job.model_dir)
     cuda = torch.cuda.is_available()
     one_gpu = cuda and "WORLD_SIZE" not in os.environ
     fitted = fit(job, model_config, longest, free_bytes(), one_gpu=one_gpu)

@@ -28,6 +28,16 @@ def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Pat
     """
     partial = job.output.with_name(job.output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write(partial, model, job, found, best)
+        partial.rename(job.output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write(
+    partial: Path, model: Any, job: FinetuneJob, found: dict[str, Any], best: Path | None
+) -> None:
     model.save_pretrained(partial)
     if best is not None:
         shutil.copyfile(best / WEIGHTS, partial / WEIGHTS)
@@ -39,7 +49,6 @@ def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Pat
     tensors = {k: v.to(wanted) for k, v in load_file(partial / WEIGHTS).items()}
     save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
     (partial / "lineage.json").write_text(json.dumps(_lineage(job, found), indent=2) + "\n")
-    partial.rename(job.output)
 
 
 def _lineage(job: FinetuneJob, found: dict[str, Any]) -> dict[str, Any]:

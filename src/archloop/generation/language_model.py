@@ -16,7 +16,7 @@ import torch
 
 from archloop.errors import UsageError
 from archloop.generation.generator import GeneratedText
-from archloop.llm import load_tokenizer
+from archloop.llm import check_adapter, load_tokenizer, loading
 from archloop.types import Message
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,8 @@ def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:
 
     ends = {tokenizer_end}
     if (model_dir / "generation_config.json").is_file():
-        named = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        with loading(model_dir):
+            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
         ends |= set(named) if isinstance(named, list) else {named}
     found = frozenset(end for end in ends if end is not None)
     if not found:
@@ -77,9 +78,10 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(
-        model_dir, dtype=dtype, attn_implementation="sdpa", local_files_only=True
-    )
+    with loading(model_dir):
+        model = AutoModelForCausalLM.from_pretrained(
+            model_dir, dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
     model.eval().requires_grad_(False)
     if adapter_dir is None:
         return model, frozenset()
@@ -90,12 +92,11 @@ def _merge(model: Any, adapter_dir: Path) -> tuple[Any, frozenset[str]]:
     from peft import PeftConfig, PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    if not (adapter_dir / "adapter_config.json").is_file():
-        raise UsageError(f"{adapter_dir}: no adapter_config.json; expected a PEFT adapter folder")
+    check_adapter(adapter_dir)
     try:
         adapted = PeftModel(model, PeftConfig.from_pretrained(adapter_dir))
         loaded = adapted.load_adapter(adapter_dir, "default")
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(f"{adapter_dir}: adapter does not fit the LLM: {reason}") from None
     strangers = [*loaded.unexpected_keys, *(k for k in loaded.missing_keys if "lora_" in k)]

@@ -26,6 +26,7 @@ from openvino._offline_transformations import apply_make_stateful_transformation
 
 from archloop.assets import cache_dir, lock, sha256_of
 from archloop.errors import ArchloopError, UsageError
+from archloop.files import naming
 
 logger = logging.getLogger(__name__)
 
@@ -44,14 +45,15 @@ def converted_base(model_dir: Path) -> Path:
     target = cache_dir() / "openvino" / f"{model_dir.name}-{_digest(model_dir)}"
     if target.is_dir():
         return target
-    target.parent.mkdir(exist_ok=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     with lock(f"openvino-{target.name}"):
         if not target.is_dir():
             logger.info("converting %s to OpenVINO once", model_dir.name)
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as name:
                 folder = Path(name) / "ir"
                 folder.mkdir()
-                _convert(model_dir, folder)
+                with naming(target.parent):
+                    _convert(model_dir, folder)
                 folder.replace(target)
     return target
 

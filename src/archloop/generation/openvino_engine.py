@@ -19,6 +19,7 @@ from typing import Any
 from archloop.assets import cache_dir, lock
 from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError
+from archloop.files import naming
 from archloop.generation.generator import GeneratedText
 from archloop.types import Message
 
@@ -78,7 +79,8 @@ class OpenVINOGenerator:
             for left in cache_dir().glob(f"{_MERGED}*"):
                 shutil.rmtree(left, ignore_errors=True)
             with tempfile.TemporaryDirectory(dir=cache_dir(), prefix=_MERGED) as name:
-                write_merged(base, model, changed, Path(name))
+                with naming(cache_dir()):
+                    write_merged(base, model, changed, Path(name))
                 del model
                 return self._pipeline_from(Path(name), dtype)
 

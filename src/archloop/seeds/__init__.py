@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from archloop.config import SeedsConfig
-from archloop.errors import ConfigError
+from archloop.errors import ConfigError, UsageError
 from archloop.seeds.build import build_corpus
 from archloop.seeds.files import DirectorySource, JsonlSource
 from archloop.seeds.lemur import LemurSource
@@ -30,6 +30,8 @@ def open_source(config: SeedsConfig) -> SeedSource:
         UsageError: Its file or folder is missing or empty.
     """
     path = Path(config.path or "")
+    if not path.exists():
+        raise UsageError(f"seeds.path: no such file or folder: {path.absolute()}")
     match config.source:
         case "lemur":
             return LemurSource(Path(config.path) if config.path else None)

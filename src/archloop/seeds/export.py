@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from archloop.config import ProtocolConfig
 from archloop.errors import UsageError
+from archloop.files import write_text
 from archloop.run_dir import TASK_SIZE, Run
 from archloop.types import Candidate
 
 _TASK, _METRIC = "img-classification", "acc"
+_PREFIX = re.compile(r"[A-Za-z0-9-]+")
+"""Of a file's name; an underscore separates the parts of the statistics folder's."""
 _DATASETS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}
 """Where LEMUR's name is another."""
 _SIZES = (32, 64, 128, 256, 299, 512)
@@ -38,25 +42,25 @@ def export_run(run: Run, out: Path, prefix: str = "archloop") -> list[str]:
     """Write what a run accepted, and return the names.
 
     Raises:
-        UsageError: The prefix has an underscore, or nothing was accepted.
+        UsageError: The prefix is no part of a name, or nothing was accepted.
     """
-    if "_" in prefix or not prefix:
-        raise UsageError(f"--prefix {prefix!r}: LEMUR's names have no underscore")
+    if not _PREFIX.fullmatch(prefix):
+        raise UsageError(f"--prefix {prefix!r}: expected letters, digits and '-'")
     accepted = [c for c in run.store.accepted() if c.code]
     if not accepted:
         raise UsageError(f"{run.paths.root}: nothing was accepted, so there is nothing to export")
     dataset = _dataset(run.task())
     transform, source = _transform(run)
     if source is not None:
-        _write(out / "transform" / f"{transform}.py", source)
+        write_text(out / "transform" / f"{transform}.py", source)
     names = []
     for candidate in accepted:
         assert candidate.code is not None
         name = lemur_name(prefix, candidate.code)
-        _write(out / "nn" / f"{name}.py", candidate.code.rstrip("\n") + "\n")
+        write_text(out / "nn" / f"{name}.py", candidate.code.rstrip("\n") + "\n")
         trials = [_trial(candidate, run.config.protocol, transform)]
         text = json.dumps(trials, indent=4, sort_keys=True) + "\n"
-        _write(out / "train" / f"{_TASK}_{dataset}_{_METRIC}_{name}" / "1.json", text)
+        write_text(out / "train" / f"{_TASK}_{dataset}_{_METRIC}_{name}" / "1.json", text)
         names.append(name)
     return names
 
@@ -97,8 +101,3 @@ def _trial(candidate: Candidate, protocol: ProtocolConfig, transform: str) -> di
     if candidate.train_seconds is not None:
         trial["duration"] = round(candidate.train_seconds * 1e9)
     return trial
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, "utf-8")

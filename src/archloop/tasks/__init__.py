@@ -106,8 +106,9 @@ def open_source(name: str) -> TaskSource:
     if match and not name.startswith("."):
         return HubSource(base, name, Path(base).name, config=config)
     raise UsageError(
-        f"task.name = {name!r}: no such folder or task; allowed: {', '.join(task_names())}, a "
-        "Hugging Face dataset id (owner/name), or a folder of class folders"
+        f"task.name = {name!r}: no such folder ({path.absolute()}) or task; allowed: "
+        f"{', '.join(task_names())}, a Hugging Face dataset id (owner/name), or a folder of class "
+        "folders"
     )
 
 
