@@ -48,9 +48,9 @@ def prepare(run: RunContext) -> None:
     source = config.generation.replay_from
     if source is not None and not RunDir(Path(source)).database.is_file():
         raise UsageError(f"generation.replay_from: no run in {Path(source).absolute()}")
-    if warm is not None:
+    if warm is not None and not run.store.cycles():  # later cycles have adapters of their own
         resolve_adapter(warm)
-    elif has_adapter(run) and config.seeds.source == "none":
+    if warm is None and has_adapter(run) and config.seeds.source == "none":
         raise ConfigError(
             "seeds.source: without seeds there is nothing to fine-tune the LLM on; name an adapter "
             "to begin with in llm.warm_start"

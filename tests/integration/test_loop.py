@@ -343,6 +343,16 @@ def test_a_run_that_lost_a_part_is_not_begun_anew(
     assert not (root / "config.json").exists() or missing == "run.db"
 
 
+def test_a_run_goes_on_without_the_folder_of_its_warm_start(unbroken: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(unbroken, tmp_path / "run")
+    settings = json.loads((root / "config.json").read_text())
+    settings["llm"]["warm_start"] = "gone"
+    (root / "config.json").write_text(json.dumps(settings))
+    context = open_context(None, root, Silent())
+    with context.store:
+        stages.prepare(context)
+
+
 def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     first, second = (RunDir(root).corpus(cycle) for cycle in (1, 2))
