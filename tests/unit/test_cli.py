@@ -50,6 +50,7 @@ LLM = ("--set", "llm.model=llm")
         (["novelty", ".", "--against", "no.jsonl"], "no.jsonl"),
         (["novelty", "."], "--against"),
         (["novelty", "--rejudge", "nowhere"], "nowhere"),
+        (["novelty", "--rejudge", "nowhere", "--graph"], "--graph: a run's graphs are stored"),
         (["corpus", "build", "--source", "none", "--out", "x"], "seeds.source"),
         (["corpus", "build", "--source", "directory", "--out", "x"], "seeds.path"),
         (["corpus", "build", "--source", "directory", "--path", "a😀", "--out", "x"], "a😀"),
@@ -284,7 +285,8 @@ def test_brackets_are_no_markup(
     with open_screen() as screen:
         screen.message(name)
         screen.update(Progress("stage", detail=name))
-    assert capsys.readouterr().err == f"{name}\nstage: {name}\n"
+        screen.update(Progress("select"))
+    assert capsys.readouterr().err == f"{name}\nstage: {name}\nselect\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["status", "run"], ["status", "run", "--json"]])

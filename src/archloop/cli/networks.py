@@ -178,6 +178,8 @@ def novelty_command(
     if bool(rejudge) == bool(paths) or bool(paths) != bool(against):
         raise UsageError("expected FILE.py... with --against CORPUS.jsonl, or --rejudge RUN alone")
     if rejudge is not None:
+        if graph:
+            raise UsageError("--graph: a run's graphs are stored; what judges is novelty.kind")
         _rejudge(rejudge, configuration(source, rejudge, overrides), as_json=as_json)
         return
     assert against is not None

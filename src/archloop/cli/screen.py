@@ -129,8 +129,9 @@ class PlainScreen:
         if progress.total and progress.done:
             rest = (now - self._began) * (progress.total - progress.done) / progress.done
             eta = f"ETA {rest:.0f} s"
-        parts = [p for p in (counts, describe(progress), eta) if p]
-        self._console.print(f"{title}: {', '.join(parts)}", highlight=False, soft_wrap=True)
+        facts = ", ".join(part for part in (counts, describe(progress), eta) if part)
+        line = f"{title}: {facts}" if facts else title
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def message(self, text: str) -> None:
         """Print a line."""
