@@ -10,6 +10,7 @@ from pathlib import Path
 
 from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.errors import ConfigError, UsageError
+from archloop.files import write_text
 from archloop.llm import adapter_mismatch, resolve_adapter, resolve_model
 from archloop.progress import Observer
 from archloop.prompts import PromptSubject, PromptTemplate
@@ -193,6 +194,4 @@ def _check_warm_start(config: RunConfig) -> None:
 
 
 def _write_config(paths: RunDir, config: RunConfig) -> None:
-    partial = paths.config.with_suffix(".part")
-    partial.write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n", "utf-8")
-    partial.replace(paths.config)
+    write_text(paths.config, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
