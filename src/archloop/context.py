@@ -170,7 +170,7 @@ def _refuse_another_run(
     """Refuse to go on with another configuration, or without a part of the run."""
     if before is None:
         missing = paths.config
-    elif store.get_meta(PINNED) is None:
+    elif not store.completions(1) and store.get_meta(PINNED) is None:
         missing = paths.database
     elif changes := changed_keys(before, config):
         raise ConfigError(
