@@ -4,7 +4,9 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from archloop.chat import make_pair
 from archloop.config import load_config
@@ -35,7 +37,8 @@ def test_networks_of_one_id_are_all_known() -> None:
 def test_what_another_run_generated_is_a_seed_here(tmp_path: Path) -> None:
     prompt = PromptTemplate().render(CIFAR10, 500_000)
     meta = {"generated": True, "cycle": 1, "candidate": "c01-0001"}
-    (tmp_path / "adapter_config.json").write_text("{}")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    save_file({"lora": np.zeros(1)}, tmp_path / "adapter_model.safetensors")
     write_pairs(tmp_path / "corpus.jsonl", [make_pair(prompt, "x = 1", meta)])
     packed = gzip.compress((tmp_path / "corpus.jsonl").read_bytes())
     (tmp_path / "corpus.jsonl.gz").write_bytes(packed)

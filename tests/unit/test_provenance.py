@@ -12,6 +12,7 @@ from archloop.config import RunConfig, load_config
 from archloop.context import RunContext, open_context
 from archloop.errors import ConfigError
 from archloop.progress import Silent
+from archloop.types import Completion
 
 
 @pytest.fixture
@@ -73,8 +74,15 @@ def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
         without(bf16)
 
 
+def begin(context: RunContext) -> None:
+    """What a run does first; its configuration may not change after that."""
+    context.pin()
+    context.store.add_completions([Completion(1, 0, "text", 0, 1, "stop")])
+    context.store.close()
+
+
 def test_a_run_keeps_the_type_it_began_with(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    opened(load_config("smoke"), tmp_path).store.close()
+    begin(opened(load_config("smoke"), tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["llm"]["dtype"] == "bfloat16"
     without(bf16)
     with pytest.raises(ConfigError, match=r"changed: llm\.dtype: 'bfloat16' -> 'float32'"):
@@ -97,9 +105,7 @@ def test_a_run_with_its_llm_on_a_server_goes_on_anywhere(
 
 def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = load_config("smoke", ["llm.dtype=float32", "protocol.precision=auto"])
-    context = opened(config, tmp_path)
-    context.pin()
-    context.store.close()
+    begin(opened(config, tmp_path))
     without(bf16)
     context = opened(config, tmp_path)
     with pytest.raises(ConfigError, match=r"began: protocol \(protocol.precision = 'auto' is 'fp"):

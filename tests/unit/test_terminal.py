@@ -106,6 +106,8 @@ def test_an_interruption_promises_to_go_on_where_it_will(
             stderr=subprocess.PIPE,
             text=True,
             cwd=tmp_path,
+            # A shell lets what it starts in the background ignore it, and so would this test's.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert process.stderr
         assert "asking the server" in process.stderr.readline()
