@@ -20,9 +20,8 @@ def compare_files(
 ) -> Iterator[tuple[Candidate, str | None]]:
     """Each network's row, and the source of the most similar known one.
 
-    A similarity of the row is ``None`` where no neighbour was retrieved: there is none as similar
-    as ``novelty.lsh_threshold``, with a chance of 99 % or more, and what is less similar is often
-    not retrieved. (A run keeps 0.0 there, as in the paper's log.)
+    A similarity of the row is ``None`` where the index retrieved no neighbour; it looks for those
+    as similar as ``novelty.lsh_threshold``. (A run keeps 0.0 there, as in the paper's log.)
 
     Args:
         sources: (name, code) of the networks, in the order in which they count.
@@ -37,17 +36,8 @@ def compare_files(
         for name, code in sources
         if (fault := faults[name]) is None or fault.outcome is not Outcome.SYNTAX_ERROR
     }
-    sketches: dict[str, GraphSketch | None] = {}
-    if graphs or "graph" in config.novelty.kind:
-        everything = known | sound
-        found = graphs_of(
-            list(everything.values()),
-            shape=PROBE_SUBJECT.shape,
-            classes=PROBE_SUBJECT.classes,
-            config=config.sandbox,
-            observer=Silent(),
-        )
-        sketches = dict(zip(everything, found, strict=True))
+    traced = graphs or "graph" in config.novelty.kind
+    sketches = _sketches(known | sound, config) if traced else {}
     judge = NoveltyJudge(config.novelty)
     for id, code in known.items():
         judge.add_known(id, code, sketches.get(id))
@@ -76,6 +66,17 @@ def compare_files(
         rejected = rejected + 1 if near else 0
         if not near:
             judge.accept(name, code, graph)
+
+
+def _sketches(codes: dict[str, str], config: RunConfig) -> dict[str, GraphSketch | None]:
+    found = graphs_of(
+        list(codes.values()),
+        shape=PROBE_SUBJECT.shape,
+        classes=PROBE_SUBJECT.classes,
+        config=config.sandbox,
+        observer=Silent(),
+    )
+    return dict(zip(codes, found, strict=True))
 
 
 def _retrieved(scores: NoveltyScores) -> dict[str, Any]:

@@ -169,8 +169,8 @@ def novelty_command(
     Networks that are no near-duplicate count as accepted for the ones after them. With --rejudge
     nothing is trained again: the run's stored scores, sources and graphs are enough.
 
-    "No neighbour found" means none as similar as novelty.lsh_threshold; less similar ones are
-    retrieved by chance only. With --json such a similarity is null.
+    "No neighbour found": the index, which looks for those as similar as novelty.lsh_threshold,
+    retrieved none. With --json such a similarity is null.
     """
     from archloop.config import load_config
     from archloop.errors import UsageError

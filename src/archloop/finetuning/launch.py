@@ -13,10 +13,12 @@ import shutil
 import tempfile
 import threading
 import uuid
+from contextlib import suppress
 from multiprocessing.process import current_process
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -78,12 +80,13 @@ def sweep() -> None:
     folders = Path(tempfile.gettempdir()).glob(f"{_NAME}-*")
     for left in (*folders, *Path("/dev/shm").glob(f"sem.{_NAME}-*")):
         owner = left.name.partition(f"{_NAME}-")[2].partition("-")[0]
-        if Path(f"/proc/{owner}").exists():
+        if not owner.isdecimal() or psutil.pid_exists(int(owner)):
             continue
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            left.unlink(missing_ok=True)
+            with suppress(OSError):  # it is another user's, or gone
+                left.unlink()
 
 
 def _config(processes: int, folder: str) -> LaunchConfig:
