@@ -54,15 +54,13 @@ def rejudge(root: Path, config: RunConfig) -> Iterator[tuple[Candidate, Candidat
     for cycle in cycles:
         judge.start_cycle()
         valid = {c.id: c for c in candidates if c.cycle == cycle and c.outcome.is_valid}
-        rows = [
-            ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
-            for c in valid.values()
-        ]
+        rows = [ValidCandidate.of(c) for c in valid.values()]
         accuracies.append([row.first_epoch_accuracy for row in rows])
         decisions = select(
             rows,
             judge,
             threshold_of(config.selection, accuracies),
+            max_train_seconds=config.selection.max_train_seconds,
             reject_near_duplicates=config.novelty.enabled,
             rejection_count=rejected,
         )

@@ -246,6 +246,9 @@ class SelectionConfig(Section):
     accuracies of the cycle and those before it (``window`` in all); ``None``: it stays (paper)."""
     window: int = Field(3, ge=1)
     """Cycles that ``percentile`` looks at, the current one included."""
+    max_train_seconds: float | None = Field(None, gt=0)
+    """A candidate that trained for longer is ``below_threshold`` however accurate it is, so that
+    the LLM learns from quick ones; depends on the machine. ``None``: time does not matter (paper)."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 

@@ -7,7 +7,8 @@ before ``below_threshold`` before ``accepted``; only accepted ones count in J_ge
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+import math
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from archloop.types import Outcome
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from archloop.config import SelectionConfig
-    from archloop.types import GraphSketch, NoveltyScores
+    from archloop.types import Candidate, GraphSketch, NoveltyScores
 
 
 class ValidCandidate(NamedTuple):
@@ -25,6 +26,13 @@ class ValidCandidate(NamedTuple):
     code: str
     first_epoch_accuracy: float
     graph: GraphSketch | None = None
+    train_seconds: float | None = None
+
+    @classmethod
+    def of(cls, row: Candidate) -> Self:
+        """From the row of a valid candidate."""
+        accuracy = row.first_epoch_accuracy or 0.0
+        return cls(row.id, row.code or "", accuracy, row.graph, row.train_seconds)
 
 
 class Decision(NamedTuple):
@@ -76,6 +84,7 @@ def select(
     judge: Judge,
     threshold: float,
     *,
+    max_train_seconds: float | None = None,
     reject_near_duplicates: bool = True,
     rejection_count: int = 0,
 ) -> list[Decision]:
@@ -85,6 +94,8 @@ def select(
         candidates: In index order.
         judge: After ``start_cycle``; the accepted candidates are recorded in it.
         threshold: The first-epoch accuracy to reach (``>=``), see :func:`threshold_of`.
+        max_train_seconds: ``selection.max_train_seconds``; who trained for longer is below the
+            threshold too.
         reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
         rejection_count: Near-duplicates rejected in earlier cycles since the last accepted one.
 
@@ -92,11 +103,12 @@ def select(
         One decision a candidate, in the order given.
     """
     decisions: list[Decision] = []
-    for id, code, accuracy, graph in candidates:
+    limit = math.inf if max_train_seconds is None else max_train_seconds
+    for id, code, accuracy, graph, seconds in candidates:
         scores = judge.judge(id, code, graph)
         if reject_near_duplicates and scores.is_near_duplicate:
             outcome = Outcome.NEAR_DUPLICATE
-        elif accuracy < threshold:
+        elif accuracy < threshold or (seconds or 0.0) > limit:
             outcome = Outcome.BELOW_THRESHOLD
         else:
             outcome = Outcome.ACCEPTED

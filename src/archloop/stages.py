@@ -259,15 +259,13 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
         judge.add_known(known.id, known.code, known.graph)
     judge.start_cycle()
     valid = {c.id: c for c in run.store.candidates(cycle) if c.outcome.is_valid}
-    rows = [
-        ValidCandidate(c.id, c.code or "", c.first_epoch_accuracy or 0.0, c.graph)
-        for c in valid.values()
-    ]
+    rows = [ValidCandidate.of(c) for c in valid.values()]
     earlier = [stats.accuracies for stats in run.store.cycles() if stats.cycle < cycle]
     decisions = select(
         rows,
         judge,
         threshold_of(run.config.selection, [*earlier, [r.first_epoch_accuracy for r in rows]]),
+        max_train_seconds=run.config.selection.max_train_seconds,
         reject_near_duplicates=run.config.novelty.enabled,
         rejection_count=_rejections_before(run, cycle),
     )

@@ -98,6 +98,26 @@ def test_few_candidates(size: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("limit", "ends"),
+    [
+        (None, [ACCEPTED, ACCEPTED, ACCEPTED, BELOW]),
+        (30.0, [ACCEPTED, BELOW, ACCEPTED, BELOW]),
+    ],
+)
+def test_who_trained_for_too_long_is_not_accepted(limit: float | None, ends: list[Outcome]) -> None:
+    candidates = [
+        ValidCandidate("0", text("a"), 0.5, train_seconds=30.0),  # as long as allowed
+        ValidCandidate("1", text("b"), 0.9, train_seconds=30.1),
+        ValidCandidate("2", text("b"), 0.5, train_seconds=5.0),  # no near-duplicate of the last
+        ValidCandidate("3", text("c"), 0.1, train_seconds=5.0),
+    ]
+    if limit is None:
+        candidates[2] = candidates[2]._replace(code=text("d"))
+    decisions = select(candidates, started(), 0.40, max_train_seconds=limit)
+    assert [d.outcome for d in decisions] == ends
+
+
+@pytest.mark.parametrize(
     ("percentile", "window", "wanted"),
     [
         (None, 3, 0.40),
