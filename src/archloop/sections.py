@@ -247,8 +247,8 @@ class SelectionConfig(Section):
     window: int = Field(3, ge=1)
     """Cycles that ``percentile`` looks at, the current one included."""
     max_train_seconds: float | None = Field(None, gt=0)
-    """A candidate that trained for longer is ``below_threshold`` however accurate it is, so that
-    the LLM learns from quick ones; depends on the machine. ``None``: time does not matter (paper)."""
+    """A candidate that trained for longer, on the machine of the run, is ``below_threshold``
+    however accurate it is, so that the LLM learns from quick ones; ``None``: no limit (paper)."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 

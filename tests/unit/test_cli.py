@@ -13,14 +13,11 @@ import pytest
 
 from archloop.chat import make_pair, render_code
 from archloop.cli.screen import open_screen
-from archloop.config import load_config
 from archloop.corpus import write_pairs
 from archloop.progress import Progress
 from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.run_dir import FINISHED, RunDir
-from archloop.store import Store
-from archloop.types import Completion, Outcome, Verdict
 from conftest import network
+from made_runs import finished_run
 from scripted_server import Reply, chat, scripted
 
 
@@ -211,28 +208,6 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
     assert "renamed.py" in strict.stdout
     assert "(near-duplicate)" in strict.stdout.splitlines()[0]
     assert "+        self.first = nn.Conv2d" in strict.stdout
-
-
-def finished_run(root: Path, code: str = "class Net:\n\tpass") -> RunDir:
-    """A run with one valid network."""
-    paths = RunDir(root)
-    root.mkdir(parents=True)
-    config = load_config("smoke", ["llm.dtype=float32"])
-    paths.config.write_text(config.model_dump_json(), "utf-8")
-    with Store(paths.database) as store:
-        store.add_completions([Completion(1, 0, render_code(code), 5, 3, "stop")])
-        store.add_verdict(
-            1,
-            0,
-            verdict=Verdict(Outcome.VALID, n_params=10, first_epoch_accuracy=0.5),
-            code=code,
-            code_sha256=None,
-            isolation=None,
-            protocol=None,
-            training=None,
-        )
-        store.set_meta(FINISHED, "2026-01-01T00:00:00+00:00")
-    return paths
 
 
 def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> None:

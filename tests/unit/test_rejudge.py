@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_report import make_run
 
 from archloop.config import load_config
 from archloop.errors import UsageError
@@ -13,6 +12,7 @@ from archloop.rejudge import rejudge
 from archloop.run_dir import TASK_SIZE, RunDir
 from archloop.store import Store
 from archloop.types import Completion
+from made_runs import make_run
 
 
 @pytest.mark.parametrize(

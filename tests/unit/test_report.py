@@ -13,83 +13,18 @@ import pytest
 from rich.console import Console
 
 from archloop.chat import make_pair
-from archloop.config import RunConfig, config_digest, load_config
+from archloop.config import config_digest
 from archloop.corpus import write_pairs
 from archloop.errors import UsageError
 from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.provenance import session
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report import reported as reported_module
 from archloop.report.formats import duration, mean
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
-from archloop.run_dir import PINNED, SESSIONS, TASK_SIZE, Run, RunDir
+from archloop.run_dir import PINNED, TASK_SIZE, Run, RunDir
 from archloop.store import Store
-from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
-
-CONFIG = load_config("paper")
-
-
-def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -> CycleStats:
-    """Sample, judge and commit a cycle whose first candidates are the valid ones."""
-    store.add_completions([Completion(cycle, i, "t", i, 10, "stop") for i in range(n_gen)])
-    for index in range(n_gen):
-        valid = index < len(accuracies)
-        verdict = Verdict(Outcome.SYNTAX_ERROR, error="x | y\nz")
-        if valid:
-            graph = GraphSketch("a", bytes(8))
-            verdict = Verdict(Outcome.VALID, None, 4321, accuracies[index], 1.0, graph=graph)
-        store.add_verdict(
-            cycle,
-            index,
-            verdict=verdict,
-            code="x" if valid else None,
-            code_sha256=None,
-            isolation="confined" if valid else None,
-            protocol="abc123abc123" if valid else None,
-            training="contract" if valid else None,
-        )
-    ends = [
-        replace(c, outcome=Outcome.ACCEPTED if accuracy >= 0.4 else Outcome.BELOW_THRESHOLD)
-        for c, accuracy in zip(store.candidates(cycle), accuracies, strict=False)
-    ]
-    above = sum(c.outcome is Outcome.ACCEPTED for c in ends)
-    outcomes = {
-        "syntax_error": n_gen - len(accuracies),
-        "below_threshold": len(accuracies) - above,
-        "accepted": above,
-    }
-    stats = CycleStats(
-        cycle=cycle,
-        n_gen=n_gen,
-        n_valid=len(accuracies),
-        n_at_floor=above,
-        n_near_duplicate=0,
-        n_accepted=above,
-        accuracies=tuple(accuracies),
-        corpus_size=1698,
-        adapter=f"adapters/cycle_{cycle:02d}",
-        corpus_sha256="ef" * 32,
-        outcomes=outcomes,
-        wall_seconds=100.0,
-        n_tokens=10 * n_gen,
-    )
-    store.commit_cycle(stats, ends)
-    return stats
-
-
-def make_run(
-    folder: Path, cycles: list[tuple[list[float], int]], config: RunConfig = CONFIG
-) -> Path:
-    paths = RunDir(folder)
-    folder.mkdir(parents=True)
-    paths.config.write_text(config.model_dump_json(), "utf-8")
-    paths.corpus(1).parent.mkdir()
-    paths.corpus(1).touch()
-    with Store(paths.database) as store:
-        store.set_meta(SESSIONS, [session()])
-        for cycle, (accuracies, n_gen) in enumerate(cycles, start=1):
-            write_cycle(store, cycle, accuracies, n_gen)
-    return folder
+from archloop.types import Completion, CycleStats, Outcome, Verdict
+from made_runs import CONFIG, make_run, write_cycle
 
 
 def paper_like_first_cycle() -> tuple[list[float], int]:

@@ -13,14 +13,13 @@ import termios
 from pathlib import Path
 
 import pytest
-from test_cli import finished_run
-from test_report import make_run
 
 from archloop.chat import render_code
 from archloop.run_dir import FINISHED
 from archloop.store import Store
 from archloop.types import Completion, Outcome, Verdict
 from conftest import network
+from made_runs import finished_run, make_run
 from scripted_server import Reply, chat, scripted
 
 COMMAND = [sys.executable, "-P", "-m", "archloop"]

@@ -1,8 +1,8 @@
 """Several ways of writing one computation, as one.
 
-``flatten`` and ``view``; ``Linear`` and ``x @ w + b``; a pooling over everything and a mean;
-``silu`` and ``x * sigmoid(x)``; ``split`` and slices; nested and flat concatenations. What changes
-nothing is gone, such as a copy, a product with one, or a second ``relu`` after the first.
+``Linear`` and ``x @ w + b``; a pooling over everything and a mean; ``silu`` and ``x * sigmoid(x)``;
+those of ``layout.py``. What changes nothing is gone, such as a product with one, or a second
+``relu`` after the first.
 
 The rules hold for finite real numbers, not to the last bit of a float; ``0 * x`` is 0.
 """
@@ -10,29 +10,11 @@ The rules hold for finite real numbers, not to the last bit of a float; ``0 * x`
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any
 
+from archloop.novelty.arguments import as_ints, as_sizes, has_input
 from archloop.novelty.canonical import UNORDERED, Call, Canonical, Input, Node
+from archloop.novelty.layout import LAYOUT, Rule
 
-_NOTHING = frozenset(
-    {"detach", "alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy", "_to_copy"}
-)
-_RESHAPES = frozenset(
-    {
-        "view",
-        "_unsafe_view",
-        "reshape",
-        "_reshape_alias",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-    }
-)
-_PERMUTATIONS = frozenset(
-    {"t", "transpose", "permute", "numpy_T", "swapaxes", "swapdims", "movedim"}
-)
 _REDUCTIONS = frozenset(
     {"mean", "sum", "amax", "amin", "var", "std", "prod", "logsumexp", "linalg_vector_norm"}
 )
@@ -62,14 +44,6 @@ _ELEMENTWISE = frozenset(
 
 _MOST_MOVES = 8
 """Reshapes and permutations in a row that an operator is put before; each makes a node anew."""
-
-_MOST_JOINED = 128
-"""Inputs of the longest concatenation that nested ones are merged into: without a bound, doubling
-``cat((x, x))`` twenty times would have a million inputs."""
-
-
-Rule = Callable[[Canonical, Call], int | None]
-"""Gives a place, or ``None`` where it does not apply."""
 
 
 def apply(c: Canonical, call: Call) -> int:
@@ -110,71 +84,6 @@ def _moved(c: Canonical, call: Call) -> int | None:
     return result
 
 
-def _nothing(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    return None if place is None else c.cast(place, call.dtype)
-
-
-def _reshape(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    if place is None or c.nodes[place].dtype != call.dtype:
-        return None
-    return c.reshape(place, call.shape)
-
-
-def _permute(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    dims = None if place is None else _order(call, len(c.nodes[place].shape))
-    return None if place is None or dims is None else c.permute(place, dims)
-
-
-def _order(call: Call, rank: int) -> list[int] | None:
-    """What a permutation makes of the dimensions."""
-    if "dims" in call.arguments:
-        dims = _ints(call.arguments["dims"])
-    else:
-        names = [n for n in ("dim0", "dim1", "axis0", "axis1") if n in call.arguments]
-        swapped = _ints([call.arguments[n] for n in names])
-        dims = list(range(rank))
-        if not names and rank >= 2 and call.operator == "t":
-            swapped = [0, 1]
-        if swapped is None or len(swapped) != 2 or not all(-rank <= d < rank for d in swapped):
-            return list(range(rank)) if call.operator == "t" and rank < 2 else None
-        dims[swapped[0]], dims[swapped[1]] = dims[swapped[1]], dims[swapped[0]]
-    if dims is None or not all(-rank <= d < rank for d in dims):
-        return None
-    dims = [d % rank for d in dims]
-    return dims if sorted(dims) == list(range(rank)) else None
-
-
-def _expand(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    return None if place is None else c.expand(place, call.shape)
-
-
-def _copy(c: Canonical, call: Call) -> int | None:
-    place = call.input("src")
-    return None if place is None else c.cast(c.expand(place, call.shape), call.dtype)
-
-
-def _scatter(c: Canonical, call: Call) -> int | None:
-    """A write through a view that shows all of its base replaces the base."""
-    base, view = call.input("base"), call.input("view")
-    name = call.operator.removesuffix("_scatter")
-    if base is None or view is None:
-        return None
-    if name in _NOTHING or name in _RESHAPES:
-        return c.reshape(view, call.shape)
-    if name in _PERMUTATIONS:
-        call = Call(name, call.arguments, 0, call.shape, call.dtype)
-        dims = _order(call, len(c.nodes[base].shape))
-        if dims is not None and len(c.nodes[view].shape) == len(dims):
-            return c.permute(view, [dims.index(d) for d in range(len(dims))])
-    if c.nodes[view].shape == c.nodes[base].shape and name in ("slice", "expand"):
-        return view
-    return None
-
-
 def _fill(c: Canonical, call: Call) -> int | None:
     value = _FILLS.get(call.operator)
     if value is None:
@@ -185,7 +94,7 @@ def _fill(c: Canonical, call: Call) -> int | None:
 
 
 def _sample(c: Canonical, call: Call) -> int:
-    attributes = {k: v for k, v in call.plain("self").items() if not _has_input(v)}
+    attributes = {k: v for k, v in call.plain("self").items() if not has_input(v)}
     return c.add(call.operator, attributes, (), call.shape, call.dtype, unique=True)
 
 
@@ -277,81 +186,11 @@ def _repeatable(c: Canonical, call: Call) -> int | None:
     if place is None:
         return None
     node, attributes = c.nodes[place], call.plain("self")
-    if _has_input([*attributes.values()]):
+    if has_input([*attributes.values()]):
         return None
     if node.operator == call.operator and node.attributes == json.dumps(attributes, sort_keys=True):
         return place
     return c.add(call.operator, attributes, (place,), call.shape, call.dtype)
-
-
-def _cat(c: Canonical, call: Call) -> int | None:
-    tensors, rank = call.arguments.get("tensors"), len(call.shape)
-    dim = _index(call.arguments.get("dim", 0), rank)
-    if dim is None or not isinstance(tensors, list) or not tensors:
-        return None
-    if not all(isinstance(t, Input) for t in tensors):
-        return None
-    places = [t.place for t in tensors]
-    if call.operator == "stack":
-        part = (*call.shape[:dim], 1, *call.shape[dim + 1 :])
-        places = [c.reshape(place, part) for place in places]
-    joined: list[int] = []
-    for place in places:
-        node = c.nodes[place]
-        nested = node.operator == "cat" and json.loads(node.attributes)["dim"] == dim
-        parts = node.inputs if nested else (place,)
-        if len(joined) + len(parts) > _MOST_JOINED:
-            joined = places
-            break
-        joined.extend(parts)
-    if len(joined) == 1:
-        return joined[0]
-    return c.add("cat", {"dim": dim}, tuple(joined), call.shape, call.dtype)
-
-
-def _split(c: Canonical, call: Call) -> int | None:
-    """One part of a tensor that is cut along a dimension, as a slice."""
-    place = call.input()
-    if place is None:
-        return None
-    source = c.nodes[place].shape
-    dim = _index(call.arguments.get("dim", 0), len(source))
-    if dim is None or type(source[dim]) is not int:
-        return None
-    if call.operator in ("unbind", "select"):
-        index = _index(call.arguments.get("index", call.index), source[dim])
-        if index is None:
-            return None
-        return c.reshape(c.slice(place, dim, index, index + 1), call.shape)
-    size = call.arguments.get("split_size", call.arguments.get("split_sizes"))
-    if isinstance(size, list):
-        sizes = _ints(size[: call.index + 1])
-        if sizes is None or len(sizes) <= call.index:
-            return None
-        start, end = sum(sizes[:-1]), sum(sizes)
-    elif type(size) is int:
-        start, end = size * call.index, min(size * (call.index + 1), source[dim])
-    else:
-        return None
-    return c.slice(place, dim, start, end)
-
-
-def _slice(c: Canonical, call: Call) -> int | None:
-    place = call.input()
-    if place is None:
-        return None
-    if c.nodes[place].shape == call.shape:
-        return place if call.arguments.get("step", 1) == 1 else None
-    source = c.nodes[place].shape
-    dim = _index(call.arguments.get("dim", 0), len(source))
-    if dim is None or type(source[dim]) is not int or call.arguments.get("step", 1) != 1:
-        return None
-    start, end = call.arguments.get("start"), call.arguments.get("end")
-    start, end = 0 if start is None else start, source[dim] if end is None else end
-    if not isinstance(start, int | float) or not isinstance(end, int | float):
-        return None
-    first, last, _ = slice(int(start), int(end)).indices(source[dim])
-    return c.slice(place, dim, first, last)
 
 
 def _reduce(c: Canonical, call: Call) -> int | None:
@@ -360,11 +199,11 @@ def _reduce(c: Canonical, call: Call) -> int | None:
         return None
     rank = len(c.nodes[place].shape)
     dims = call.arguments.get("dim")
-    listed = list(range(rank)) if dims is None or dims == [] else _ints(dims)
+    listed = list(range(rank)) if dims is None or dims == [] else as_ints(dims)
     if listed is None or not all(-rank <= d < rank for d in listed):
         return None
     other = call.plain("self", "dim", "keepdim")
-    if _has_input([*other.values()]):
+    if has_input([*other.values()]):
         return None
     reduced = c.reduce(call.operator, place, sorted({d % rank for d in listed}), other)
     return c.reshape(c.cast(reduced, call.dtype), call.shape)
@@ -377,10 +216,10 @@ def _pool(c: Canonical, call: Call) -> int | None:
         return None
     source = c.nodes[place].shape[-2:]
     attributes = call.plain("self")
-    kernel = _sizes(attributes.pop("kernel_size", None), 2)
-    padding = _sizes(attributes.pop("padding", 0), 2)
-    stride = _sizes(attributes.pop("stride", None) or kernel, 2)
-    if kernel is None or padding is None or stride is None or _has_input([*attributes.values()]):
+    kernel = as_sizes(attributes.pop("kernel_size", None), 2)
+    padding = as_sizes(attributes.pop("padding", 0), 2)
+    stride = as_sizes(attributes.pop("stride", None) or kernel, 2)
+    if kernel is None or padding is None or stride is None or has_input([*attributes.values()]):
         return None
     if padding == [0, 0]:
         attributes.pop("count_include_pad", None)
@@ -411,7 +250,7 @@ def _adaptive(c: Canonical, call: Call) -> int | None:
 def _convolution(c: Canonical, call: Call) -> int | None:
     spatial, arguments = len(call.shape) - 2, dict(call.arguments)
     for name in ("stride", "padding", "dilation", "output_padding"):
-        sizes = _sizes(arguments.get(name), spatial)
+        sizes = as_sizes(arguments.get(name), spatial)
         if sizes is None:
             return None
         arguments[name] = sizes
@@ -419,68 +258,18 @@ def _convolution(c: Canonical, call: Call) -> int | None:
     return c.general(call, "convolution")
 
 
-def _pad(c: Canonical, call: Call) -> int | None:
-    place, pads = call.input(), _ints(call.arguments.get("pad"))
-    if place is None or pads is None or any(pads):
-        return None
-    return place if c.nodes[place].shape == call.shape else None
-
-
-def _has_input(value: Any) -> bool:
-    """Whether a tensor is in it, at any depth."""
-    return isinstance(value, Input) or (isinstance(value, list) and any(map(_has_input, value)))
-
-
-def _ints(value: Any) -> list[int] | None:
-    """Whole numbers of moderate size, as a list."""
-    values = value if isinstance(value, list) else [value]
-    if all(type(v) is int and abs(v) < 2**40 for v in values):
-        return list(values)
-    return None
-
-
-def _sizes(value: Any, count: int) -> list[int] | None:
-    """One number for each dimension."""
-    sizes = _ints(value)
-    if sizes is not None and len(sizes) == 1:
-        sizes = sizes * count
-    return sizes if sizes is not None and len(sizes) == count else None
-
-
-def _index(value: Any, size: int) -> int | None:
-    """A position, counted from the start."""
-    if type(value) is not int or not -size <= value < size:
-        return None
-    return value % size
-
-
 _RULES: dict[str, Rule] = {
-    **dict.fromkeys(_NOTHING, _nothing),
-    **dict.fromkeys(_RESHAPES, _reshape),
-    **dict.fromkeys(_PERMUTATIONS, _permute),
+    **LAYOUT,
     **dict.fromkeys(_REDUCTIONS, _reduce),
     **dict.fromkeys(_REPEATABLE, _repeatable),
     **dict.fromkeys((*_FILLS, *_FILLS_WITH), _fill),
     **dict.fromkeys(_SAMPLED_IN_PLACE, _sample),
     **dict.fromkeys(("relu", "hardtanh", "threshold", "clamp", "clamp_min", "clamp_max"), _clamp),
     **dict.fromkeys(("add", "sub", "mul", "div", "pow"), _arithmetic),
-    **dict.fromkeys(("cat", "stack"), _cat),
-    **dict.fromkeys(
-        ("split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes"), _split
-    ),
-    **dict.fromkeys(("unbind", "select"), _split),
     **dict.fromkeys(("max_pool2d_with_indices", "max_pool2d", "avg_pool2d"), _pool),
     **dict.fromkeys(("_adaptive_avg_pool2d", "adaptive_max_pool2d"), _adaptive),
-    **dict.fromkeys(
-        (f"{n}_scatter" for n in (*_NOTHING, *_RESHAPES, *_PERMUTATIONS, "slice", "expand")),
-        _scatter,
-    ),
     "addmm": _addmm,
-    "constant_pad_nd": _pad,
     "convolution": _convolution,
-    "copy": _copy,
-    "expand": _expand,
     "mm": _mm,
     "silu": _silu,
-    "slice": _slice,
 }

@@ -54,7 +54,8 @@ _INTRODUCTION = (
     "for means, within 0 to 100. Valid: trained to the end of the epoch, of all completions "
     "sampled. Accuracies are first-epoch accuracies of the valid candidates; the share at or above "
     "the floor and the near-duplicates are of the valid candidates. Threshold: what a candidate "
-    "had to reach to be accepted, the floor or above it (selection.percentile). Corpus: "
+    "had to reach to be accepted, the floor or above it (selection.percentile); one that trained "
+    "for longer than selection.max_train_seconds, where that is set, counts as below it. Corpus: "
     "prompt-code pairs that the cycle's adapter was trained on or started from. Time: generation "
     "and evaluation, not known for a cycle that was interrupted."
 )

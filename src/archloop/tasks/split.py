@@ -45,8 +45,8 @@ def split_task(
         UsageError: The protocol asks for a test split or for more images than there are.
     """
     classes = len(arrays.class_names)
-    train = np.arange(len(arrays.train_labels))
     images, labels = arrays.train_images, arrays.train_labels
+    train = np.arange(len(labels))
     if protocol.validation == "test":
         if arrays.test_images is None or arrays.test_labels is None:
             raise UsageError(
@@ -55,14 +55,7 @@ def split_task(
         images, labels = arrays.test_images, arrays.test_labels
         validation = np.arange(len(labels))
     else:
-        n = _holdout_size(protocol.validation, len(train))
-        most = len(train) - classes
-        if n > most:
-            raise UsageError(
-                f"protocol.validation = {protocol.validation!r}: {name} has {len(train)} training "
-                f"images in {classes} classes, so at most holdout:{most} leaves one a class"
-            )
-        validation = stratified(labels, n, seed, _HOLDOUT)
+        validation = stratified(labels, _holdout_size(arrays, protocol, name), seed, _HOLDOUT)
         train = np.setdiff1d(train, validation, assume_unique=True)
     if protocol.train_images is not None and protocol.train_images < classes:
         raise UsageError(
@@ -94,12 +87,18 @@ def split_task(
     )
 
 
-def _holdout_size(validation: str, n_train: int) -> int:
+def _holdout_size(arrays: TaskArrays, protocol: ProtocolConfig, name: str) -> int:
     """Images that ``holdout:N`` or ``holdout:P%`` takes; at least one."""
-    count = validation.partition(":")[2]
-    if count.endswith("%"):
-        return max(1, n_train * int(count[:-1]) // 100)
-    return int(count)
+    n_train, classes = len(arrays.train_labels), len(arrays.class_names)
+    count = protocol.validation.partition(":")[2]
+    n = max(1, n_train * int(count[:-1]) // 100) if count.endswith("%") else int(count)
+    most = n_train - classes
+    if n > most:
+        raise UsageError(
+            f"protocol.validation = {protocol.validation!r}: {name} has {n_train} training "
+            f"images in {classes} classes, so at most holdout:{most} leaves one a class"
+        )
+    return n
 
 
 def stratified(labels: NDArray[np.int64], n: int, seed: int, stream: int) -> NDArray[np.intp]:
