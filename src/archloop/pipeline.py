@@ -17,10 +17,11 @@ from pathlib import Path
 
 from archloop.chat import code_sha256, extract_code
 from archloop.code_policy import check
+from archloop.config import RunConfig
 from archloop.context import RunContext
 from archloop.errors import CapReachedError
 from archloop.executors import Executor, Finished, build_executor
-from archloop.generation import SEPARATE, StoredText
+from archloop.generation import CONTINUOUS, SEPARATE, StoredText
 from archloop.generation.job import GenerationJob, Sampled, generate
 from archloop.generation.temperature import temperature_of
 from archloop.progress import Progress
@@ -49,6 +50,24 @@ def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path | None) -> 
     ):
         _Pipeline(run, cycle, adapter, executor, sandbox.isolation).work()
     return Evaluated(round(time.monotonic() - started, 1) if fresh else None)
+
+
+def batches_of(config: RunConfig) -> list[range]:
+    """A cycle's completions in batches: what is sampled again as a whole after an interruption.
+
+    Of ``generation.batch_size`` completions, where the number of valid ones ends the cycle or an
+    engine advances its sequences in step; larger ones keep other engines full to the end.
+    """
+    engine, size = config.generation.engine, config.generation.batch_size
+    n = config.loop.completions
+    if config.loop.valid_target is None:
+        size = n if engine in SEPARATE else size * _FULL if engine in CONTINUOUS else size
+    return [range(i, min(i + size, n)) for i in range(0, n, size)]
+
+
+_FULL = 4
+"""Times ``batch_size`` that an engine gets at once: few sequences run alone at the end, and an
+interruption costs no more than these."""
 
 
 class _Pipeline:
@@ -89,11 +108,7 @@ class _Pipeline:
 
     def _rounds(self) -> Iterator[list[range]]:
         """Batches to sample together in one process: all, or one by one until enough are valid."""
-        loop, size = self._run.config.loop, self._run.config.generation.batch_size
-        if self._separate and loop.valid_target is None:
-            size = loop.completions
-        starts = range(0, loop.completions, size)
-        batches = [range(i, min(i + size, loop.completions)) for i in starts]
+        loop, batches = self._run.config.loop, batches_of(self._run.config)
         owed = [b for b in batches if not self._stored.issuperset(b)]
         if loop.valid_target is None:
             if owed:

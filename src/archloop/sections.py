@@ -124,7 +124,7 @@ class GenerationConfig(Section):
     top_p: float = Field(0.9, gt=0.0, le=1.0)
     max_new_tokens: int = Field(2048, ge=1, le=2**20)
     batch_size: int = Field(16, ge=1, le=10_000)
-    """Sequences sampled together; part of what makes a run repeatable. Of ``openai`` only the
+    """Sequences sampled at a time; part of what makes a run repeatable. Of ``openai`` only the
     steps in which ``loop.valid_target`` is looked at."""
 
 

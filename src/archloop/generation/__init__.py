@@ -18,6 +18,7 @@ from archloop.generation.generator import FinishReason, GeneratedText, Generator
 from archloop.spending import Remote
 
 __all__ = [
+    "CONTINUOUS",
     "EXTRAS",
     "SEPARATE",
     "GeneratedText",
@@ -34,6 +35,10 @@ StoredText = tuple[str, int, FinishReason]
 SEPARATE = frozenset({"openai"})
 """Engines whose completions do not depend on what is sampled beside them, and cost money: only what
 is missing is asked for again."""
+
+CONTINUOUS = frozenset({"openvino", "vllm"})
+"""Engines in which a request takes the place of one that ended, so that ``batch_size`` sequences
+run at a time as long as requests are left."""
 
 EXTRAS = {
     "openvino": ("openvino_genai", "openvino-genai"),
