@@ -10,6 +10,7 @@ import ast
 import warnings
 from collections.abc import Iterable, Iterator
 
+from archloop.text import one_line
 from archloop.types import Outcome, Verdict
 
 MAX_SOURCE_BYTES = 64 * 1024
@@ -102,9 +103,9 @@ def check(code: str) -> Verdict | None:
     if isinstance(tree, Verdict):
         return tree
     if fault := contract_fault(tree):
-        return Verdict(Outcome.CONTRACT_VIOLATION, fault)
+        return Verdict(Outcome.CONTRACT_VIOLATION, one_line(fault))
     if fault := next(policy_faults(ast.walk(tree)), None):
-        return Verdict(Outcome.FORBIDDEN_CODE, fault)
+        return Verdict(Outcome.FORBIDDEN_CODE, one_line(fault))
     return None
 
 

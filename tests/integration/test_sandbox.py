@@ -371,6 +371,22 @@ def test_a_lost_fork_server_is_replaced(when: str, blobs: TaskData, honest_accur
         assert leftovers(fragile) == []
 
 
+def test_a_network_is_measured_again_where_the_fork_server_was_lost(
+    blobs: TaskData, honest_accuracy: float
+) -> None:
+    slow = network(forward="import time; time.sleep(0.0 if self.training else 0.4)")
+    with sandbox_at(blobs) as fragile, ThreadPoolExecutor(1) as pool:
+        server = psutil.Process(fragile.server_pid)
+        running = pool.submit(fragile.evaluate, slow, seed=3)
+        while len(server.children()) < 2:  # the network and what feeds it
+            time.sleep(0.01)
+        while len(server.children()) != 1 or not server.children()[0].is_running():
+            time.sleep(0.01)
+        time.sleep(0.8)  # by now it has read its weights
+        server.kill()
+        assert running.result().first_epoch_accuracy == honest_accuracy, running.result()
+
+
 def test_a_network_that_ends_the_fork_server_is_found_out(
     blobs: TaskData, honest_accuracy: float
 ) -> None:

@@ -5,6 +5,7 @@ import pytest
 from archloop.code_policy import MAX_DEPTH, MAX_SOURCE_BYTES, check
 from archloop.seeds.clean import clean_source
 from archloop.seeds.narrow import narrow
+from archloop.text import MAX_ERROR
 from archloop.types import Outcome
 
 GOOD = """
@@ -34,6 +35,7 @@ def outcome(code: str) -> Outcome | None:
     if verdict is not None:
         assert verdict.error
         assert "\n" not in verdict.error
+        assert len(verdict.error) <= MAX_ERROR
     return verdict.outcome if verdict else None
 
 
@@ -73,6 +75,7 @@ def test_what_passes_can_be_cleaned_and_narrowed(left: str, right: str) -> None:
         ("def supported_hyperparameters", "def hyperparameters"),
         ("in_shape, out_shape, prm, device", "in_shape, out_shape"),
         ("in_shape, out_shape, prm, device", "a, b, c, d, e"),
+        ("in_shape, out_shape, prm, device", f"a, b, c, d, {'e' * 5000}"),
         ("in_shape, out_shape, prm, device", "in_shape, out_shape, prm, device, *, more"),
     ],
 )
@@ -109,6 +112,7 @@ def test_methods_may_come_from_a_base_in_the_module() -> None:
         "x = torch.load('weights')",
         "x = torch.hub",
         "x = dict(f(pretrained=True))",
+        f"import {'x' * 5000}",
     ],
 )
 def test_what_a_network_does_not_need_is_forbidden(line: str) -> None:

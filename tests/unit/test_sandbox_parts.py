@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from archloop.config import SandboxConfig
-from archloop.sandbox import flags, harness, state, wire
+from archloop.sandbox import flags, harness, measure, state, wire
 from archloop.sandbox.augmentation import augment
 from archloop.sandbox.batches import BatchRecipe, Normalise, resize
 from archloop.sandbox.conversation import Conversation, FailedError
@@ -29,10 +29,10 @@ from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
 from archloop.sandbox.private_folder import ClosedError, bytes_by_inode, remove_folder
 from archloop.sandbox.ring import ring_bytes
 from archloop.sandbox.server import Child, empty_memory, shared_memory
-from archloop.sandbox.text import MAX_ERROR, one_line
-from archloop.sandbox.training import scheduled
+from archloop.sandbox.training import stepping
 from archloop.sandbox.watch import LimitError, Output, Watch
 from archloop.sandbox.weights import count, trainable_tensors
+from archloop.text import MAX_ERROR, one_line
 from archloop.types import Outcome
 
 
@@ -300,16 +300,19 @@ def test_time_without_a_core_does_not_count(tmp_path: Path) -> None:
         subprocess.Popen(["taskset", "-c", core, *spin]) as other,
     ):
         watch = Watch(one.pid, tmp_path, Output(read), 1 << 40, 1 << 40)
-        watch.begin()
+        watch.begin(10.0)
         time.sleep(1.0)
         waited = watch.waited()
-        watch.begin()
+        watch.begin(0.01)
         again = watch.waited()
+        time.sleep(0.3)
+        most = watch.waited()
         one.kill()
         other.kill()
     os.close(write)
     assert 0.1 < waited < 1.1
     assert again < waited
+    assert most == pytest.approx(0.03), "at most three times the deadline"
 
 
 def output_of(text: bytes) -> str:
@@ -356,12 +359,67 @@ def test_a_linear_schedule_leaves_the_networks_own_rates_alone() -> None:
         assert optimizer.param_groups[0]["lr"] == (0.0625 if own else 1.0)
         return steps
 
-    with scheduled("linear", 4):
+    with stepping("linear", 4):
         assert moved(own=False) == [1.0, 0.75, 0.5, 0.25]
         assert moved(own=True) == [1.0, 0.375, 0.125, 0.03125]
-    with scheduled("constant", 4):
+    with stepping("constant", 4):
         assert moved(own=False) == [1.0] * 4
     assert moved(own=False) == [1.0] * 4
+
+
+def test_logits_are_compared_by_what_they_say() -> None:
+    honest = np.random.default_rng(0).normal(size=(100, 10)).astype(np.float32)
+    noisy = honest + np.random.default_rng(1).normal(0.0, 1e-3, honest.shape).astype(np.float32)
+    assert flags.same_logits(honest, noisy)
+    assert flags.same_logits(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32))
+    other = np.roll(honest, 1, axis=0)
+    assert not flags.same_logits(honest, other)
+    shift = np.float32(1e4)  # of all logits of an image: no prediction changes
+    assert not flags.same_logits(honest + shift, other + shift)
+    few = np.ones((100, 1), np.float32)
+    few[:40] = 1e6  # a large spread of some images must not hide the others
+    assert not flags.same_logits(honest * few, other * few)
+    wide = np.zeros(10, np.float32)
+    wide[3] = -1e6  # nor that of one class
+    assert not flags.same_logits(honest + wide, other + wide)
+
+
+def test_a_description_of_weights_is_bounded() -> None:
+    spec = [["w", "float32", [1] * 64]]
+    assert measure._spec(spec) == spec
+    with pytest.raises(wire.WireError):
+        measure._spec([["w", "float32", [1] * 65]])
+
+
+def test_steps_are_counted_by_parameter_whatever_makes_them() -> None:
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            super().__init__(inner.param_groups, {})
+            self.param_groups, self.inner = inner.param_groups, inner
+
+        def step(self, closure: Any = None) -> None:
+            self.inner.step()
+            if closure is not None:
+                closure()
+
+    weight, other = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    weight.grad = torch.ones(1)
+    with stepping("linear", 4) as steps:
+        for _ in range(2):
+            before = weight.item()
+            torch.optim.SGD([nn.Parameter(torch.zeros(1)), weight], lr=1.0).step()
+        assert before - weight.item() == 0.75, "a new optimiser does not begin anew"
+        wrapper = Wrapper(torch.optim.SGD([weight], lr=1.0))
+        wrapper.step()  # one step, at one and the same share
+        assert weight.item() == pytest.approx(-2.25)
+        with pytest.raises(ZeroDivisionError):
+            wrapper.step(lambda: 1 / 0)
+        assert steps.most == 4, "what the inner one did before counts"
+        torch.optim.SGD([other], lr=1.0).step()
+        assert steps.most == 4
+        wrapper.step()
+        assert wrapper.param_groups[0]["lr"] == 1.0
+    assert steps.most == 5
 
 
 def test_normalised_images_have_the_mean_and_deviation_asked_for() -> None:

@@ -88,7 +88,7 @@ def resumable() -> Iterator[None]:
 
 def echo_text(text: str, *, err: bool = False) -> None:
     """Text that may be of others, a network's or a server's: a terminal obeys none of it."""
-    from archloop.sandbox.text import printable
+    from archloop.text import printable
 
     # Named, as click would write UTF-8 to a stream whose encoding is ASCII.
     click.echo(printable(text), file=sys.stderr if err else sys.stdout)

@@ -90,7 +90,7 @@ def _show_code(code: str, console: Console) -> None:
     """The whole of a network: a terminal breaks its long lines, elsewhere it is the plain text."""
     from rich.syntax import Syntax
 
-    from archloop.sandbox.text import printable
+    from archloop.text import printable
 
     if console.is_terminal:
         colours = Syntax("", "python", background_color="default")

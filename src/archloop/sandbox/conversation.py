@@ -14,8 +14,8 @@ from archloop.errors import SandboxError
 from archloop.novelty.graph import MAX_BYTES, Graph, GraphError, parse
 from archloop.sandbox import wire
 from archloop.sandbox.server import Child, Ended, ForkServer, ServerLostError
-from archloop.sandbox.text import one_line
 from archloop.sandbox.watch import LimitError, Watch
+from archloop.text import one_line
 from archloop.types import Outcome, Verdict
 
 BUILDING = "import, instantiation and dummy forward"
@@ -127,7 +127,7 @@ class Conversation:
 
     def _deadline(self, seconds: float) -> float:
         if self._watch is not None:
-            self._watch.begin()
+            self._watch.begin(seconds)
         return time.monotonic() + seconds
 
     @contextmanager
@@ -164,7 +164,7 @@ class Conversation:
     def _crash_place(self) -> str:
         """Where in its source a process crashed, from what faulthandler printed."""
         found = _CRASH_LINE.search(self.child.output.text())
-        return f" (line {found[1]}, in {found[2]})" if found else ""
+        return one_line(f" (line {found[1]}, in {found[2]})") if found else ""
 
 
 def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:

@@ -28,9 +28,9 @@ from archloop.sandbox.network import (
 )
 from archloop.sandbox.phase import Fault, Phase, classify, error_line
 from archloop.sandbox.prediction import predict
-from archloop.sandbox.text import one_line
 from archloop.sandbox.trace import trace
 from archloop.sandbox.training import train
+from archloop.text import one_line
 from archloop.types import Outcome
 
 

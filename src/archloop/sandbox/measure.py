@@ -33,6 +33,10 @@ AGAIN = 512
 _ODD_BATCH = 96
 _PERHAPS_TOO_FAST = (Outcome.TRAIN_ERROR, Outcome.NON_FINITE)
 _FEED_SECONDS = 60.0
+_SEND_SECONDS = 10.0
+"""The least that is granted to weights, some megabytes at most, to arrive."""
+_MOST_DIMENSIONS = 64
+"""Of a tensor, in torch."""
 _TYPE_BYTES = {
     "float32": 4,
     "float64": 8,
@@ -75,7 +79,7 @@ class Trained:
     steps: int
     """Of the optimiser that made the most, as the process says."""
     seconds: float
-    """From the first batch to the end, on the main process's clock."""
+    """From the first batch to the last byte of the weights, on the main process's clock."""
     flags: tuple[str, ...]
 
 
@@ -98,13 +102,13 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     conversation.phase = Outcome.TRAIN_ERROR
     start, fds = wire.frame({"total": total}), (feeding.ring, feeding.candidate_end)
     conversation.send_bytes(start, config.build_seconds, BUILDING, fds)
+    begin = time.monotonic()
     try:
         message = conversation.expect("trained", config.train_seconds, "the epoch")
     except FailedError as failed:
         if (channels_last or bf16) and failed.verdict.outcome in _PERHAPS_TOO_FAST:
             raise FastWayError(failed.verdict) from None
         raise
-    done = time.monotonic()
     report = _ask(feeding.feeder, {"report": True})
     if report["given"] < total:
         text = f"learn() took {report['given']} of {total} batches of the epoch"
@@ -114,7 +118,10 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     size = number(message, "bytes", config.memory_mb << 20)
     if size != sum(_TYPE_BYTES[kind] * math.prod(shape) for _, kind, shape in spec):
         raise wire.WireError("weights and their description differ")
-    weights = conversation.receive_bytes(size, config.predict_seconds, "sending the weights")
+    left = max(_SEND_SECONDS, config.train_seconds - (time.monotonic() - begin))
+    weights = conversation.receive_bytes(size, left, "the epoch with its weights")
+    # Only now: who says that it is done may be training still.
+    done = time.monotonic()
     found = []
     if number(message, "passes") > report["images"]:
         found.append(flags.EXTRA_PASSES)
@@ -163,6 +170,7 @@ def _is_spec_row(row: Any) -> bool:
         and isinstance(row[1], str)
         and row[1] in _TYPE_BYTES
         and isinstance(row[2], list)
+        and len(row[2]) <= _MOST_DIMENSIONS
         and all(type(n) is int and 0 <= n < 2**40 for n in row[2])
     )
 

@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 
 from archloop.sandbox import wire
-from archloop.sandbox.text import one_line
+from archloop.text import one_line
 from archloop.types import Outcome
 
 _MEMORY_SIGNS = ("allocate memory", "out of memory", "bad_alloc", "std::bad_alloc")

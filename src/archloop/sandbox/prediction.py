@@ -28,6 +28,7 @@ def predict(
     """
     message, fds = wire.receive_with_fds(sock, 1)
     with os.fdopen(fds[0], "rb") as file:
+        file.seek(0)  # the place is shared with a process before this one that was lost
         data = bytearray(file.read(message["bytes"]))
     phase.enter(Outcome.PROTOCOL_VIOLATION)
     try:

@@ -153,12 +153,14 @@ ONLY_ITSELF = {
 }
 """Allowed where the first argument is 0 or the process's own number."""
 
-SIGNAL_OWNERS = {
-    "fcntl": (Numbers(72, 25), (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+DENIED_COMMANDS = {
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX; F_SETLEASE, F_NOTIFY
+    "fcntl": (Numbers(72, 25), (8, 10, 15, 1024, 1026)),
     "ioctl": (Numbers(16, 29), (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP
 }
-"""Commands (the second argument) that have the kernel send signals to whom a process names: to any
-of the user's, where Landlock is older than its ABI 6."""
+"""Commands (the second argument) that have the kernel send signals to whom a process names, to any
+of the user's where Landlock is older than its ABI 6; and those that hold up others who open a file,
+or tell what they do with it."""
 
 CLONE = Numbers(56, 220)
 CLONE3 = Numbers(435, 435)
@@ -236,7 +238,7 @@ def _assemble(machine: str, pid: int) -> bytes:
             deny,
             allow,
         ]
-    for call, commands in SIGNAL_OWNERS.values():
+    for call, commands in DENIED_COMMANDS.values():
         rules += [
             (_JEQ, 0, 3 + len(commands), getattr(call, machine)),
             (_LOAD, 0, 0, _ARG1_LOW),

@@ -25,8 +25,8 @@ from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
 from archloop.sandbox import bwrap, wire
 from archloop.sandbox.private_folder import remove_folder
-from archloop.sandbox.text import one_line
 from archloop.sandbox.watch import Output
+from archloop.text import one_line
 from archloop.types import TaskData
 
 _START_SECONDS = 120.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,14 +40,16 @@ def train(
         phase: Told how far it is.
 
     Returns:
-        ``steps`` of the optimiser that made the most, and images passed ``forward`` in training.
+        ``steps`` of the parameter that optimisers made the most of, and images passed ``forward``
+        in training.
     """
     phase.enter(Outcome.TRAIN_ERROR)
-    steps, passes = _OptimiserSteps(), _Passes(net)
+    passes = _Passes(net)
     contract: Any = net
-    most = len(batches) * job["steps_per_batch"]
-    with scheduled(job["lr_schedule"], most):
-        if job["training"] == "contract":
+    own = job["training"] == "contract"
+    most = len(batches) * (job["steps_per_batch"] if own else 1)
+    with stepping(job["lr_schedule"], most) as steps:
+        if own:
             contract.train_setup(dict(job["prm"]))
             net.train()
             contract.learn(batches)
@@ -57,8 +59,8 @@ def train(
     if steps.most > most:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
-            f"learn() made {steps.most} steps with one optimiser; one epoch has {len(batches)} "
-            f"batches, {job['steps_per_batch']} step each",
+            f"learn() made {steps.most} optimiser steps; one epoch has {len(batches)} batches, "
+            f"{job['steps_per_batch']} step each",
         )
     if passes.images > MOST_PASSES * job["images"]:
         raise Fault(
@@ -85,32 +87,84 @@ def _fixed_loop(
 
 
 @contextmanager
-def scheduled(schedule: LRSchedule, steps: int) -> Iterator[None]:
-    """Let the rates of all optimisers follow a schedule over so many steps of each."""
-    if schedule == "constant":
-        yield
-        return
-    done: dict[Optimizer, int] = {}
-    rates: dict[Optimizer, list[Any]] = {}
-
-    def lower(optimizer: Optimizer, *_: object) -> None:
-        share = max(0.0, 1.0 - done.get(optimizer, 0) / steps)
-        rates[optimizer] = [group["lr"] for group in optimizer.param_groups]
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * share
-
-    def restore(optimizer: Optimizer, *_: object) -> None:
-        done[optimizer] = done.get(optimizer, 0) + 1
-        for group, rate in zip(optimizer.param_groups, rates.pop(optimizer), strict=True):
-            group["lr"] = rate
-
-    before = register_optimizer_step_pre_hook(lower)
-    after = register_optimizer_step_post_hook(restore)
+def stepping(schedule: LRSchedule, steps: int) -> Iterator[Steps]:
+    """Count optimiser steps and let all rates follow a schedule over so many steps."""
+    counted = Steps(None if schedule == "constant" else steps)
+    hooks = (
+        register_optimizer_step_pre_hook(counted.before),
+        register_optimizer_step_post_hook(counted.after),
+    )
     try:
-        yield
+        yield counted
     finally:
-        before.remove()
-        after.remove()
+        for hook in hooks:
+            hook.remove()
+
+
+class _Step(NamedTuple):
+    """A step under way."""
+
+    optimizer: Optimizer
+    counts: list[tuple[torch.Tensor, int]]
+    """Its parameters, and the steps of each before."""
+    rates: list[tuple[dict[str, Any], Any]]
+    """Groups whose rate was lowered for it, and the rates they have."""
+
+
+class Steps:
+    """The optimiser steps of each parameter: kept batches can be replayed, steps give it away.
+
+    They are the parameters', not the optimisers', as a new optimiser for each step would make one
+    step only. A step inside the step of another optimiser, which wraps it, is the same step.
+
+    Args:
+        length: Steps until a falling rate is nothing; ``None``: it stays.
+    """
+
+    def __init__(self, length: int | None) -> None:
+        self._length = length
+        self._counts: dict[int, tuple[torch.Tensor, int]] = {}
+        """By ``id``, with the parameter, so that no other one gets that number."""
+        self._open: list[_Step] = []
+        """Outermost first."""
+
+    @property
+    def most(self) -> int:
+        """Steps of the parameter that has the most."""
+        return max((n for _, n in self._counts.values()), default=0)
+
+    def before(self, optimizer: Optimizer, *_: object) -> None:
+        """A step begins."""
+        self._close(optimizer)  # one that ended with an exception
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        counts = [(p, self._of(p)) for p in parameters]
+        rates: list[tuple[dict[str, Any], Any]] = []
+        if self._length is not None:
+            share = max(0.0, 1.0 - max((n for _, n in counts), default=0) / self._length)
+            lowered = {id(group) for step in self._open for group, _ in step.rates}
+            rates = [(g, g["lr"]) for g in optimizer.param_groups if id(g) not in lowered]
+            for group, rate in rates:
+                group["lr"] = rate * share
+        self._open.append(_Step(optimizer, counts, rates))
+
+    def after(self, optimizer: Optimizer, *_: object) -> None:
+        """The step ended."""
+        for parameter, n in self._close(optimizer):
+            self._counts[id(parameter)] = parameter, max(self._of(parameter), n + 1)
+
+    def _close(self, optimizer: Optimizer) -> list[tuple[torch.Tensor, int]]:
+        """Give the rates back, of what is open inside too; the parameters and their steps."""
+        if all(step.optimizer is not optimizer for step in self._open):
+            return []
+        while True:
+            step = self._open.pop()
+            for group, rate in step.rates:
+                group["lr"] = rate
+            if step.optimizer is optimizer:
+                return step.counts
+
+    def _of(self, parameter: torch.Tensor) -> int:
+        return self._counts.get(id(parameter), (parameter, 0))[1]
 
 
 def _check_weights(builder: Builder, net: nn.Module) -> None:
@@ -119,22 +173,6 @@ def _check_weights(builder: Builder, net: nn.Module) -> None:
         raise over
     if not all(bool(torch.isfinite(w).all()) for w in weights):
         raise Fault(Outcome.NON_FINITE, "a parameter is NaN or infinite after training")
-
-
-class _OptimiserSteps:
-    """Counts the steps of each optimiser: kept batches can be replayed, steps give it away."""
-
-    def __init__(self) -> None:
-        self._counts: dict[Optimizer, int] = {}
-        register_optimizer_step_post_hook(self._count)
-
-    def _count(self, optimizer: Optimizer, *_: object) -> None:
-        self._counts[optimizer] = self._counts.get(optimizer, 0) + 1
-
-    @property
-    def most(self) -> int:
-        """Steps of the optimiser that made the most."""
-        return max(self._counts.values(), default=0)
 
 
 class _Passes:

@@ -8,13 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 from archloop.sandbox.private_folder import ClosedError, bytes_by_inode
-from archloop.sandbox.text import printable
 from archloop.sandbox.wire import LOOK_SECONDS
+from archloop.text import printable
 from archloop.types import Outcome
 
 _HEAD, _TAIL = 8 << 10, 56 << 10
 """Bytes of output that are kept."""
 _READ = 1 << 16
+_MOST_WAIT = 3.0
+"""Times a deadline that waiting for a core may prolong it: a candidate may wait of its own will."""
 _MOST_THREADS = 512
 """Of one candidate: far more than an honest one has, far fewer than would use up the system's."""
 
@@ -87,7 +89,7 @@ class Watch:
         self._memory, self._disk = memory_bytes, disk_bytes
         self._next = 0.0
         self._base: int | None = None
-        self._waited_before = 0.0
+        self._waited_before = self._most_wait = 0.0
 
     @property
     def fds(self) -> tuple[int, ...]:
@@ -116,16 +118,17 @@ class Watch:
             raise LimitError(Outcome.SANDBOX_VIOLATION, f"wrote more than {self._disk >> 20} MB")
         self._next = time.monotonic() + LOOK_SECONDS
 
-    def begin(self) -> None:
-        """A deadline begins."""
-        self._waited_before = self._waited()
+    def begin(self, seconds: float) -> None:
+        """A deadline begins, that many seconds away."""
+        self._waited_before, self._most_wait = self._waited(), _MOST_WAIT * seconds
 
     def waited(self) -> float:
         """Seconds since a deadline began that the process was ready to run and had no core.
 
-        On a busy machine a candidate would else fail for what others do. 0 where nobody counts.
+        On a busy machine a candidate would else fail for what others do. At most three times the
+        deadline; 0 where nobody counts.
         """
-        return max(0.0, self._waited() - self._waited_before)
+        return min(max(0.0, self._waited() - self._waited_before), self._most_wait)
 
     def _waited(self) -> float:
         try:
