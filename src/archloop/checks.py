@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import quote
 
 from archloop.assets import WheelAsset, cache_dir
 from archloop.config import RunConfig
@@ -123,13 +124,14 @@ def hub(name: str, kind: str, id: str, revision: str, todo: str) -> Check:
         return Check(
             name, False, f"{id}: not in the cache, and HF_HUB_OFFLINE is set", f"{id}{todo}"
         )
-    request = urllib.request.Request(f"{constants.ENDPOINT}/api/{kind}/{id}/revision/{revision}")
+    place = f"{kind}/{quote(id)}/revision/{quote(revision, safe='')}"
+    request = urllib.request.Request(f"{constants.ENDPOINT}/api/{place}")
     try:
         with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
             return Check(name, True, f"{id}: on the Hugging Face Hub{todo}")
     except urllib.error.HTTPError as error:
         detail = f"{id}: the Hugging Face Hub answers {error.code} {error.reason}"
-    except OSError as error:
+    except (OSError, HTTPException) as error:
         detail = f"{id}: the Hugging Face Hub cannot be reached ({error})"
     return Check(name, False, detail, f"{id}{todo}")
 

@@ -239,8 +239,10 @@ def _named_llm(machine: _Machine) -> Check:
 
 
 def _seeds(machine: _Machine) -> Iterator[Check]:
+    from archloop.seeds import SOURCES
+
     source, path = machine.config.seeds.source, machine.config.seeds.path
-    if source == "lemur":
+    if source == "lemur" and path is None:
         yield checks.wheel("seeds", LEMUR_WHEEL)
     elif source == "packaged":
         try:
@@ -248,10 +250,12 @@ def _seeds(machine: _Machine) -> Iterator[Check]:
             yield Check("seeds", True, f"packaged with {path}")
         except ConfigError as error:
             yield Check("seeds", False, "not found", str(error))
-    elif path is not None:
-        there = Path(path).exists()
-        missing = f"{Path(path).absolute()} does not exist (seeds.path)"
-        yield Check("seeds", there, path, "" if there else missing)
+    elif source in SOURCES:
+        there = path is not None and Path(path).exists()
+        missing = f"{Path(path or '').absolute()} does not exist (seeds.path)"
+        yield Check("seeds", there, path or "none named", "" if there else missing)
+    elif source != "none":
+        yield Check("seeds", False, source, f"one of {', '.join(SOURCES)}, packaged, none")
     replay = machine.config.generation.replay_from
     if replay is not None:
         there = (Path(replay) / "run.db").is_file()

@@ -110,8 +110,9 @@ class OpenAIConfig(Section):
     @field_validator("api_key_env")
     @classmethod
     def _is_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
-            raise ValueError("the name of an environment variable, not the key itself")
+        # Keys of some hosts would do as names, but for the case of their letters.
+        if value is not None and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", value):
+            raise ValueError("the name of an environment variable in capitals, not the key itself")
         return value
 
     @field_validator("extra_body")

@@ -19,7 +19,7 @@ from archloop.provenance import usable_cores
 from archloop.sandbox import Sandbox
 from archloop.types import GraphSketch, Outcome, Verdict
 
-_VERSION = 2
+_VERSION = 3
 """Raised when tracing or the canonical form changes."""
 _PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
 """Another try may end otherwise, so these are not kept."""

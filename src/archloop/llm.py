@@ -180,6 +180,20 @@ def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
     )
 
 
+def attention_window(config: Any) -> int | None:
+    """Tokens that some layers of an LLM attend to at most, themselves included; ``None``: all.
+
+    Args:
+        config: Of transformers.
+    """
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    if kinds is not None and "sliding_attention" not in kinds:
+        return None
+    window: int | None = getattr(text, "sliding_window", None)
+    return window
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a base LLM's folder; code comes back from it as it was.
 

@@ -89,6 +89,8 @@ class _Pipeline:
         self._executor, self._isolation = executor, isolation
         self._separate = run.config.generation.engine in SEPARATE
         self._events: queue.Queue[Callable[[], None]] = queue.Queue()
+        self._answers: queue.SimpleQueue[tuple[Sampled, float]] = queue.SimpleQueue()
+        """Each with the time it came; there is one event for each."""
         self._open = 0
         """Candidates submitted and without a verdict."""
         self._stored = {c.index for c in run.store.completions(cycle)}
@@ -147,8 +149,8 @@ class _Pipeline:
                 for sampled in generate(job):
                     if unwanted.is_set():
                         break  # which ends the process
-                    end = time.time()
-                    self._events.put(lambda s=sampled, e=end: self._sampled(s, begin, e))  # type: ignore[misc]
+                    self._answers.put((sampled, time.time()))
+                    self._events.put(lambda: self._sampled(begin))
             except BaseException as error:  # noqa: BLE001 - carried to the main thread
                 failure.append(error)
             finally:
@@ -159,6 +161,10 @@ class _Pipeline:
         thread.start()
         try:
             self._drain(done.is_set)
+        except BaseException:
+            while not self._answers.empty():  # they may have been paid for
+                self._keep(begin)
+            raise
         finally:  # or an interrupted run, in a notebook say, would go on sampling for nobody
             unwanted.set()
         thread.join()
@@ -190,21 +196,32 @@ class _Pipeline:
         while not finished():
             self._events.get()()
 
-    def _sampled(self, sampled: Sampled, begin: float, end: float) -> None:
-        """Keep a completion and, in the same transaction, what has been spent."""
+    def _sampled(self, begin: float) -> None:
+        completion = self._keep(begin)
+        if completion is not None:
+            self._judge(completion)
+        self._report()
+
+    def _keep(self, begin: float) -> Completion | None:
+        """Store the next answer and, in the same transaction, what has been spent.
+
+        Returns:
+            Its completion, if that is a new one.
+        """
+        sampled, end = self._answers.get()
         meta = {} if sampled.spent is None else {SPENT: sampled.spent.to_json()}
         completion = sampled.completion
         if completion is None:
             for key, value in meta.items():
                 self._run.store.set_meta(key, value)
-            return
+            return None
         self._tokens += completion.n_tokens
-        if completion.index not in self._stored:
-            self._run.store.add_completions([completion], meta)
-            self._run.store.add_span(Span(self._cycle, "generate", completion.index, begin, end))
-            self._stored.add(completion.index)
-            self._judge(completion)
-        self._report()
+        if completion.index in self._stored:
+            return None
+        self._run.store.add_completions([completion], meta)
+        self._run.store.add_span(Span(self._cycle, "generate", completion.index, begin, end))
+        self._stored.add(completion.index)
+        return completion
 
     def _judge(self, completion: Completion) -> None:
         """Check statically; what passes goes to the sandbox."""

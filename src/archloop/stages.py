@@ -48,7 +48,8 @@ def prepare(run: RunContext) -> None:
     source = config.generation.replay_from
     if source is not None and not RunDir(Path(source)).database.is_file():
         raise UsageError(f"generation.replay_from: no run in {Path(source).absolute()}")
-    if warm is not None and not run.store.cycles():  # later cycles have adapters of their own
+    # It is copied once; later cycles have adapters of their own.
+    if warm is not None and not run.store.cycles() and not run.paths.adapter(1).is_dir():
         resolve_adapter(warm)
     if warm is None and has_adapter(run) and config.seeds.source == "none":
         raise ConfigError(

@@ -26,7 +26,7 @@ from archloop.errors import (
     NothingToLearnError,
     UsageError,
 )
-from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
+from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune, lora
 from archloop.llm import resolve_model
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.worker import run_worker
@@ -138,6 +138,33 @@ def test_a_killed_fine_tune_ends_with_the_same_adapter(
     assert steps[0] == 21
     assert whole.steps == steps[-1]
     assert weights(broken.output) == weights(whole.adapter)
+
+
+def test_a_fine_tune_killed_before_it_writes_its_adapter_makes_no_further_step(
+    job: Callable[..., FinetuneJob], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"max_steps": 20, "epochs": 4, "scheduler": "constant_with_warmup"}
+    whole = finetune(job("whole", **options))
+    broken = job("broken", **options)
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr(lora, "write_adapter", interrupt)
+        lora.run(broken.to_json(), lambda *_: None)
+    assert finetune(broken).steps == whole.steps == 20
+    assert weights(broken.output) == weights(whole.adapter)
+
+
+def interrupt(*_: object) -> None:
+    raise InterruptedError
+
+
+def test_dropout_is_that_of_the_fine_tune_not_of_its_parent(
+    job: Callable[..., FinetuneJob],
+) -> None:
+    parent = finetune(job("parent", max_steps=1)).adapter
+    found = finetune(replace(job("found", max_steps=1, lora_dropout=0.0), parent=parent)).adapter
+    kept = json.loads((found / "adapter_config.json").read_text())
+    assert kept["lora_dropout"] == 0.0
+    assert kept["r"] == CONFIG.lora_r
 
 
 def test_a_dev_loss_at_an_epochs_end_is_in_the_checkpoint_of_that_step(

@@ -152,6 +152,24 @@ def test_every_request_is_answered_once_and_repeatably(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
+def test_an_llm_with_a_shorter_window_than_its_answers_is_refused(
+    engine: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "windowed")
+    settings = json.loads((folder / "config.json").read_text())
+    length = len(ChatTokenizer(tiny).encode(prompt())) + 60
+    for window, fits in ((length, True), (length - 1, False)):
+        changed = {"sliding_window": window, "layer_types": ["full_attention", "sliding_attention"]}
+        (folder / "config.json").write_text(json.dumps(settings | changed))
+        generator = build(engine, folder, None)
+        if fits:
+            assert len(sample(generator)) == len(REQUESTS)
+            continue
+        with pytest.raises(UsageError, match=rf"attend to {window} tokens only"):
+            sample(generator)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
 def test_seeds_decide_and_neighbours_do_not(engine: str, tiny: Path, adapter: Path) -> None:
     """In float32 a sequence is the same alone, also after neighbours have left its batch."""
     requests = [(index, 100 + index) for index in range(8)]

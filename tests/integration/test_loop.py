@@ -343,7 +343,9 @@ def test_a_run_that_lost_a_part_is_not_begun_anew(
     assert not (root / "config.json").exists() or missing == "run.db"
 
 
-def test_a_run_goes_on_without_the_folder_of_its_warm_start(unbroken: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_without_the_folder_of_its_warm_start(
+    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     settings = json.loads((root / "config.json").read_text())
     settings["llm"]["warm_start"] = "gone"
@@ -351,6 +353,11 @@ def test_a_run_goes_on_without_the_folder_of_its_warm_start(unbroken: Path, tmp_
     context = open_context(None, root, Silent())
     with context.store:
         stages.prepare(context)
+        monkeypatch.setattr(context.store, "cycles", list)
+        stages.prepare(context)  # in its first cycle it has the adapter too
+        shutil.rmtree(context.paths.adapter(1))
+        with pytest.raises(ConfigError, match=r"llm\.warm_start: 'gone'"):
+            stages.prepare(context)
 
 
 def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path) -> None:

@@ -153,6 +153,16 @@ def test_a_silent_server_is_asked_again_and_each_try_is_charged() -> None:
     assert budget.spent.completion_tokens == 12 + 5
 
 
+@pytest.mark.parametrize("status", [408, 504])
+def test_what_a_gateway_gave_up_on_is_charged(status: int) -> None:
+    gone = Reply({}, status=status)
+    with scripted(lambda n, _body: gone if n == 0 else chat("x")) as server:
+        generator, budget = engine(server.url, retries=1)
+        (answer,) = generator.generate(PROMPT, requests(1))
+    assert answer.text == "x"
+    assert (budget.spent.answers, budget.spent.unanswered) == (1, 1)
+
+
 def test_a_retry_that_would_pass_a_cap_is_not_sent() -> None:
     with scripted(lambda _n, _body: chat("x", delay=1.0)) as server:
         generator, _ = engine(server.url, retries=5, timeout_seconds=0.3, cap_tokens=150)

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from archloop import pipeline
 from archloop.config import GenerationConfig, LLMConfig, RunConfig, SandboxConfig
 from archloop.errors import CapReachedError, ConfigError, UsageError
 from archloop.generation import build_generator
@@ -25,7 +26,7 @@ from archloop.llm import resolve_model
 from archloop.loop import run
 from archloop.progress import Progress, Silent
 from archloop.report import status_json, write_report
-from archloop.run_dir import Run
+from archloop.run_dir import SPENT, Run
 from archloop.sandbox import Sandbox
 from conftest import network
 from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, good_answer, loop_config, requests
@@ -120,6 +121,22 @@ def test_the_real_server_refuses_in_one_line(real: RealServer) -> None:
     unknown, _ = engine(real.url, "no-such-model")
     with pytest.raises(UsageError, match="pinned to"):
         next(unknown.generate(PROMPT, requests(1)))
+
+
+def test_answers_that_came_before_an_interruption_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        time.sleep(3.0)
+        raise KeyboardInterrupt
+
+    with scripted(good_answer) as server:
+        monkeypatch.setattr(pipeline._Pipeline, "_judge", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(loop_config(server.url, completions=3), tmp_path / "run")
+    with Run.open(tmp_path / "run") as left:
+        assert len(left.store.completions(1)) == 3
+        assert left.store.get_meta(SPENT)["answers"] == 3
 
 
 @pytest.mark.llm

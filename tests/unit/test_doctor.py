@@ -108,6 +108,9 @@ def test_a_local_llm_is_measured_by_its_own_shape(tmp_path: Path) -> None:
     [
         ("llm.warm_start=no-such-adapter", "warm-start adapter", "no-such-adapter"),
         ("task.name=no-such-task", "task", "no-such-task"),
+        ("seeds.source=lemurs", "seeds", "one of lemur, directory, jsonl, run, packaged, none"),
+        ("llm.model=models/My LLM", "LLM", "models/My LLM"),
+        ("llm.model=modèle", "LLM", "modèle"),
         ("sandbox.workers=1024", "memory", "1024 candidates"),
     ],
 )

@@ -48,9 +48,10 @@ def test_what_makes_no_sense_is_one_line(overrides: list[str], said: str) -> Non
     assert "secret" not in str(error.value)
 
 
-def test_a_key_in_place_of_its_variable_is_not_repeated() -> None:
+@pytest.mark.parametrize("key", ["sk-4711", "gsk_aB4711", "hf_4711"])
+def test_a_key_in_place_of_its_variable_is_not_repeated(key: str) -> None:
     with pytest.raises(ConfigError, match="the name of an environment variable") as error:
-        remote("openai.api_key_env=sk-4711")
+        remote(f"openai.api_key_env={key}")
     assert "4711" not in str(error.value)
 
 

@@ -40,6 +40,7 @@ def texts(drawing: str) -> list[str]:
 
 
 def test_timeline_has_a_band_a_cycle_and_its_pieces() -> None:
+    assert "$_$" in texts(timeline_svg("$_$", SPANS)), "no formula"
     drawing = timeline_svg("<run> & more", SPANS)
     assert {"<run> & more", "cycle 1", "cycle 2", "fine-tune", "evaluate"} <= set(texts(drawing))
     later = [*SPANS[:4], Span(1, "evaluate", 1, 75.0, 80.0), *SPANS[5:]]
@@ -48,9 +49,9 @@ def test_timeline_has_a_band_a_cycle_and_its_pieces() -> None:
 
 def test_curves_are_drawn_the_same_each_time_and_bear_a_cycle_without_valid_ones() -> None:
     cycles = [CycleSummary.of(stats(1, (0.3, 0.5))), CycleSummary.of(stats(2, ()))]
-    drawing = cycles_svg("run", cycles, [0.4, 0.45])
-    assert drawing == cycles_svg("run", cycles, [0.4, 0.45])
-    assert {"run", "best", "threshold", "near-duplicate", "accepted"} <= set(texts(drawing))
+    drawing = cycles_svg("$_$ run", cycles, [0.4, 0.45])
+    assert drawing == cycles_svg("$_$ run", cycles, [0.4, 0.45])
+    assert {"$_$ run", "best", "threshold", "near-duplicate", "accepted"} <= set(texts(drawing))
 
 
 def test_the_curves_follow_the_figures() -> None:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AttentionInterface,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from archloop.config import FinetuneConfig
 from archloop.errors import UsageError
@@ -17,7 +23,12 @@ from archloop.finetuning.dataset import IGNORED, EncodedPair
 from archloop.finetuning.linear import quicken
 from archloop.finetuning.loading import adapted, check_packing, check_targets
 from archloop.finetuning.loss import check_head, give_loss
+from archloop.llm import attention_window
 
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "vocab_size", "initializer_range"),
+)
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj", "gate_proj"]
 
 
@@ -95,6 +106,25 @@ def test_a_batch_has_the_loss_and_the_gradients_of_its_pairs_apart(
     assert found.keys() == wanted.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_window_of_attention_holds_in_a_packed_batch(share: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {k: v for k, v in llm().config.to_dict().items() if k in _SIZES}
+    model, rows = MistralForCausalLM(MistralConfig(**sizes, sliding_window=8)), pairs()
+    assert attention_window(model.config) == 8
+    assert attention_window(llm().config) is None
+    model.config.use_cache = False
+    wanted = plain_loss(model, rows).item()
+    AttentionInterface.register(packing.ATTENTION, packing.attend)
+    model.set_attn_implementation(packing.ATTENTION)
+    give_loss(model)
+    batch = packing.Collator(packed=True, share_prompt=share)(rows)
+    assert model(**batch)["loss"].item() == pytest.approx(wanted, abs=1e-4)
+    for layer in model.model.layers:
+        layer.self_attn.config.sliding_window = None
+    assert abs(model(**batch)["loss"].item() - wanted) > 1e-3, "it matters here"
 
 
 def test_attention_across_pairs_would_be_seen() -> None:

@@ -157,6 +157,10 @@ DIFFERENT = {
     "axes": ("x = x.transpose(2, 3)", ""),
     "a literal": ("x = x * torch.tensor(2.0)", "x = x * torch.tensor(3.0)"),
     "random numbers": ("a = torch.rand(1); x = x + a + a", "x = x + torch.rand(1) + torch.rand(1)"),
+    "what a distribution is around": (
+        "x = torch.normal(torch.sin(x), 0.1)",
+        "x = torch.normal(torch.cos(x), 0.1)",
+    ),
     "a shift by padding": ("x = nn.functional.pad(x, (1, -1))", ""),
     "a pooling's divisor": ("x = nn.functional.avg_pool2d(x, 1, divisor_override=2)", ""),
     "batch or width": ("x = x / x.shape[0]", "x = x / x.shape[1]"),

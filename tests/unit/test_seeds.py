@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from archloop.errors import UsageError
 from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.seeds import SeedNetwork, build_corpus, open_source
 from archloop.seeds import clean as clean_module
-from archloop.seeds.build import NARROW_SHARE
+from archloop.seeds.build import NARROW_SHARE, _named
 from archloop.seeds.clean import clean_source
 from archloop.seeds.infill import MARKER, infill_prompt
 from archloop.seeds.lemur import LemurSource
 from archloop.seeds.narrow import FACTORS, narrow
 from archloop.seeds.prepare import prepare, prepare_all
 from archloop.seeds.quarantine import quarantine_reason
+from archloop.seeds.report import SeedReport
 from archloop.seeds.split import split
 from archloop.types import Candidate, Outcome, Verdict
 
@@ -466,6 +468,59 @@ def test_a_lemur_folder_or_wheel_is_a_source(tmp_path: Path) -> None:
         assert len(source.digest) == 64
     with pytest.raises(UsageError, match="no nn/NAME.py"):
         open_source(SeedsConfig(source="lemur", path=str(root / "ab" / "nn" / "stat")))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('[{"accuracy": 0.2}', "1.json is no JSON"),
+        ("version https://git-lfs.github.com/spec/v1", "1.json is no JSON"),
+        ('{"accuracy": 0.2}', "1.json is no list of trials"),
+        ("[0.2]", "1.json is no list of trials"),
+        ('[{"accuracy": NaN}, {"accuracy": "0.9"}, {"accuracy": 0.25}]', None),
+    ],
+)
+def test_damaged_trials_of_lemur_are_named(tmp_path: Path, content: str, said: str | None) -> None:
+    root = lemur_folder(tmp_path)
+    next(root.rglob("1.json")).write_text(content)
+    source = LemurSource(root)
+    if said is None:
+        assert [n.accuracy for n in source.networks()] == [None, 0.25]
+        return
+    with pytest.raises(UsageError, match=said):
+        list(source.networks())
+
+
+def test_two_networks_of_lemur_with_one_name_are_refused(tmp_path: Path) -> None:
+    root = lemur_folder(tmp_path)
+    (root / "more" / "nn" / "nn").mkdir(parents=True)
+    (root / "more" / "nn" / "nn" / "rag-1.py").write_text("z = 3")
+    with pytest.raises(UsageError, match=r"nn/rag-1\.py and more/.*rag-1\.py: .* one network"):
+        LemurSource(root)
+
+
+def test_a_damaged_wheel_is_named_with_its_member(tmp_path: Path) -> None:
+    wheel = tmp_path / "lemur.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("nn/a.py", "x = 1111")
+    wheel.write_bytes(wheel.read_bytes().replace(b"x = 1111", b"x = 2222"))
+    with pytest.raises(UsageError, match=r"nn/a\.py cannot be read: Bad CRC"):
+        list(LemurSource(wheel).networks())
+
+
+def test_names_that_no_file_can_hold_are_made_fit(tmp_path: Path) -> None:
+    class Odd:
+        digest = ""
+
+        def networks(self) -> Iterator[SeedNetwork]:
+            for name in ("a\udce8", "a\udce9", "a?"):
+                yield SeedNetwork(name, "f|\udce8", f"x = {name!a}", None)
+
+    found = list(_named(Odd().networks()))
+    assert [n.name for n in found] == ["a?", "a?-2", "a?-3"]
+    assert {n.family for n in found} == {"f|?"}
+    report = SeedReport(families=Counter({"f|?\n\n# ![x](y)": 1}))
+    assert "| f\\|? \\# \\!\\[x\\](y) | 1 |" in report.to_markdown()
 
 
 def test_a_file_that_is_no_wheel_is_one_clear_line(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from archloop.cli.options import (
     resumable,
     set_option,
 )
+from archloop.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +65,7 @@ def _show_end(run: Run, console: Console) -> None:
         _show_code(best.code or "", console)
     else:
         console.print(f"No candidate was valid: {outcome_counts(candidates)}.", highlight=False)
-    task = run.task()
+    task = printable(run.task())
     console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
     console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
 
@@ -89,8 +90,6 @@ def _show_cycles(run: Run, console: Console) -> None:
 def _show_code(code: str, console: Console) -> None:
     """The whole of a network: a terminal breaks its long lines, elsewhere it is the plain text."""
     from rich.syntax import Syntax
-
-    from archloop.text import printable
 
     if console.is_terminal:
         colours = Syntax("", "python", background_color="default")

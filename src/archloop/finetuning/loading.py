@@ -111,7 +111,9 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
     if mismatch := adapter_mismatch(job.parent, config):
         raise ConfigError(mismatch)
     with loading(job.parent):
-        return PeftModel.from_pretrained(base, job.parent, is_trainable=True)
+        kept = LoraConfig.from_pretrained(job.parent)
+        kept.lora_dropout = config.lora_dropout  # that of this fine-tune, not of the parent's
+        return PeftModel.from_pretrained(base, job.parent, is_trainable=True, config=kept)
 
 
 def check_targets(base: Any, config: FinetuneConfig) -> None:

@@ -29,7 +29,13 @@ from archloop.finetuning.launch import process_count, run_together
 from archloop.finetuning.loading import adapted, load
 from archloop.finetuning.packing import Collator
 from archloop.finetuning.split import split_dev
-from archloop.finetuning.trainer import BestOnDev, PairTrainer, Reporter, dev_losses
+from archloop.finetuning.trainer import (
+    BestOnDev,
+    PairTrainer,
+    Reporter,
+    best_folder,
+    dev_losses,
+)
 from archloop.finetuning.writing import write_adapter
 from archloop.llm import load_tokenizer, loading
 from archloop.worker import Emit, serve
@@ -83,7 +89,7 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
     }
     if trainer.is_world_process_zero():
         found = result | {"dev_losses": measured, "adapted": asdict(adapted(trainer.model))}
-        kept = checkpoints / "best" if best else None
+        kept = best_folder(checkpoints, best[0]) if best else None
         with naming(job.output.parent):
             write_adapter(trainer.model, job, found | {"notes": notes}, kept)
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -130,7 +136,7 @@ def _trainer(
         callbacks=[reporter],
     )
     if pairs.dev:
-        trainer.add_callback(BestOnDev(checkpoints / "best", config.patience))
+        trainer.add_callback(BestOnDev(checkpoints, config.patience))
     reporter.trainer = trainer
     said = [note for note in notes if note]
     if trainer.args.world_size > 1:

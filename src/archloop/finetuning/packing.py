@@ -110,6 +110,7 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     documents: tuple[int, ...] | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each document of a row; in a batch without documents, in each row.
@@ -124,6 +125,7 @@ def attend(
         dropout: Of attention weights.
         scaling: Of the scores; ``None``: 1 / sqrt(width).
         documents: See :class:`Collator`; ``None``: whole rows.
+        sliding_window: Tokens that each one attends to, itself included; ``None``: all before it.
 
     Returns:
         (1, tokens, heads, width), and no weights.
@@ -132,8 +134,19 @@ def attend(
     grouped = query.shape[1] != key.shape[1]
 
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        n, band = q.shape[2], None
+        if sliding_window is not None and n > sliding_window:
+            band = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
+            band = band.triu(1 - sliding_window)
         return scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped
+            q,
+            k,
+            v,
+            attn_mask=band,
+            dropout_p=dropout,
+            is_causal=band is None,
+            scale=scaling,
+            enable_gqa=grouped,
         )
 
     if documents is None:

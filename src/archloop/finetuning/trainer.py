@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -67,6 +66,13 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         if args.max_steps >= args.num_train_epochs * updates:
             args.max_steps = -1  # the epochs alone count
         return super().set_initial_training_values(args, dataloader)
+
+    def _init_training_state(
+        self, max_steps: int, updates: int, epochs: int, *args: Any
+    ) -> tuple[int, int]:
+        """As transformers', which adds a step to a checkpoint of the last one in mid-epoch."""
+        done: tuple[int, int] = super()._init_training_state(max_steps, updates, epochs, *args)
+        return (epochs, 0) if self.state.global_step >= max_steps else done
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """The model's loss; counts the tokens."""
@@ -148,25 +154,42 @@ class BestOnDev(TrainerCallback):  # type: ignore[misc]
     stops where an unbroken one does.
     """
 
-    def __init__(self, folder: Path, patience: int | None) -> None:
-        self._folder, self._patience = folder, patience
+    def __init__(self, checkpoints: Path, patience: int | None) -> None:
+        self._checkpoints, self._patience = checkpoints, patience
+
+    def on_save(self, args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Called by the trainer after it has written a checkpoint, which knows the best step."""
+        losses = dev_losses(state.log_history)
+        if losses and args.should_save:
+            best = best_folder(self._checkpoints, min(losses, key=lambda row: row[1])[0])
+            for other in self._checkpoints.glob("best-*"):
+                if other != best:
+                    shutil.rmtree(other, ignore_errors=True)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Called by the trainer after it has measured the dev loss."""
         losses = dev_losses(state.log_history)
         best = min(losses, key=lambda row: row[1])
         if best[0] == state.global_step and args.should_save:
-            partial = self._folder.with_name(self._folder.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
+            folder = best_folder(self._checkpoints, best[0])
+            partial = folder.with_name(folder.name + ".partial")
+            for left in (partial, folder):
+                shutil.rmtree(left, ignore_errors=True)
             model.save_pretrained(partial)
-            (partial / "step.json").write_text(json.dumps(best[0]))
-            shutil.rmtree(self._folder, ignore_errors=True)
-            partial.rename(self._folder)
+            partial.rename(folder)
         since = sum(step > best[0] for step, _ in losses)
         if self._patience is not None and since >= self._patience:
             control.should_training_stop = True
             # A checkpoint of this step would go on, as it does not hold that decision.
             control.should_save = False
+
+
+def best_folder(checkpoints: Path, step: int) -> Path:
+    """Where the adapter of a step with the lowest dev loss so far lies.
+
+    One a step, as a fine-tune that goes on from an earlier checkpoint may find another step best.
+    """
+    return checkpoints / f"best-{step}"
 
 
 def dev_losses(history: list[dict[str, Any]]) -> list[tuple[int, float]]:

@@ -16,7 +16,7 @@ import torch
 
 from archloop.errors import UsageError
 from archloop.generation.generator import GeneratedText
-from archloop.llm import check_adapter, load_tokenizer, loading
+from archloop.llm import attention_window, check_adapter, load_tokenizer, loading
 from archloop.types import Message
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,24 @@ def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:
     if not found:
         raise UsageError(f"llm.model: {model_dir} names no end token")
     return found
+
+
+def require_reach(config: Any, n_tokens: int) -> None:
+    """Whether all layers of an LLM attend to so many tokens, as the engines here have them do.
+
+    Args:
+        config: Of transformers.
+        n_tokens: The prompt and the longest answer.
+
+    Raises:
+        UsageError: Some attend to fewer.
+    """
+    window = attention_window(config)
+    if window is not None and window < n_tokens:
+        raise UsageError(
+            f"llm.model: layers that attend to {window} tokens only, fewer than the {n_tokens} of "
+            "prompt and generation.max_new_tokens; engines that know such: 'vllm', 'openai'"
+        )
 
 
 def load_language_model(

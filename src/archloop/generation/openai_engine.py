@@ -28,6 +28,7 @@ from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.generation.generator import FinishReason, GeneratedText
 from archloop.spending import Remote
+from archloop.text import encodable
 from archloop.types import Message
 
 _REASONS: dict[str | None, FinishReason] = {
@@ -38,6 +39,8 @@ _REASONS: dict[str | None, FinishReason] = {
 _NO_KEY = "none"
 """Sent where no key is configured: the library insists on one, and must not find another."""
 _CONNECT_SECONDS = 10.0
+_MAYBE_BILLED = frozenset({408, 504, 524})
+"""Timeouts, of a gateway for example: the answer may be written, and billed, all the same."""
 _LONGEST_REASON = 300
 """Characters of a server's message that are repeated."""
 
@@ -186,8 +189,8 @@ class OpenAIGenerator:
             self._attempt.get().unanswered = True
 
     async def _after(self, response: Any) -> None:
-        """Errors and redirections are not billed."""
-        if not response.is_success:
+        """Errors and redirections are not billed, unless somebody between has lost patience."""
+        if not response.is_success and response.status_code not in _MAYBE_BILLED:
             self._attempt.get().unanswered = False
 
     def _text(self, index: int, seed: int, answer: ChatCompletion) -> GeneratedText:
@@ -209,7 +212,7 @@ class OpenAIGenerator:
         choice = answer.choices[0]
         message: Any = choice.message
         text = (message and (message.content or message.refusal)) or ""
-        text = text.encode("utf-8", "replace").decode()  # JSON may hold half a character (\ud83d)
+        text = encodable(text)  # JSON may hold half a character (\ud83d)
         reason = _REASONS.get(choice.finish_reason, "other")
         return GeneratedText(index, seed, text, used.completion_tokens, reason)
 

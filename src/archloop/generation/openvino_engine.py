@@ -21,6 +21,7 @@ from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError
 from archloop.files import naming
 from archloop.generation.generator import GeneratedText
+from archloop.llm import loading
 from archloop.types import Message
 
 logger = logging.getLogger(__name__)
@@ -55,12 +56,15 @@ class OpenVINOGenerator:
             UsageError: The adapter does not fit the LLM or has no effect on it.
         """
         import openvino_genai as genai
+        from transformers import AutoConfig
 
         from archloop.generation.language_model import ChatTokenizer
 
         self._genai = genai
         self._config = config
         self._tokenizer = ChatTokenizer(model_dir)
+        with loading(model_dir):
+            self._model_config = AutoConfig.from_pretrained(model_dir)
         self._requests_made = 0
         self._pipeline = self._load(model_dir, adapter_dir, dtype)
 
@@ -101,7 +105,11 @@ class OpenVINOGenerator:
         import numpy as np
         import openvino as ov
 
-        prompt = ov.Tensor(np.array([self._tokenizer.encode(messages)], dtype=np.int64))
+        from archloop.generation.language_model import require_reach
+
+        tokens = self._tokenizer.encode(messages)
+        require_reach(self._model_config, len(tokens) + self._config.max_new_tokens)
+        prompt = ov.Tensor(np.array([tokens], dtype=np.int64))
         self._prefill(prompt)
         running = {
             index: (seed, self._add(prompt, self._settings(seed))) for index, seed in requests

@@ -23,7 +23,11 @@ from transformers import DynamicCache
 from archloop.config import GenerationConfig
 from archloop.generation.generator import GeneratedText
 from archloop.generation.kv_cache import RowCache
-from archloop.generation.language_model import ChatTokenizer, load_language_model
+from archloop.generation.language_model import (
+    ChatTokenizer,
+    load_language_model,
+    require_reach,
+)
 from archloop.generation.sampling import choose_tokens, uniform_draws
 from archloop.types import Message
 
@@ -93,6 +97,7 @@ class TransformersGenerator:
     ) -> Iterator[GeneratedText]:
         """Sample; see :class:`~archloop.generation.generator.Generator`."""
         prompt = self._tokenizer.encode(messages)
+        require_reach(self._model.config, len(prompt) + self._config.max_new_tokens)
         cache = DynamicCache(config=self._model.config)
         logits = self._forward(torch.tensor([prompt]), cache)
         size = self._config.batch_size

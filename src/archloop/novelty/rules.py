@@ -93,8 +93,11 @@ def _fill(c: Canonical, call: Call) -> int | None:
     return c.add("full", {"value": value}, (), call.shape, call.dtype)
 
 
-def _sample(c: Canonical, call: Call) -> int:
-    attributes = {k: v for k, v in call.plain("self").items() if not has_input(v)}
+def _sample(c: Canonical, call: Call) -> int | None:
+    """What was there before counts only where the distribution depends on a tensor."""
+    attributes = call.plain("self")
+    if has_input([*attributes.values()]):
+        return None
     return c.add(call.operator, attributes, (), call.shape, call.dtype, unique=True)
 
 

@@ -29,7 +29,7 @@ def cycles_svg(title: str, cycles: Sequence[CycleSummary], thresholds: Sequence[
 
     numbers = [c.stats.cycle for c in cycles]
     with _axes(1, 3, (12, 3.6)) as (figure, (valid, accuracy, accepted)):
-        figure.suptitle(title)
+        figure.suptitle(title, parse_math=False)
         _curve(valid, numbers, [c.valid.rate for c in cycles], [c.valid.interval for c in cycles])
         valid.set(title="valid, % of completions [Wilson 95 %]", ylim=(0, 102))
         means = [c.mean for c in cycles]
@@ -67,7 +67,8 @@ def timeline_svg(title: str, spans: Sequence[Span]) -> str:
     with _axes(1, 1, (12, 1.2 + 0.55 * len(cycles))) as (figure, axes):
         for row, cycle in enumerate(cycles):
             _cycle_lanes(axes, row, [s for s in spans if s.cycle == cycle])
-        axes.set(title=title, xlabel="seconds", ylim=(len(cycles), 0))
+        axes.set_title(title, parse_math=False)
+        axes.set(xlabel="seconds", ylim=(len(cycles), 0))
         axes.set_yticks([row + 0.4 for row in range(len(cycles))], [f"cycle {n}" for n in cycles])
         for stage, colour in _COLOURS.items():
             axes.bar(0, 0, color=colour, label=stage)

@@ -230,7 +230,8 @@ def _time_table(run: ReportedRun) -> str:
 DIVERSITY = (
     "Of the accepted networks. Distance: mean of 1 - J over their pairs (lexical shingles). "
     "Memorised: J >= 0.8 to a seed. Distinct graphs: different computations among those traced. "
-    "New motifs: share of the neighbourhoods of their graphs that no seed and no network accepted "
+    "New motifs: share of the neighbourhoods of their graphs (a second, third, ... one of a kind "
+    "and each graph as a whole are counted too) that no seed and no network accepted "
     "in an earlier cycle has."
 )
 NO_SEEDS = "Not known: the seeds, `corpus/cycle_01.jsonl`, are not in the run directory."
@@ -284,4 +285,4 @@ def _table(head: Row, rows: Iterable[Row]) -> str:
 
 
 def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("|", "\\|")
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")

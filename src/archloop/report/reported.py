@@ -17,6 +17,7 @@ from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
 from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.selection import threshold_of
+from archloop.text import encodable
 from archloop.types import Candidate, CycleStats, Outcome, Span
 
 
@@ -115,4 +116,5 @@ def _diversity(
 def _labels(runs: Sequence[Path]) -> list[str]:
     """Folder names where they tell the runs apart, else the paths as given."""
     names = [path.resolve().name for path in runs]
-    return names if len(set(names)) == len(names) else [str(path) for path in runs]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in runs]
+    return [encodable(label) for label in labels]

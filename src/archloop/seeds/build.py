@@ -24,6 +24,7 @@ from archloop.seeds.prepare import prepare_all
 from archloop.seeds.report import Dropped, SeedReport
 from archloop.seeds.source import SeedNetwork, SeedSource
 from archloop.seeds.split import SHARES, split
+from archloop.text import encodable
 from archloop.types import ChatPair, Verdict
 
 PROBE_SUBJECT = CIFAR10
@@ -105,9 +106,22 @@ def build_corpus(
 
 def _read(source: SeedSource, report: SeedReport) -> list[SeedNetwork]:
     """All networks, the best of a group first, without copies of an earlier one."""
-    ranked = sorted(source.networks(), key=lambda n: (-(n.accuracy or 0.0), n.name))
+    ranked = sorted(_named(source.networks()), key=lambda n: (-(n.accuracy or 0.0), n.name))
     report.steps.append(("read", len(ranked)))
     return _first_of_each(ranked, [n.code for n in ranked], "not an exact duplicate", report)
+
+
+def _named(networks: Iterable[SeedNetwork]) -> Iterator[SeedNetwork]:
+    """With names and families that a corpus file can hold, each name once."""
+    names: set[str] = set()
+    for network in networks:
+        stem = name = encodable(network.name)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.add(name)
+        yield replace(network, name=name, family=encodable(network.family))
 
 
 def _first_of_each(

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import zipfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from archloop.assets import LEMUR_WHEEL, fetch_wheel, sha256_of
 from archloop.errors import UsageError
@@ -65,7 +69,7 @@ class LemurSource:
 
     def n_records(self) -> int:
         """CIFAR-10 training records, of all epochs."""
-        return sum(len(json.loads(text)) for _, text in self._texts(self._trials()))
+        return sum(len(_read_trials(*found)) for found in self._texts(self._trials()))
 
     def _list(self) -> list[str]:
         if self._archive is not None:
@@ -78,10 +82,14 @@ class LemurSource:
 
     def _texts(self, members: list[str]) -> Iterator[tuple[str, str]]:
         for name in members:
-            if self._archive is not None:
-                yield name, self._archive.read(name).decode("utf-8", "replace")
-            else:
-                yield name, (self._path / name).read_text("utf-8", "replace")
+            try:
+                if self._archive is not None:
+                    data = self._archive.read(name)
+                else:
+                    data = (self._path / name).read_bytes()
+            except (zipfile.BadZipFile, zlib.error, OSError) as error:
+                raise UsageError(f"seeds.path: {name} cannot be read: {error}") from None
+            yield name, data.decode("utf-8", "replace")
 
     def _trials(self) -> list[str]:
         return [n for n in self._members if f"/{n}".find(f"/{_TRIALS}") >= 0 and n[-5:] == ".json"]
@@ -89,10 +97,20 @@ class LemurSource:
     def _first_epoch_accuracies(self) -> Iterator[tuple[str, float]]:
         first = [n for n in self._trials() if Path(n).stem == _FIRST_EPOCH]
         for member, text in self._texts(first):
-            trials = json.loads(text)
-            values = [t["accuracy"] for t in trials if isinstance(t.get("accuracy"), int | float)]
+            recorded = [trial.get("accuracy") for trial in _read_trials(member, text)]
+            values = [v for v in recorded if isinstance(v, int | float) and math.isfinite(v)]
             if values:
                 yield Path(member).parent.name.split("_", 3)[3], max(values)
+
+
+def _read_trials(member: str, text: str) -> list[dict[str, Any]]:
+    try:
+        trials = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"seeds.path: {member} is no JSON: {error}") from None
+    if not isinstance(trials, list) or not all(isinstance(trial, dict) for trial in trials):
+        raise UsageError(f"seeds.path: {member} is no list of trials as LEMUR has")
+    return trials
 
 
 def _opened(wheel: Path) -> zipfile.ZipFile:
@@ -107,5 +125,8 @@ def _networks(members: list[str]) -> list[str]:
     """Those of the folder ``nn`` in the package ``nn``, else of any folder ``nn``."""
     paths = [Path(m) for m in members if m.endswith(".py") and not m.endswith("/__init__.py")]
     found = [p for p in paths if p.parent.name == "nn"]
-    packaged = [p for p in found if p.parent.parent.name == "nn"]
-    return [p.as_posix() for p in packaged or found]
+    found = [p for p in found if p.parent.parent.name == "nn"] or found
+    names = Counter(p.stem for p in found)
+    if twice := [p.as_posix() for p in found if names[p.stem] > 1]:
+        raise UsageError(f"seeds.path: {twice[0]} and {twice[1]}: LEMUR has one network of a name")
+    return [p.as_posix() for p in found]

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from archloop.text import as_markdown
+
 PAPER_FUNNEL = (
     ("records", 109_913),
     ("after near-duplicate removal", 1_065),
@@ -88,7 +90,7 @@ class SeedReport:
         lines += [f"| {k} | {n:,} |" for k, n in self.dropped.most_common()]
         lines += ["", "Each dropped network is named in `report.json`.", ""]
         lines += ["| family | networks in the corpus |", "|---|---|"]
-        lines += [f"| {k} | {n:,} |" for k, n in self.families.most_common()]
+        lines += [f"| {as_markdown(k)} | {n:,} |" for k, n in self.families.most_common()]
         if self.splits:
             lines += ["", "| split | networks |", "|---|---|"]
             lines += [f"| {k} | {n:,} |" for k, n in self.splits.items()]
