@@ -66,11 +66,6 @@ class RunDir:
         """Locked by the process that works on the run."""
         return self.root / "run.lock"
 
-    @property
-    def report(self) -> Path:
-        """The folder of the report."""
-        return self.root / "report"
-
     def corpus(self, cycle: int) -> Path:
         """The corpus that the adapter of a cycle is fine-tuned on."""
         return self.root / "corpus" / f"cycle_{cycle:02d}.jsonl"

@@ -33,6 +33,7 @@ LAYERS = (
         "selection",
         "spending",
         "stats",
+        "text",
         "timeline",
         "worker",
     },
