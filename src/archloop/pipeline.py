@@ -31,6 +31,10 @@ from archloop.spending import Spent
 from archloop.store import Store
 from archloop.types import Completion, Outcome, Span, Verdict
 
+_FULL = 4
+"""Times ``batch_size`` that an engine gets at once: few sequences run alone at the end, and an
+interruption costs no more than these."""
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -63,11 +67,6 @@ def batches_of(config: RunConfig) -> list[range]:
     if config.loop.valid_target is None:
         size = n if engine in SEPARATE else size * _FULL if engine in CONTINUOUS else size
     return [range(i, min(i + size, n)) for i in range(0, n, size)]
-
-
-_FULL = 4
-"""Times ``batch_size`` that an engine gets at once: few sequences run alone at the end, and an
-interruption costs no more than these."""
 
 
 class _Pipeline:

@@ -134,19 +134,10 @@ def attend(
     grouped = query.shape[1] != key.shape[1]
 
     def causal(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        n, band = q.shape[2], None
-        if sliding_window is not None and n > sliding_window:
-            band = torch.ones(n, n, dtype=torch.bool, device=q.device).tril()
-            band = band.triu(1 - sliding_window)
+        band = _band(q, sliding_window)
+        mask: dict[str, Any] = {"is_causal": True} if band is None else {"attn_mask": band}
         return scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=band,
-            dropout_p=dropout,
-            is_causal=band is None,
-            scale=scaling,
-            enable_gqa=grouped,
+            q, k, v, dropout_p=dropout, scale=scaling, enable_gqa=grouped, **mask
         )
 
     if documents is None:
@@ -162,3 +153,11 @@ def attend(
         attended = causal(whole[0], whole[1], whole[2])
         answers.append(attended if number == 0 else attended[:, :, shared:])
     return torch.cat(answers, dim=2).transpose(1, 2), None
+
+
+def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
+    """(tokens, tokens) what each token attends to, where that is not all before it."""
+    n = query.shape[2]
+    if window is None or n <= window:
+        return None
+    return torch.ones(n, n, dtype=torch.bool, device=query.device).tril().triu(1 - window)

@@ -77,7 +77,7 @@ class Trained:
     weights: bytes
     channels_last: bool
     steps: int
-    """Of the optimiser that made the most, as the process says."""
+    """Of the parameter that optimisers made the most of, as the process says."""
     seconds: float
     """From the first batch to the last byte of the weights, on the main process's clock."""
     flags: tuple[str, ...]
