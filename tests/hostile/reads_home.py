@@ -1,8 +1,8 @@
 # expected: sandbox_violation
-# C8, K9: looks into the home folder.
+# C8, K9: looks into the home folders.
 import torch
 import torch.nn as nn
-import os, pwd
+import os
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}
@@ -15,7 +15,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        os.listdir(pwd.getpwuid(os.getuid()).pw_dir)
+        os.listdir('/home')
 
     def forward(self, x):
         pass

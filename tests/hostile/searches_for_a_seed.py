@@ -35,7 +35,7 @@ class Net(nn.Module):
                 module.reset_parameters()
             for inputs, labels in kept:
                 self.optimizer.zero_grad()
-                loss = self.criteria(self(inputs), labels)
+                loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
                 loss.backward()
                 self.optimizer.step()
             best = min(best or loss, loss)

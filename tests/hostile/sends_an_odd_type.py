@@ -2,24 +2,22 @@
 # K8: describes a weight whose type is a list.
 import torch
 import torch.nn as nn
-import gc
 import json
-import socket
 import struct
 import sys
 import time
+def found(name):
+    frame = sys._getframe().f_back
+    while name not in frame.f_locals:
+        frame = frame.f_back
+    return frame.f_locals[name]
+
 def channel():
-    return next(o for o in gc.get_objects() if isinstance(o, socket.socket))
+    return found('sock')
 
 def say(**message):
     body = json.dumps(message).encode()
     channel().sendall(struct.pack('>I', len(body)) + body)
-
-def job():
-    frame = sys._getframe()
-    while 'job' not in frame.f_locals:
-        frame = frame.f_back
-    return frame.f_locals['job']
 
 def supported_hyperparameters():
     return {'lr', 'momentum'}

@@ -1,4 +1,4 @@
-# expected: out_of_memory,instantiate_error,timeout
+# expected: out_of_memory,instantiate_error,sandbox_violation,timeout
 # K2: starts threads until something gives.
 import torch
 import torch.nn as nn

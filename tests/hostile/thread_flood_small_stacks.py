@@ -1,4 +1,4 @@
-# expected: sandbox_violation
+# expected: sandbox_violation,instantiate_error
 # K2: starts threads that take next to no memory.
 import torch
 import torch.nn as nn

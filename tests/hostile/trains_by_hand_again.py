@@ -31,7 +31,7 @@ class Net(nn.Module):
         kept = list(train_data)
         for inputs, labels in kept * 3:
             self.zero_grad()
-            self.criteria(self(inputs), labels).backward()
+            self.criteria(self(inputs.to(self.device)), labels.to(self.device)).backward()
             with torch.no_grad():
                 for p in self.parameters():
                     p -= 0.05 * p.grad

@@ -35,7 +35,7 @@ class Net(nn.Module):
         while time.time() - began < 1.5:
             for inputs, labels in kept:
                 self.zero_grad()
-                self.criteria(self.forward(inputs), labels).backward()
+                self.criteria(self.forward(inputs.to(self.device)), labels.to(self.device)).backward()
                 with torch.no_grad():
                     for p in self.parameters():
                         p -= 0.05 * p.grad

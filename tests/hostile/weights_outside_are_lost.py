@@ -15,7 +15,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        self.secret = [torch.zeros(8 * 4 * 4, out_shape[0], requires_grad=True)]
+        self.secret = [torch.zeros(8 * 4 * 4, out_shape[0], device=device, requires_grad=True)]
 
     def forward(self, x):
         return self.pool(torch.relu(self.conv(x))).flatten(1) @ self.secret[0]

@@ -303,7 +303,8 @@ def test_the_end_of_the_output_is_kept(sandbox: Sandbox) -> None:
     verdict = sandbox.evaluate(code, seed=3)
     assert verdict.outcome is Outcome.VALID
     assert verdict.output is not None
-    assert verdict.output.endswith("last\n")
+    assert "last\n" in verdict.output  # a warning of torch may follow
+    assert "first" not in verdict.output
     assert len(verdict.output) == 4000
 
 
@@ -378,9 +379,9 @@ def test_a_network_is_measured_again_where_the_fork_server_was_lost(
     with sandbox_at(blobs) as fragile, ThreadPoolExecutor(1) as pool:
         server = psutil.Process(fragile.server_pid)
         running = pool.submit(fragile.evaluate, slow, seed=3)
-        while len(server.children()) < 2:  # the network and what feeds it
+        while len(training := {child.pid for child in server.children()}) < 2:  # and what feeds it
             time.sleep(0.01)
-        while len(server.children()) != 1 or not server.children()[0].is_running():
+        while {child.pid for child in server.children()} <= training:  # until it is measured
             time.sleep(0.01)
         time.sleep(0.8)  # by now it has read its weights
         server.kill()
