@@ -69,6 +69,19 @@ def test_every_thread_of_a_candidate_is_filtered_those_of_cuda_too(blobs: TaskDa
     assert {(s["Seccomp"], s["NoNewPrivs"]) for s in seen} == {("2", "1")}
 
 
+def test_candidates_are_spread_over_the_gpus_and_see_one_each(blobs: TaskData) -> None:
+    seen = "print('GPU', torch.cuda.get_device_properties(0).uuid, torch.cuda.device_count())"
+    code = network(learn=f"{seen}; import time; time.sleep(5)")
+    n = torch.cuda.device_count()
+    with sandbox_at(blobs) as sandbox, ThreadPoolExecutor(n) as pool:
+        verdicts = list(pool.map(lambda seed: sandbox.evaluate(code, seed=seed), range(n)))
+    lines = {
+        line for v in verdicts for line in (v.output or "").splitlines() if line.startswith("GPU ")
+    }
+    assert {line.split()[-1] for line in lines} == {"1"}
+    assert len(lines) == n
+
+
 def score(blobs: TaskData, level: Isolation) -> float | None:
     with sandbox_at(blobs, level) as sandbox:
         verdict = sandbox.evaluate(network(), seed=3)

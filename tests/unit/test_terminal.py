@@ -75,8 +75,7 @@ def test_a_character_that_a_stream_lacks_ends_nothing(encoding: str, tmp_path: P
 )
 def test_usage_that_click_refuses_is_one_line_too(arguments: list[str], line: str) -> None:
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
-    name = f"{Path(sys.executable).name} -m archloop"
-    assert done.stderr == f"archloop: {line.format(name)}\n"
+    assert done.stderr == f"archloop: {line.format('python -m archloop')}\n"
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -337,7 +337,7 @@ class Sandbox:
     def _run(
         self, server: ForkServer, job: dict[str, Any], talk: Callable[[Conversation], T]
     ) -> _Ran[T]:
-        child = server.fork()
+        child = server.fork(meta=job["meta"])
         conversation = Conversation(self._config, server, child, job)
         try:
             value = talk(conversation)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
@@ -32,6 +32,7 @@ UNFORESEEN = (
 _CONFINE_SECONDS = 60.0
 _MOST = 2**53
 _DENIED_SIGNALS = ("SIGSYS", "SIGXFSZ")
+T = TypeVar("T")
 _CRASH_LINE = re.compile(r'File "<candidate>", line (\d+) in (\w+)')
 
 
@@ -99,8 +100,9 @@ class Conversation:
         """The next message, which has to be of this stage and come within so many seconds."""
         deadline = self._deadline(seconds)
         while True:
-            with self._limits(seconds, what):
-                message = wire.receive(self.child.sock, deadline, self._watch)
+            message = self._within(
+                seconds, what, lambda: wire.receive(self.child.sock, deadline, self._watch)
+            )
             if message.get("stage") == "phase":
                 self.phase = _failure_of(message)
             elif message.get("stage") == "failed":
@@ -113,27 +115,35 @@ class Conversation:
 
     def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
         """Raw bytes that follow a message."""
-        with self._limits(seconds, what):
-            return wire.receive_bytes(self.child.sock, size, self._deadline(seconds), self._watch)
+        sock, deadline = self.child.sock, self._deadline(seconds)
+        return self._within(
+            seconds, what, lambda: wire.receive_bytes(sock, size, deadline, self._watch)
+        )
 
     def send_bytes(self, data: bytes, seconds: float, what: str, fds: tuple[int, ...] = ()) -> None:
         """To a process that may not read them; to one that is gone, none.
 
         Its last words are still to be read then.
         """
-        with self._limits(seconds, what), suppress(wire.WireError):
-            deadline = self._deadline(seconds)
-            wire.send_bytes(self.child.sock, data, deadline, self._watch, fds)
+        sock, deadline = self.child.sock, self._deadline(seconds)
+        with suppress(wire.WireError):
+            self._within(
+                seconds, what, lambda: wire.send_bytes(sock, data, deadline, self._watch, fds)
+            )
 
     def _deadline(self, seconds: float) -> float:
         if self._watch is not None:
             self._watch.begin(seconds)
         return time.monotonic() + seconds
 
-    @contextmanager
-    def _limits(self, seconds: float, what: str) -> Iterator[None]:
+    def _within(self, seconds: float, what: str, talk: Callable[[], T]) -> T:
+        """What ``talk`` gives; a limit it meets is this candidate's outcome.
+
+        No context manager: from Python 3.12 on, one that raises another error than it met is kept
+        by its own frames until the garbage collector comes, and the sandbox's images with it.
+        """
         try:
-            yield
+            return talk()
         except wire.DeadlineError:
             text = f"{what} took longer than {seconds:.3g} s"
             raise FailedError(self.verdict(Outcome.TIMEOUT, text)) from None

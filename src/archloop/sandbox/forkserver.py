@@ -31,6 +31,7 @@ from torch import nn
 from archloop.sandbox import huge_pages, landlock, meta, wire
 from archloop.sandbox.confine import confine, detach, limit, readable_paths
 from archloop.sandbox.feed import TrainingData, serve_feed
+from archloop.sandbox.gpus import show_only
 from archloop.sandbox.harness import serve_candidate
 from archloop.sandbox.network import seed_everything
 from archloop.sandbox.private_folder import remove_folder
@@ -54,7 +55,7 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         huge_pages.collapse()
-        wire.send(control, {"ready": True})
+        wire.send(control, {"ready": True, "gpus": torch.cuda.device_count()})
         _serve(control, setup, children)
     except wire.WireError:
         for pid in children:
@@ -151,7 +152,7 @@ def _fork(
             os.close(spec["fd"])
         job = wire.receive(sock)
         try:
-            _confine(folder, setup, meta=job["meta"])
+            _confine(folder, setup, request["gpu"])
         except (OSError, RuntimeError) as error:  # CUDA raises the latter
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
@@ -164,20 +165,18 @@ def _fork(
         os._exit(0)
 
 
-def _confine(folder: Path, setup: dict[str, Any], *, meta: bool) -> None:
-    gpu = torch.cuda.is_available() and not meta
-    if not gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+def _confine(folder: Path, setup: dict[str, Any], gpu: int | None) -> None:
+    show_only(gpu)
     limit(
         setup["memory_mb"],
         setup["disk_mb"],
         setup["threads"],
         cpu_seconds=setup["cpu_seconds"],
-        memory=not gpu,
+        memory=gpu is None,
     )
 
     def start() -> None:
-        if gpu:
+        if gpu is not None:
             _start_gpu(setup["memory_mb"] << 20)
 
     if setup["isolation"] == "process":
@@ -187,7 +186,7 @@ def _confine(folder: Path, setup: dict[str, Any], *, meta: bool) -> None:
 
 
 def _start_gpu(memory: int) -> None:
-    """The first GPU, with so many bytes of its memory, and operators that repeat exactly.
+    """The GPU it sees, with so many bytes of its memory, and operators that repeat exactly.
 
     Of the latter only those that torch has; others warn in the candidate's output.
     """

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
 from archloop.sandbox import bwrap, wire
+from archloop.sandbox.gpus import Gpus
 from archloop.sandbox.private_folder import remove_folder
 from archloop.sandbox.watch import Output
 from archloop.text import one_line
@@ -58,6 +59,8 @@ class Child:
     sock: socket.socket
     folder: Path
     output: Output
+    gpu: int | None
+    """The one it was lent."""
 
     @property
     def host_pid(self) -> int:
@@ -198,7 +201,8 @@ class ForkServer:
         }
         try:
             wire.send(self._control, setup)
-            wire.receive(self._control, time.monotonic() + _START_SECONDS)
+            ready = wire.receive(self._control, time.monotonic() + _START_SECONDS)
+            self._gpus = Gpus(ready["gpus"])
         except (wire.WireError, wire.DeadlineError):
             log_lines = self._log.read_text(errors="replace")[-_LOG_CHARACTERS:].splitlines()
             self.close()
@@ -237,31 +241,38 @@ class ForkServer:
         """The server's process id."""
         return self._process.pid
 
-    def fork(self, *, feed: bool = False) -> Child:
+    def fork(self, *, feed: bool = False, meta: bool = False) -> Child:
         """A new process that confines itself and waits for its job, or one that feeds batches.
+
+        Args:
+            feed: The latter.
+            meta: It computes on the meta device, so it needs no GPU.
 
         Raises:
             ServerLostError: The server does not answer.
         """
         ours, theirs = socket.socketpair()
         read, write = os.pipe()
-        output = Output(read)
+        output, gpu = Output(read), None
         try:
             with self._lock:
                 self._count += 1
+                gpu = None if feed or meta else self._gpus.take()
                 folder = self.candidates / f"{self._count:06d}"
                 folder.mkdir()
                 role = "feed" if feed else "candidate"
-                request = {"do": "fork", "role": role, "folder": str(folder)}
+                request = {"do": "fork", "role": role, "folder": str(folder), "gpu": gpu}
                 pid, pidfd = self._ask_for_child(request, (theirs.fileno(), write))
         except (OSError, ServerLostError) as error:
             ours.close()
             output.close()
+            with self._lock:
+                self._gpus.give_back(gpu)
             raise ServerLostError(str(error)) from None
         finally:
             theirs.close()
             os.close(write)
-        return Child(pid, pidfd, ours, folder, output)
+        return Child(pid, pidfd, ours, folder, output, gpu)
 
     def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
         """End a child and all it left behind.
@@ -278,6 +289,7 @@ class ForkServer:
         request = {"do": "reap", "pid": child.pid, "folder": str(child.folder)}
         try:
             with self._lock:
+                self._gpus.give_back(child.gpu)
                 answer = self._ask(request)
         except ServerLostError as error:
             raise ServerLostError(str(error), while_running=True) from None
