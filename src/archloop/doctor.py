@@ -6,6 +6,7 @@ Nothing is downloaded; a network is asked only whether it can be reached, and no
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,8 @@ _EMBEDDED_SHAPE = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
 class _Gpu(NamedTuple):
     name: str
     gib: float
+    n: int = 1
+    """How many there are; the first stands for all."""
 
 
 class _Machine(NamedTuple):
@@ -61,7 +64,7 @@ class _Machine(NamedTuple):
     run_dir: Path
     shape: LLMShape | None
     gpu: _Gpu | None
-    """The first one that torch can use."""
+    """What torch can use."""
 
     @property
     def remote(self) -> bool:
@@ -130,7 +133,9 @@ def _torch(machine: _Machine) -> Iterator[Check]:
 
 
 def _gpu(machine: _Machine) -> Iterator[Check]:
-    found = "none" if machine.gpu is None else f"{machine.gpu.name}, {machine.gpu.gib:.0f} GiB"
+    gpu, found = machine.gpu, "none"
+    if gpu is not None:
+        found = f"{gpu.name}, {gpu.gib:.0f} GiB" + (f", {gpu.n} of them" if gpu.n > 1 else "")
     if machine.remote:
         yield Check("GPU", True, f"{found}; not needed for an LLM on a server")
         return
@@ -138,7 +143,9 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
         yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
         return
     finetune, generation = _llm_gib(machine, machine.shape)
-    candidates = machine.workers * _CANDIDATE_GIB
+    # The LLM is on the first; candidates are spread over all.
+    beside = math.ceil(machine.workers / (1 if gpu is None else gpu.n))
+    candidates = beside * _CANDIDATE_GIB
     need = max(finetune, generation + candidates)
     if machine.config.generation.engine == "vllm":
         # It takes its share whatever it needs, and leaves the rest.
@@ -147,10 +154,10 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
     parts = (
         f"about {need:.0f} GiB: fine-tuning {finetune:.0f}, or generation {generation:.0f} (a "
         "smaller generation.batch_size takes less) with "
-        f"{machine.workers} candidates beside it {candidates:.0f}"
+        f"{beside} candidates beside it {candidates:.0f}"
     )
-    if machine.gpu is not None:
-        enough = machine.gpu.gib >= need
+    if gpu is not None:
+        enough = gpu.gib >= need
         yield Check("GPU", enough, found, "" if enough else parts)
     elif machine.needs_gpu:
         billions = machine.shape.n_params / 1e9
@@ -356,7 +363,7 @@ def _usable_gpu() -> _Gpu | None:
     if not torch.cuda.is_available():
         return None
     properties = torch.cuda.get_device_properties(0)
-    return _Gpu(properties.name, properties.total_memory / _GIB)
+    return _Gpu(properties.name, properties.total_memory / _GIB, torch.cuda.device_count())
 
 
 def _shape(config: RunConfig) -> LLMShape | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import TextIO
 
 from archloop.errors import ArchloopError, UsageError
+
+_PART = ".part"
+"""Folder for what is not whole yet."""
 
 
 @contextmanager
@@ -43,30 +47,43 @@ def check_new(folder: Path) -> None:
     Raises:
         UsageError: There is something in it, which would be mixed with what comes.
     """
-    if folder.is_dir() and any(folder.iterdir()):
+    if folder.is_dir() and any(entry.name != _PART for entry in folder.iterdir()):
         raise UsageError(f"{folder}: holds files already; name a new folder or an empty one")
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def filling(folder: Path, *, replace: bool = False) -> Iterator[Path]:
     """A place to write what comes to lie in a folder when all of it is there.
 
+    After a fault the folder is as it was; what a kill leaves goes with the next try.
+
+    Args:
+        folder: Made if absent, with the folders it is in.
+        replace: Files may take the place of older ones of their names.
+
     Raises:
-        UsageError: The folder holds files already.
+        UsageError: The folder holds files already, and ``replace`` is not set.
+        OSError: It cannot be written, or the disk is full; the folder or file is named.
     """
-    check_new(folder)
-    is_new = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    if not replace:
+        check_new(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    part = folder / _PART  # inside, not beside: it may be the current one, or a disk of its own
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        # Inside, not beside: the folder may be the current one, or a disk of its own.
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as name:
-            yield Path(name)
-            for entry in sorted(Path(name).iterdir()):
-                entry.rename(folder / entry.name)
+        part.mkdir(parents=True)
+        yield part
+        for entry in sorted(part.iterdir()):
+            entry.replace(folder / entry.name)
+    except OSError as error:
+        if error.filename is None:  # of a full disk
+            error.filename = str(folder)
+        raise
     finally:
-        if is_new:
-            with suppress(OSError):  # it is not empty where all went well
-                folder.rmdir()
+        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):  # not empty where all went well
+            for path in made:
+                path.rmdir()
 
 
 def not_writable(folder: Path, size: int = 1) -> str | None:

@@ -268,8 +268,8 @@ def test_images_decoded_from_another_copy_are_not_there() -> None:
     assert look("embedded")["task"].detail == "CIFAR-10: in the cache"
 
 
-def gpu_check(monkeypatch: pytest.MonkeyPatch, gib: float, *overrides: str) -> Check:
-    monkeypatch.setattr(doctor, "_usable_gpu", lambda: doctor._Gpu("X", gib))
+def gpu_check(monkeypatch: pytest.MonkeyPatch, gib: float, *overrides: str, n: int = 1) -> Check:
+    monkeypatch.setattr(doctor, "_usable_gpu", lambda: doctor._Gpu("X", gib, n))
     monkeypatch.setattr(doctor, "usable_cores", lambda: 16)
     return look(load_config("embedded", list(overrides)))["GPU"]
 
@@ -280,6 +280,8 @@ def test_candidates_train_in_what_vllm_leaves(monkeypatch: pytest.MonkeyPatch) -
     assert gpu_check(monkeypatch, 24, engine).ok is False
     assert gpu_check(monkeypatch, 24, engine, "vllm.gpu_memory_utilization=0.2").ok
     assert gpu_check(monkeypatch, 24, engine, "sandbox.threads=4").ok, "fewer at a time"
+    two = gpu_check(monkeypatch, 24, engine, n=2)
+    assert (two.ok, two.detail) == (True, "X, 24 GiB, 2 of them"), "half of them on each"
 
 
 def test_batches_that_go_together_need_the_memory_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

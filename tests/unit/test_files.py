@@ -38,8 +38,8 @@ def test_a_folder_is_filled_as_a_whole_or_stays_as_it_was(tmp_path: Path) -> Non
     with small_files(), pytest.raises(OSError, match="File too large"), filling(out) as folder:
         write_text(folder / "nn" / "first.py", "1")
         write_text(folder / "nn" / "second.py", "2" * 100_000)
-    assert not out.exists()
-    out.mkdir()
+    assert not out.parent.exists()
+    out.mkdir(parents=True)
     with filling(out) as folder:
         write_text(folder / "nn" / "first.py", "1")
     assert [p.relative_to(out).as_posix() for p in out.rglob("*")] == ["nn", "nn/first.py"]
@@ -48,6 +48,19 @@ def test_a_folder_is_filled_as_a_whole_or_stays_as_it_was(tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="name a new folder"):
         check_new(out)
     assert (out / "nn" / "first.py").read_text() == "1"
+
+
+def test_what_a_kill_left_goes_and_older_files_may_be_replaced(tmp_path: Path) -> None:
+    write_text(tmp_path / ".part" / "left.txt", "by a kill")
+    with filling(tmp_path) as folder:
+        write_text(folder / "file.txt", "old")
+    with pytest.raises(ZeroDivisionError), filling(tmp_path, replace=True) as folder:
+        write_text(folder / "file.txt", f"{1 / 0}")
+    assert (tmp_path / "file.txt").read_text() == "old"
+    with filling(tmp_path, replace=True) as folder:
+        write_text(folder / "file.txt", "new")
+    assert (tmp_path / "file.txt").read_text() == "new"
+    assert list(tmp_path.iterdir()) == [tmp_path / "file.txt"]
 
 
 def test_why_a_folder_cannot_be_written(tmp_path: Path) -> None:

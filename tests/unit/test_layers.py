@@ -124,6 +124,7 @@ WORKER_FILES = {
     "sandbox/meta.py",
     "sandbox/network.py",
     "sandbox/prediction.py",
+    "sandbox/recording.py",
     "sandbox/state.py",
     "sandbox/trace.py",
     "sandbox/training.py",

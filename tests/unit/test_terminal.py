@@ -92,8 +92,9 @@ def test_without_a_command_the_help_is_shown() -> None:
         (["generate", "--config", "openai"], "interrupted"),
     ],
 )
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_an_interruption_promises_to_go_on_where_it_will(
-    arguments: list[str], said: str, tmp_path: Path
+    arguments: list[str], said: str, by: signal.Signals, tmp_path: Path
 ) -> None:
     with scripted(lambda _number, _body: Reply(chat("x").body, delay=2.0)) as server:
         keys = ["task.name=digits", "llm.model=m", "seeds.source=none", "loop.completions=1"]
@@ -109,9 +110,9 @@ def test_an_interruption_promises_to_go_on_where_it_will(
         )
         assert process.stderr
         assert "asking the server" in process.stderr.readline()
-        process.send_signal(signal.SIGINT)
+        process.send_signal(by)
         last = process.communicate()[1].splitlines()[-1]
-    assert (process.returncode, last) == (130, said)
+    assert (process.returncode, last) == (128 + by, said)
 
 
 def at_terminal(arguments: list[str], cwd: Path, columns: int = 80, term: str = "xterm") -> str:

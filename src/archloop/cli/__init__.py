@@ -1,8 +1,8 @@
 """The command line: parse first, import engines afterwards; one clear line for a fault.
 
 Exit codes: 0 done, 1 the run failed, 2 bad usage or configuration, or a file that cannot be read or
-written. With ``--json`` stdout holds one JSON object a line and nothing else; progress and messages
-go to stderr.
+written, 130 interrupted (143 by SIGTERM, as batch systems and containers send it). With ``--json``
+stdout holds one JSON object a line and nothing else; progress and messages go to stderr.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -113,6 +115,14 @@ def _one_line(error: click.ClickException) -> str:
 def main() -> None:
     """The ``archloop`` command."""
     _open_missing_streams()
+    ended_by: int = signal.SIGINT
+
+    def terminate(number: int, _frame: FrameType | None) -> None:
+        nonlocal ended_by
+        ended_by = number
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, terminate)
     if sys.stdout:  # None where the process was started without one
         raw = io.BufferedWriter(_Stdout(sys.stdout.fileno(), "w", closefd=False))
         sys.stdout = io.TextIOWrapper(raw, sys.stdout.encoding, _UNKNOWN)
@@ -129,7 +139,7 @@ def main() -> None:
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt) as error:
         echo_text("; ".join(["interrupted", *map(str, error.args)]), err=True)
-        sys.exit(130)
+        sys.exit(128 + ended_by)
     except UsageError as error:
         echo_text(f"archloop: {error}", err=True)
         sys.exit(2)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
+from archloop.files import filling
 from archloop.report.csv_tables import csv_files
 from archloop.report.figures import cycles_svg, timeline_svg
 from archloop.report.markdown import markdown
@@ -43,32 +42,10 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
             files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles, run.thresholds)
         if run.spans:
             files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
-    with _temporary(out) as folder:
+    with filling(out, replace=True) as folder:
         for name, text in files.items():
             (folder / name).write_text(text, "utf-8")
-        written = [(folder / name).replace(out / name) for name in files]
     for path in out.iterdir():
         if _OF_ONE_RUN.fullmatch(path.name) and path.name not in files:
             path.unlink()
-    return written
-
-
-@contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    """A folder in ``out``; after a fault there is nothing of it, nor an ``out`` made for it."""
-    folder = out / ".report.part"
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    shutil.rmtree(folder, ignore_errors=True)  # left by a kill
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        folder.mkdir()
-        yield folder
-    except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            for path in made:
-                path.rmdir()
-        if isinstance(error, OSError) and error.filename is None:  # of a full disk
-            error.filename = str(out)
-        raise
-    folder.rmdir()
+    return [out / name for name in files]
