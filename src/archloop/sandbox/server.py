@@ -59,7 +59,7 @@ class Child:
     sock: socket.socket
     folder: Path
     output: Output
-    gpu: int | None
+    gpu: int | None = None
     """The one it was lent."""
 
     @property
