@@ -51,7 +51,7 @@ LAYERS = (
     },
     {"comparison", "context", "corpus", "evaluation", "graphs", "pipeline", "rejudge", "stages"},
     {"loop"},
-    {"checks", "doctor", "report"},
+    {"checks", "doctor", "machine", "report"},
     {"cli", "__main__"},
 )
 """A module may import its own layer and lower ones; the package's ``__init__`` is the top."""
