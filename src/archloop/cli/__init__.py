@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -64,15 +64,13 @@ for command in (
     cli.add_command(command)
 
 
-class _Log(logging.Handler):
+class _Log(logging.StreamHandler[TextIO]):
     """Writes to what stderr is at the time: a live line puts something in its place."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, above the live one if there is one."""
-        try:
-            sys.stderr.write(self.format(record) + "\n")
-        except Exception:
-            self.handleError(record)
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 class _Stderr(io.FileIO):
