@@ -1,7 +1,7 @@
 """What a machine lacks for a configuration, found out before a run is started.
 
 Nothing is downloaded; a network is asked only whether it can be reached, and not at all with
-``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.footprint`), the sandbox is really tried.
+``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.machine`), the sandbox is really tried.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from archloop import checks
 from archloop.assets import LEMUR_WHEEL, SMOLLM2_WHEEL, cache_dir
@@ -19,14 +18,14 @@ from archloop.config import EMBEDDED, RunConfig, load_config
 from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.files import not_writable
-from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
+from archloop.footprint import weight_bytes
 from archloop.llm import (
     adapter_mismatch,
     check_files,
     local_llm,
-    read_settings,
     resolve_adapter,
 )
+from archloop.machine import CANDIDATE_GIB, GIB, LIBRARIES_GIB, Machine, llm_settings
 from archloop.provenance import (
     computes_in_bf16,
     free_memory,
@@ -34,54 +33,6 @@ from archloop.provenance import (
     on_this_machine,
     usable_cores,
 )
-
-_GIB = 2**30
-
-_LIBRARIES_GIB = 1.0
-"""What torch and the libraries around it take beside the LLM; CUDA takes about as much again."""
-
-_CANDIDATE_GIB = 1.0
-"""What a candidate within the paper's 500,000 parameters takes with its share of the libraries."""
-
-_CPU_PARAMS = 1_000_000_000
-"""LLMs above this need a GPU: where two CPU cores fine-tune 135 million parameters at 290 tokens a
-second, a billion are seven times slower, and one cycle of the paper's size takes two days."""
-
-_EMBEDDED_SHAPE = LLMShape(576, 1536, 30, 9, 3, 49_152, tied=True)
-
-
-class _Gpu(NamedTuple):
-    name: str
-    gib: float
-    n: int = 1
-    """How many there are; the first stands for all."""
-
-
-class _Machine(NamedTuple):
-    """What several checks ask for, found out once."""
-
-    config: RunConfig
-    run_dir: Path
-    shape: LLMShape | None
-    gpu: _Gpu | None
-    """What torch can use."""
-
-    @property
-    def remote(self) -> bool:
-        """Whether the LLM is on a server."""
-        return self.config.generation.engine == "openai"
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether the configuration makes no sense on a CPU."""
-        large = self.shape is not None and self.shape.n_params > _CPU_PARAMS
-        return large or self.config.generation.engine == "vllm"
-
-    @property
-    def workers(self) -> int:
-        """Candidates evaluated at the same time."""
-        sandbox = self.config.sandbox
-        return sandbox.workers or max(1, usable_cores() // sandbox.threads)
 
 
 def diagnose(
@@ -104,7 +55,7 @@ def diagnose(
     if not isinstance(config, RunConfig):
         config = load_config(config)
     config = on_this_machine(config)
-    machine = _Machine(config, run_dir, _shape(config), _usable_gpu())
+    machine = Machine.of(config, run_dir)
     looks = [_python, _torch, _gpu, _processor, _memory, _packages, _llm]
     looks += [_seeds, _task, _disk, _isolation]
     found = [check for look in looks for check in look(machine)]
@@ -113,13 +64,13 @@ def diagnose(
     return found
 
 
-def _python(_machine: _Machine) -> Iterator[Check]:
+def _python(_machine: Machine) -> Iterator[Check]:
     found = ".".join(map(str, sys.version_info[:3]))
     old = sys.version_info < (3, 11)
     yield Check("Python", not old, found, "Python 3.11 or newer" if old else "")
 
 
-def _torch(machine: _Machine) -> Iterator[Check]:
+def _torch(machine: Machine) -> Iterator[Check]:
     import torch
 
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
@@ -132,7 +83,7 @@ def _torch(machine: _Machine) -> Iterator[Check]:
         yield Check("torch", True, detail)
 
 
-def _gpu(machine: _Machine) -> Iterator[Check]:
+def _gpu(machine: Machine) -> Iterator[Check]:
     gpu, found = machine.gpu, "none"
     if gpu is not None:
         found = f"{gpu.name}, {gpu.gib:.0f} GiB" + (f", {gpu.n} of them" if gpu.n > 1 else "")
@@ -142,10 +93,11 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
     if machine.shape is None:
         yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
         return
-    finetune, generation = _llm_gib(machine, machine.shape)
+    finetune = machine.finetune_gib(machine.shape)
+    generation = machine.generation_gib(machine.shape)
     # The LLM is on the first; candidates are spread over all.
     beside = math.ceil(machine.workers / (1 if gpu is None else gpu.n))
-    candidates = beside * _CANDIDATE_GIB
+    candidates = beside * CANDIDATE_GIB
     need = max(finetune, generation + candidates)
     if machine.config.generation.engine == "vllm":
         # It takes its share whatever it needs, and leaves the rest.
@@ -170,7 +122,7 @@ def _gpu(machine: _Machine) -> Iterator[Check]:
         yield Check("GPU", True, f"{found}; not needed for this LLM")
 
 
-def _processor(machine: _Machine) -> Iterator[Check]:
+def _processor(machine: Machine) -> Iterator[Check]:
     """Whether bfloat16 is fast, where the processor computes."""
     if machine.gpu is not None or machine.needs_gpu or computes_in_bf16():
         return
@@ -182,18 +134,19 @@ def _processor(machine: _Machine) -> Iterator[Check]:
     yield Check("processor", None, f"{usable_cores()} cores, no bfloat16: float32", needed)
 
 
-def _memory(machine: _Machine) -> Iterator[Check]:
-    free = free_memory() / _GIB
+def _memory(machine: Machine) -> Iterator[Check]:
+    free = free_memory() / GIB
     config, workers = machine.config, machine.workers
     found = f"{free:.1f} GiB available"
     if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:
-        finetune, generation = _llm_gib(machine, machine.shape)
-        need = max(finetune, generation + workers * _CANDIDATE_GIB)
+        finetune = machine.finetune_gib(machine.shape)
+        generation = machine.generation_gib(machine.shape)
+        need = max(finetune, generation + workers * CANDIDATE_GIB)
         parts = (
             f"fine-tuning {finetune:.1f}, or generation {generation:.1f} with {workers} candidates"
         )
     else:
-        need = _LIBRARIES_GIB * 2 + workers * _CANDIDATE_GIB
+        need = LIBRARIES_GIB * 2 + workers * CANDIDATE_GIB
         parts = f"two processes with the libraries and {workers} candidates"
     enough = free >= need
     yield Check("memory", enough, found, "" if enough else f"about {need:.1f} GiB: {parts}")
@@ -204,12 +157,12 @@ def _memory(machine: _Machine) -> Iterator[Check]:
         yield Check("memory of candidates", None, detail, needed)
 
 
-def _packages(machine: _Machine) -> Iterator[Check]:
+def _packages(machine: Machine) -> Iterator[Check]:
     on_gpu = machine.gpu is not None or machine.needs_gpu
     yield from checks.packages(machine.config, on_gpu=on_gpu)
 
 
-def _llm(machine: _Machine) -> Iterator[Check]:
+def _llm(machine: Machine) -> Iterator[Check]:
     config = machine.config.llm
     if machine.remote:
         yield from checks.server(machine.config)
@@ -229,7 +182,7 @@ def _llm(machine: _Machine) -> Iterator[Check]:
             yield Check("warm-start adapter", False, "not found", str(error))
 
 
-def _named_llm(machine: _Machine) -> Check:
+def _named_llm(machine: Machine) -> Check:
     """The LLM in a folder, in the Hugging Face cache, or on the hub."""
     config = machine.config.llm
     try:
@@ -238,14 +191,14 @@ def _named_llm(machine: _Machine) -> Check:
             return Check("LLM", True, config.model)
     except UsageError as error:
         return Check("LLM", False, config.model, str(error))
-    if _shape_file(machine.config) is not None:
+    if llm_settings(machine.config) is not None:
         return Check("LLM", True, f"{config.model}: in the Hugging Face cache")
-    size = machine.shape and weight_bytes(machine.shape, "bfloat16") / _GIB
+    size = machine.shape and weight_bytes(machine.shape, "bfloat16") / GIB
     todo = f", {size:.0f} GiB to download" if size else ""
     return checks.hub("LLM", "models", config.model, config.revision or "main", todo)
 
 
-def _seeds(machine: _Machine) -> Iterator[Check]:
+def _seeds(machine: Machine) -> Iterator[Check]:
     from archloop.seeds import SOURCES
 
     source, path = machine.config.seeds.source, machine.config.seeds.path
@@ -270,7 +223,7 @@ def _seeds(machine: _Machine) -> Iterator[Check]:
         yield Check("replayed run", there, replay, "" if there else missing)
 
 
-def _task(machine: _Machine) -> Iterator[Check]:
+def _task(machine: Machine) -> Iterator[Check]:
     from archloop.tasks import open_source
     from archloop.tasks.arrays import decoded_folder
     from archloop.tasks.huggingface import HubSource
@@ -297,11 +250,11 @@ def _task(machine: _Machine) -> Iterator[Check]:
     yield Check(check.name, check.ok, check.detail, needed)
 
 
-def _disk(machine: _Machine) -> Iterator[Check]:
+def _disk(machine: Machine) -> Iterator[Check]:
     """Room for what is not there yet: LLM, seeds and images in the cache, adapters in the run."""
     config, shape = machine.config, machine.shape
     copies = 2 if config.generation.engine == "openvino" else 1
-    weights = copies * weight_bytes(shape, config.llm.dtype) / _GIB if shape else 0.0
+    weights = copies * weight_bytes(shape, config.llm.dtype) / GIB if shape else 0.0
     if reason := not_writable(cache_dir()):
         detail = f"{cache_dir().absolute()} cannot be written: {reason}"
         yield Check("disk, cache", False, detail, "a folder that can, named in ARCHLOOP_CACHE")
@@ -311,11 +264,11 @@ def _disk(machine: _Machine) -> Iterator[Check]:
     if shape is not None:
         size = shape.adapter_params(config.finetune) * (2 if _half(config) else 4)
         # The adapter of each cycle, and a checkpoint with its optimiser's state during a fine-tune.
-        adapters = size * (config.loop.cycles + 4) / _GIB
+        adapters = size * (config.loop.cycles + 4) / GIB
     yield checks.room("disk, run", machine.run_dir, 0.5 + adapters)
 
 
-def _isolation(machine: _Machine) -> Iterator[Check]:
+def _isolation(machine: Machine) -> Iterator[Check]:
     from archloop.sandbox.confine import available_isolation, require
 
     wanted = machine.config.sandbox.isolation
@@ -326,7 +279,7 @@ def _isolation(machine: _Machine) -> Iterator[Check]:
         yield Check("isolation", False, f"{available_isolation()} is available", str(error))
 
 
-def _attacks(machine: _Machine) -> Iterator[Check]:
+def _attacks(machine: Machine) -> Iterator[Check]:
     from archloop.sandbox import self_test
 
     results = self_test(machine.config.sandbox)
@@ -340,63 +293,6 @@ def _attacks(machine: _Machine) -> Iterator[Check]:
 
 def _half(config: RunConfig) -> bool:
     return config.finetune.adapter_dtype == "bfloat16"
-
-
-def _llm_gib(machine: _Machine, shape: LLMShape) -> tuple[float, float]:
-    """GiB of fine-tuning (0: there is none) and of generation, with the libraries."""
-    config = machine.config
-    generation = generation_bytes(shape, config.generation, config.llm.dtype)
-    finetune, tuned = 0.0, config.finetune
-    if tuned.enabled:
-        if tuned.merge_batches is True:
-            together = tuned.batch_size * tuned.grad_accumulation
-            tuned = tuned.model_copy(update={"batch_size": together})
-        spared = tuned.gradient_checkpointing is not False
-        need = finetune_bytes(shape, tuned, config.llm.dtype, checkpointing=spared)
-        finetune = need / _GIB + _LIBRARIES_GIB
-    return finetune, generation / _GIB + _LIBRARIES_GIB
-
-
-def _usable_gpu() -> _Gpu | None:
-    import torch
-
-    if not torch.cuda.is_available():
-        return None
-    properties = torch.cuda.get_device_properties(0)
-    return _Gpu(properties.name, properties.total_memory / _GIB, torch.cuda.device_count())
-
-
-def _shape(config: RunConfig) -> LLMShape | None:
-    """``None``: not known, or the LLM is on a server."""
-    if config.generation.engine == "openai":
-        return None
-    if config.llm.model == EMBEDDED:
-        return _EMBEDDED_SHAPE
-    file = _shape_file(config)
-    if file is not None:
-        try:
-            return LLMShape.from_config(read_settings(file))
-        except UsageError:
-            return None
-    return LLMShape.from_name(config.llm.model)
-
-
-def _shape_file(config: RunConfig) -> Path | None:
-    """The LLM's ``config.json``, in its folder or in the Hugging Face cache."""
-    folder = Path(config.llm.model).expanduser()
-    if folder.is_dir():
-        file = folder / "config.json"
-        return file if file.is_file() else None
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        cached = try_to_load_from_cache(
-            config.llm.model, "config.json", revision=config.llm.revision
-        )
-    except HFValidationError:
-        return None
-    return Path(cached) if isinstance(cached, str) else None
 
 
 def _in_datasets_cache(dataset: str) -> bool:

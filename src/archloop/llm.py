@@ -34,8 +34,9 @@ def resolve_model(config: LLMConfig) -> Path:
     library, or found in its cache when offline.
 
     Raises:
-        ConfigError: It names a folder or file on this machine that is no LLM, or is not there.
-        AssetError: The LLM is neither here nor downloadable.
+        ConfigError: It names a folder or file on this machine that is no LLM, or is not there; or
+            the hub has no LLM or revision of that name.
+        AssetError: The LLM is not here and cannot be downloaded now.
         UsageError: One of its files is damaged.
     """
     if config.model == EMBEDDED:
@@ -217,18 +218,35 @@ def load_tokenizer(folder: Path) -> Any:
 
 def _from_hub(config: LLMConfig) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    name = f"llm.model: {config.model!r}"
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
         return Path(
             snapshot_download(config.model, revision=config.revision, allow_patterns=patterns)
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise AssetError(
-            f"llm.model: {config.model!r} is no local folder and not on the hub: {reason}"
-        ) from None
+    except GatedRepoError as error:
+        raise AssetError(f"{name} is given on request on the hub: {_first_line(error)}") from None
+    except (HFValidationError, RepositoryNotFoundError) as error:
+        reason = _first_line(error)
+        raise ConfigError(f"{name} is no local folder and not on the hub: {reason}") from None
+    except RevisionNotFoundError:
+        raise ConfigError(f"llm.revision: {config.model!r} has no {config.revision!r}") from None
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = _first_line(error)
+        raise AssetError(f"{name} is no local folder and cannot be fetched: {reason}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _embedded() -> Path:

@@ -214,7 +214,7 @@ class NoveltyConfig(Section):
     """Near-duplicate detection (paper, appendix A.1)."""
 
     enabled: bool = True
-    """``False``: near-duplicates are scored but not rejected (ablation)."""
+    """``False``: near-duplicates are scored and counted but not rejected (ablation)."""
     kind: tuple[NoveltyKind, ...] = ("lexical",)
     """What a candidate must be novel in, one or several: ``lexical`` tokens (the paper),
     ``normalized`` ones (names and numbers folded), the traced ``graph``. All are scored."""

@@ -69,6 +69,15 @@ class CycleWork(NamedTuple):
     evaluated: Evaluated
 
 
+class Selected(NamedTuple):
+    """The valid candidates of a cycle as selection left them."""
+
+    candidates: list[Candidate]
+    """In index order."""
+    n_near_duplicate: int
+    """With ``novelty.enabled = false`` too, where they are not rejected."""
+
+
 def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
     """The corpus a cycle starts from: the seeds and everything accepted in earlier cycles.
 
@@ -240,7 +249,7 @@ def produce(run: RunContext, cycle: int) -> CycleWork:
     return CycleWork(adapter, corpus, generate_and_evaluate(run, cycle, adapter))
 
 
-def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidate]:
+def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> Selected:
     """Stages 6 and 7: novelty and selection of the valid candidates, in index order."""
     run.observer.update(_progress(run, cycle, "select", 0, None, ""))
     judge = NoveltyJudge(run.config.novelty)
@@ -270,7 +279,7 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
         reject_near_duplicates=run.config.novelty.enabled,
         rejection_count=_rejections_before(run, cycle),
     )
-    return [
+    judged = [
         replace(
             valid[d.id],
             outcome=d.outcome,
@@ -279,6 +288,7 @@ def choose(run: RunContext, cycle: int, corpus: list[ChatPair]) -> list[Candidat
         )
         for d in decisions
     ]
+    return Selected(judged, sum(d.scores.is_near_duplicate for d in decisions))
 
 
 def _rejections_before(run: RunContext, cycle: int) -> int:
@@ -293,19 +303,19 @@ def _rejections_before(run: RunContext, cycle: int) -> int:
     return count
 
 
-def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidate]) -> CycleStats:
+def commit(run: RunContext, cycle: int, work: CycleWork, selected: Selected) -> CycleStats:
     """Stage 8: the cycle's statistics and selection, in one transaction."""
     everything = run.store.candidates(cycle)
     outcomes = Counter(c.outcome for c in everything if not c.outcome.is_valid)
-    outcomes += Counter(c.outcome for c in selected)
-    accuracies = tuple(c.first_epoch_accuracy or 0.0 for c in selected)
+    outcomes += Counter(c.outcome for c in selected.candidates)
+    accuracies = tuple(c.first_epoch_accuracy or 0.0 for c in selected.candidates)
     _write_candidates(run.paths.candidates(cycle), everything)
     stats = CycleStats(
         cycle=cycle,
         n_gen=len(everything),
-        n_valid=len(selected),
+        n_valid=len(selected.candidates),
         n_at_floor=sum(a >= run.config.selection.min_accuracy for a in accuracies),
-        n_near_duplicate=outcomes[Outcome.NEAR_DUPLICATE],
+        n_near_duplicate=selected.n_near_duplicate,
         n_accepted=outcomes[Outcome.ACCEPTED],
         accuracies=accuracies,
         corpus_size=len(work.corpus),
@@ -315,7 +325,7 @@ def commit(run: RunContext, cycle: int, work: CycleWork, selected: list[Candidat
         wall_seconds=work.evaluated.wall_seconds,
         n_tokens=sum(c.n_tokens for c in run.store.completions(cycle)),
     )
-    run.store.commit_cycle(stats, selected)
+    run.store.commit_cycle(stats, selected.candidates)
     return stats
 
 

@@ -258,6 +258,8 @@ class CycleStats:
     n_at_floor: int
     """Valid candidates at or above ``selection.min_accuracy``, near-duplicates included."""
     n_near_duplicate: int
+    """Valid candidates too similar to something known. They are rejected, so that they have the
+    outcome of this name, unless ``novelty.enabled`` is false."""
     n_accepted: int
     accuracies: tuple[float, ...]
     """First-epoch accuracies of all valid candidates, in index order."""

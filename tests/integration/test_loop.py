@@ -442,12 +442,17 @@ def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(
     assert len(rows(root)) == 3
 
 
-def test_without_novelty_nothing_is_a_near_duplicate(source: Path, tmp_path: Path) -> None:
+def test_without_novelty_near_duplicates_are_counted_and_not_rejected(
+    source: Path, tmp_path: Path
+) -> None:
     changed = {"novelty": {"enabled": False}, "loop": {"cycles": 1, "completions": 3}}
-    run(config(source, **changed), tmp_path / "run").close()
+    with run(config(source, **changed), tmp_path / "run") as done:
+        (cycle,) = done.cycles()
     found = rows(tmp_path / "run")
     assert [r["outcome"] for r in found] == ["accepted"] * 3
     assert found[1]["near_dup_text_gen"] is True
+    # So that a report shows what the filter would have kept out, and the temperature moves as ever.
+    assert (cycle.n_near_duplicate, cycle.n_accepted) == (2, 3)
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "directory"])

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from archloop import doctor
+from archloop import doctor, machine
 from archloop.assets import cache_dir
 from archloop.config import RunConfig, load_config
 from archloop.doctor import Check, diagnose
 from archloop.errors import ConfigError
+from archloop.machine import Gpu
 from archloop.tasks import open_source
 from archloop.tasks.arrays import decoded_folder
 from scripted_server import chat, scripted
@@ -269,8 +270,8 @@ def test_images_decoded_from_another_copy_are_not_there() -> None:
 
 
 def gpu_check(monkeypatch: pytest.MonkeyPatch, gib: float, *overrides: str, n: int = 1) -> Check:
-    monkeypatch.setattr(doctor, "_usable_gpu", lambda: doctor._Gpu("X", gib, n))
-    monkeypatch.setattr(doctor, "usable_cores", lambda: 16)
+    monkeypatch.setattr(Gpu, "usable", lambda: Gpu("X", gib, n))
+    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
     return look(load_config("embedded", list(overrides)))["GPU"]
 
 

@@ -6,7 +6,6 @@ import ast
 import importlib.util
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +51,7 @@ LAYERS = (
     },
     {"comparison", "context", "corpus", "evaluation", "graphs", "pipeline", "rejudge", "stages"},
     {"loop"},
-    {"checks", "doctor", "report"},
+    {"checks", "doctor", "machine", "report"},
     {"cli", "__main__"},
 )
 """A module may import its own layer and lower ones; the package's ``__init__`` is the top."""
@@ -231,13 +230,21 @@ def test_importing_the_command_line_loads_no_engine(name: str) -> None:
 
 
 @needs_cli
-def test_help_takes_less_than_a_second() -> None:
-    command = [sys.executable, "-c", "from archloop.cli import main; main()", "--help"]
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0, done.stderr
-        assert "run" in done.stdout
-    assert min(seconds) < 1.0
+def test_help_loads_click_and_the_standard_library_only() -> None:
+    """This is why it is quick, whatever else the machine is doing."""
+    script = """
+import sys
+before = set(sys.modules)
+from archloop.cli import main
+try:
+    main()
+finally:
+    loaded = {name.partition(".")[0] for name in set(sys.modules) - before}
+    print(*(loaded - sys.stdlib_module_names), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run" in done.stdout
+    assert set(done.stderr.split()) == {"archloop", "click"}

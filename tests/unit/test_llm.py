@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -97,3 +102,64 @@ def test_what_the_user_gave_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
             resolve_adapter("nobody", key)
     with pytest.raises(ConfigError, match=re.escape(f"seeds.path: {said}")):
         packaged_corpus("nobody")
+
+
+HUB = {
+    "owner/absent": (401, "RepoNotFound"),
+    "owner/gated": (403, "GatedRepo"),
+    "owner/known": (404, "RevisionNotFound"),
+    "owner/broken": (500, ""),
+}
+SAID_OF_HUB = {
+    "owner/absent": "ConfigError llm.model: 'owner/absent' is no local folder and not on the hub: ",
+    "owner/gated": "AssetError llm.model: 'owner/gated' is given on request on the hub: ",
+    "owner/known": "ConfigError llm.revision: 'owner/known' has no 'v9'",
+    "owner/broken": "AssetError llm.model: 'owner/broken' is no local folder and cannot be fetched",
+    "no/such/name": "ConfigError llm.model: 'no/such/name' is no local folder and not on the hub: ",
+}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Refuses as the Hugging Face Hub does: by status and a header."""
+
+    def do_GET(self) -> None:
+        (name,) = (name for name in HUB if name in self.path)
+        status, code = HUB[name]
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_what_the_hub_refuses_is_told_apart() -> None:
+    script = """
+import sys
+from archloop.config import LLMConfig
+from archloop.llm import resolve_model
+for name in sys.argv[1:]:
+    try:
+        resolve_model(LLMConfig(model=name, revision="v9"))
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    # The library reads both when it is imported.
+    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint}
+    done = subprocess.run(
+        [sys.executable, "-c", script, *SAID_OF_HUB],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    server.shutdown()
+    server.server_close()
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(SAID_OF_HUB), done.stdout + done.stderr
+    for line, said in zip(lines, SAID_OF_HUB.values(), strict=True):
+        assert line.startswith(said)

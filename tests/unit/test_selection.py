@@ -5,7 +5,7 @@ import pytest
 from archloop.config import NoveltyConfig, SelectionConfig
 from archloop.novelty import NoveltyJudge
 from archloop.selection import Decision, ValidCandidate, select, threshold_of
-from archloop.types import Outcome
+from archloop.types import Candidate, Outcome
 
 ACCEPTED, BELOW, DUPLICATE = (
     Outcome.ACCEPTED,
@@ -135,5 +135,13 @@ def test_percentile_raises_the_threshold_above_the_floor(
     assert threshold_of(config, cycles) == pytest.approx(wanted)
 
 
-def test_a_cycle_without_valid_candidates_has_the_floor() -> None:
-    assert threshold_of(SelectionConfig(percentile=50.0), [[]]) == 0.40
+@pytest.mark.parametrize(("accuracies", "wanted"), [([], 0.40), ([0.7], 0.7), ([0.2], 0.40)])
+def test_a_cycle_with_one_valid_candidate_or_none(accuracies: list[float], wanted: float) -> None:
+    assert threshold_of(SelectionConfig(percentile=50.0), [accuracies]) == wanted
+
+
+def test_of_a_row_accuracy_source_and_seconds_count() -> None:
+    row = Candidate(
+        "c01-0000", 1, 0, Outcome.VALID, code="x", first_epoch_accuracy=0.5, train_seconds=7.0
+    )
+    assert ValidCandidate.of(row) == ("c01-0000", "x", 0.5, None, 7.0)

@@ -41,6 +41,7 @@ REPEATS, INVALID, SOUND = cycle(90, 10), cycle(84, 80), cycle(85, 8)
     [
         ([], 1.0),
         ([SOUND], 1.0),
+        ([cycle(90, 9)], 1.0),  # as many as are allowed
         ([REPEATS], 1.1),
         ([REPEATS] * 3, 1.3),
         ([REPEATS] * 9, 1.3),  # whole steps up to 1.35
@@ -53,6 +54,12 @@ REPEATS, INVALID, SOUND = cycle(90, 10), cycle(84, 80), cycle(85, 8)
 def test_it_rises_while_the_llm_repeats_itself(cycles: list[CycleStats], wanted: float) -> None:
     config = configured(temperature_step=0.1, temperature_max=1.35)
     assert temperature_of(config, cycles) == wanted
+
+
+@pytest.mark.parametrize("highest", [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
+def test_it_rises_to_the_highest_in_whole_steps(highest: float) -> None:
+    config = configured(temperature_step=0.1, temperature_max=highest)
+    assert temperature_of(config, [REPEATS] * 20) == highest  # (1.2 - 1.0) / 0.1 is below 2
 
 
 def test_it_stays_unless_asked_for() -> None:

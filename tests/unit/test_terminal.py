@@ -171,6 +171,13 @@ def test_rows_stand_on_lines_of_their_own_above_the_live_one(tmp_path: Path) -> 
     assert "".join(lines[3:]) == ""
 
 
+def test_a_log_line_stands_above_the_live_one(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(network())
+    shown = at_terminal(["-v", "evaluate", "net.py", *DIGITS], tmp_path, columns=200)
+    assert "━" in shown
+    assert [line for line in seen(shown) if line.startswith("INFO archloop.tasks: task Digits")]
+
+
 def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
     shown = generated(tmp_path, "dumb")
     assert "generate: 0/2 completions, asking the server\n" in shown

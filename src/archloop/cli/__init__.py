@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -42,7 +42,7 @@ def cli(verbose: int) -> None:
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(
-        level=level, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Log()]
     )
     for name in ("httpx", "filelock", "urllib3", "datasets", "fsspec"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -62,6 +62,15 @@ for command in (
     doctor_command,
 ):
     cli.add_command(command)
+
+
+class _Log(logging.StreamHandler[TextIO]):
+    """Writes to what stderr is at the time: a live line puts something in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, above the live one if there is one."""
+        self.setStream(sys.stderr)
+        super().emit(record)
 
 
 class _Stderr(io.FileIO):
