@@ -19,12 +19,7 @@ from archloop.corpus import packaged_corpus
 from archloop.errors import ConfigError, IsolationError, UsageError
 from archloop.files import not_writable
 from archloop.footprint import weight_bytes
-from archloop.llm import (
-    adapter_mismatch,
-    check_files,
-    local_llm,
-    resolve_adapter,
-)
+from archloop.llm import adapter_mismatch, check_files, local_llm, resolve_adapter
 from archloop.machine import CANDIDATE_GIB, GIB, LIBRARIES_GIB, Machine, llm_settings
 from archloop.provenance import (
     computes_in_bf16,

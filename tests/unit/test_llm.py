@@ -145,20 +145,18 @@ for name in sys.argv[1:]:
     except Exception as error:
         print(type(error).__name__, error)
 """
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    # The library reads both when it is imported.
-    endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-    environment = os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *SAID_OF_HUB],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    server.shutdown()
-    server.server_close()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", script, *SAID_OF_HUB],
+            # The library reads these when it is imported, so it has a process of its own.
+            env=os.environ | {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": endpoint},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        server.shutdown()
     lines = done.stdout.splitlines()
     assert len(lines) == len(SAID_OF_HUB), done.stdout + done.stderr
     for line, said in zip(lines, SAID_OF_HUB.values(), strict=True):
