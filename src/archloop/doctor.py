@@ -121,10 +121,14 @@ def _processor(machine: Machine) -> Iterator[Check]:
     """Whether bfloat16 is fast, where the processor computes."""
     if machine.gpu is not None or machine.needs_gpu or computes_in_bf16():
         return
-    seconds = machine.config.sandbox.train_seconds
+    config = machine.config
+    limits = {"sandbox.train_seconds": config.sandbox.train_seconds}
+    if config.selection.max_train_seconds is not None:
+        limits["selection.max_train_seconds"] = config.selection.max_train_seconds
+    key = min(limits, key=lambda key: limits[key])
     needed = (
         "one with bfloat16 (AVX512-BF16, AMX, Arm's bf16) is several times faster; without it "
-        f"accurate networks may reach sandbox.train_seconds = {seconds:g}"
+        f"accurate networks may reach {key} = {limits[key]:g}"
     )
     yield Check("processor", None, f"{usable_cores()} cores, no bfloat16: float32", needed)
 

@@ -40,12 +40,24 @@ def look(config: RunConfig | str, run_dir: Path = Path("runs")) -> dict[str, Che
 
 
 @ONLY_CPU
-@pytest.mark.parametrize("bf16", [True, False])
-def test_a_processor_without_bf16_is_named(monkeypatch: pytest.MonkeyPatch, bf16: bool) -> None:
-    monkeypatch.setattr(doctor, "computes_in_bf16", lambda: bf16)
-    found = look("embedded").get("processor")
-    assert (found is None) == bf16
-    assert bf16 or (found and "float32" in found.detail and "= 90" in found.needed)
+@pytest.mark.parametrize(
+    ("limits", "named"),
+    [
+        (["selection.max_train_seconds=70"], "selection.max_train_seconds = 70"),
+        (["sandbox.train_seconds=60"], "sandbox.train_seconds = 60"),
+        (["selection.max_train_seconds=none"], "sandbox.train_seconds = 300"),
+    ],
+)
+def test_a_processor_without_bf16_is_named(
+    monkeypatch: pytest.MonkeyPatch, limits: list[str], named: str
+) -> None:
+    config = load_config("embedded", limits)
+    monkeypatch.setattr(doctor, "computes_in_bf16", lambda: True)
+    assert "processor" not in look(config)
+    monkeypatch.setattr(doctor, "computes_in_bf16", lambda: False)
+    found = look(config)["processor"]
+    assert "float32" in found.detail
+    assert named in found.needed
 
 
 def test_packaged_seeds_are_found_by_name() -> None:
