@@ -15,10 +15,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
-from archloop.executors import build_executor
-from archloop.provenance import resolved_precision, usable_cores
+from archloop.evaluation.executors import build_executor
+from archloop.machine.hardware import resolved_precision, usable_cores
 from archloop.sandbox import Sandbox
-from archloop.sandbox.batches import BatchRecipe, Epoch
+from archloop.sandbox.feed.batches import BatchRecipe, Epoch
 from archloop.tasks import load_task
 from archloop.types import Outcome, TaskData, Verdict
 from benchmarks import networks, usual

@@ -106,7 +106,7 @@ def _measure(setup: str, precision: str, pairs: int, batch: int, seed: int) -> d
 
 
 def _corpus(pairs: int, seed: int) -> list[list[dict[str, str]]]:
-    source = resources.files("archloop") / "adapters" / "smollm2-135m-lemur" / "corpus.jsonl.gz"
+    source = resources.files("archloop.llm") / "adapters" / "smollm2-135m-lemur" / "corpus.jsonl.gz"
     with source.open("rb") as raw, gzip.open(raw, "rt", encoding="utf-8") as lines:
         rows = [json.loads(line)["messages"] for line in lines]
     return random.Random(seed).sample(rows, pairs)
@@ -142,9 +142,9 @@ def _archloop(
     rows: list[Any], precision: str, batch: int, seed: int, *, packed: bool
 ) -> dict[str, float]:
     from archloop.config import load_config
-    from archloop.finetuning import lora
-    from archloop.finetuning.job import FinetuneJob
-    from archloop.finetuning.trainer import PairTrainer
+    from archloop.llm.finetuning import lora
+    from archloop.llm.finetuning.job import FinetuneJob
+    from archloop.llm.finetuning.trainer import PairTrainer
 
     clock, counted = _Clock(), [0]
     compute: Callable[..., Any] = PairTrainer.compute_loss
@@ -231,7 +231,7 @@ def _dtype(precision: str) -> str:
 
 def _model_dir() -> Path:
     from archloop.config import LLMConfig
-    from archloop.llm import resolve_model
+    from archloop.llm.models import resolve_model
 
     return resolve_model(LLMConfig())
 

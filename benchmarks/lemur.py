@@ -16,12 +16,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from archloop.code_policy import check
+from archloop.code.policy import check
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig, load_config
-from archloop.evaluation import Source, evaluate_many
-from archloop.provenance import usable_cores
+from archloop.corpus.seeds.lemur import LemurSource
+from archloop.evaluation.alone import Source, evaluate_many
+from archloop.machine.hardware import usable_cores
 from archloop.sandbox import Sandbox
-from archloop.seeds.lemur import LemurSource
 from archloop.tasks import load_task
 from archloop.types import Outcome, TaskData
 from benchmarks import usual

@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from archloop.config import NoveltyConfig
+from archloop.corpus.seeds.lemur import LemurSource
+from archloop.corpus.seeds.prepare import prepare_all
+from archloop.machine.hardware import usable_cores
 from archloop.novelty import NoveltyIndex, deduplicate, jaccard, shingles
-from archloop.provenance import usable_cores
-from archloop.seeds.lemur import LemurSource
-from archloop.seeds.prepare import prepare_all
 from benchmarks.table import Row
 
 CONFIG = NoveltyConfig()

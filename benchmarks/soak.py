@@ -15,8 +15,8 @@ import numpy as np
 import psutil
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
-from archloop.executors import build_executor
-from archloop.provenance import usable_cores
+from archloop.evaluation.executors import build_executor
+from archloop.machine.hardware import usable_cores
 from archloop.sandbox import Sandbox
 from archloop.tasks import load_task
 from archloop.types import Outcome, Verdict

@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from archloop import pipeline
 from archloop.config import load_config
-from archloop.context import open_context
-from archloop.llm import resolve_adapter
+from archloop.llm.models import resolve_adapter
+from archloop.loop import pipeline
+from archloop.loop.context import open_context
 from archloop.progress import Silent
-from archloop.timeline import timelines
+from archloop.report.timeline import timelines
 from benchmarks.table import Row
 
 COMPLETIONS = 24

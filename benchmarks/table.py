@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archloop import provenance
+from archloop.machine import hardware as provenance
 
 
 @dataclass(frozen=True)

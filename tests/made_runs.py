@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from archloop.chat import render_code
+from archloop.code.chat import render_code
 from archloop.config import RunConfig, load_config
-from archloop.provenance import session
-from archloop.run_dir import FINISHED, SESSIONS, RunDir
-from archloop.store import Store
+from archloop.machine.hardware import session
+from archloop.store.run_dir import FINISHED, SESSIONS, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
 
 CONFIG = load_config("paper")

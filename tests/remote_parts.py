@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from archloop.chat import render_code
+from archloop.code.chat import render_code
 from archloop.config import GenerationConfig, RunConfig, resolve
-from archloop.engine_config import OpenAIConfig
-from archloop.generation import GeneratedText, Generator, build_generator
-from archloop.spending import Budget, Remote, Spent
+from archloop.config.engines import OpenAIConfig
+from archloop.llm.generation import GeneratedText, Generator, build_generator
+from archloop.llm.spending import Budget, Remote, Spent
 from archloop.types import Message
 from conftest import network
 from scripted_server import Reply, chat

@@ -13,15 +13,15 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from archloop.chat import code_sha256, extract_code
+from archloop.code.chat import code_sha256, extract_code
 from archloop.config import RunConfig, load_config
-from archloop.context import derive_seed, task_prompt
-from archloop.corpus import distinct_codes, read_pairs
-from archloop.evaluation import Source, evaluate_many
-from archloop.generation.job import GenerationJob, generate
-from archloop.llm import resolve_model
+from archloop.corpus.seed_corpus import distinct_codes, read_pairs
+from archloop.evaluation.alone import Source, evaluate_many
+from archloop.llm.generation.job import GenerationJob, generate
+from archloop.llm.models import resolve_model
+from archloop.loop.context import derive_seed, task_prompt
+from archloop.machine.hardware import machine, versions
 from archloop.novelty import NoveltyIndex
-from archloop.provenance import machine, versions
 from archloop.stats import wilson_interval
 from archloop.types import Completion
 

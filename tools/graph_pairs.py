@@ -27,11 +27,11 @@ from pathlib import Path
 import numpy as np
 from graph_edits import CHANGING, KEEPING
 
-from archloop.code_policy import check
+from archloop.code.policy import check
 from archloop.config import NoveltyConfig, SandboxConfig
+from archloop.corpus.seeds.lemur import LemurSource
 from archloop.novelty import NoveltyIndex, graph_hash, jaccard, shingles
-from archloop.sandbox.client import Sandbox
-from archloop.seeds.lemur import LemurSource
+from archloop.sandbox.host.client import Sandbox
 
 SHAPE, CLASSES, BUDGET = (3, 32, 32), 10, 500_000
 NETWORKS = 30

@@ -15,15 +15,15 @@ __all__ = ["Run", "evaluate", "load_config", "run", "stats"]
 if TYPE_CHECKING:
     from archloop import stats
     from archloop.config import load_config
-    from archloop.evaluation import evaluate
-    from archloop.loop import run
-    from archloop.run_dir import Run
+    from archloop.evaluation.alone import evaluate
+    from archloop.loop.run import run
+    from archloop.store.run_dir import Run
 
 _WHERE = {
-    "Run": ("archloop.run_dir", "Run"),
-    "evaluate": ("archloop.evaluation", "evaluate"),
+    "Run": ("archloop.store.run_dir", "Run"),
+    "evaluate": ("archloop.evaluation.alone", "evaluate"),
     "load_config": ("archloop.config", "load_config"),
-    "run": ("archloop.loop", "run"),
+    "run": ("archloop.loop.run", "run"),
     "stats": ("archloop.stats", None),
 }
 

@@ -149,7 +149,7 @@ class Verdict:
     harness_accuracy: float | None = None
     """First-epoch accuracy under the harness's own loop, where both were asked for."""
     flags: tuple[str, ...] = ()
-    """What a reader of the accuracy should know; see :mod:`archloop.sandbox.flags`."""
+    """What a reader of the accuracy should know; see :mod:`archloop.sandbox.host.flags`."""
     output: str | None = None
     """The last of what the network printed."""
     graph: GraphSketch | None = None

@@ -12,8 +12,8 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from archloop.config import GenerationConfig, LLMConfig
-from archloop.generation import Generator, build_generator
-from archloop.llm import resolve_adapter, resolve_model
+from archloop.llm.generation import Generator, build_generator
+from archloop.llm.models import resolve_adapter, resolve_model
 from archloop.types import Message
 
 QUESTIONS = [

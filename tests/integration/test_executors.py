@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig
-from archloop.executors import Finished, build_executor
+from archloop.evaluation.executors import Finished, build_executor
 from archloop.sandbox import Sandbox, why_not
 from archloop.types import Outcome, TaskData
 from conftest import network

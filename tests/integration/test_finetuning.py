@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from archloop.assets import sha256_of
-from archloop.chat import make_pair
+from archloop.code.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
-from archloop.corpus import write_pairs
-from archloop.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
-from archloop.llm import resolve_model
-from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.provenance import resolved_dtype
+from archloop.corpus.seed_corpus import write_pairs
+from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
+from archloop.llm.models import resolve_model
+from archloop.machine.downloads import sha256_of
+from archloop.machine.hardware import resolved_dtype
+from archloop.search.prompts import CIFAR10, PromptTemplate
 from conftest import network
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]

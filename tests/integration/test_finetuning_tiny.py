@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 
-from archloop.assets import sha256_of
-from archloop.chat import make_pair
+from archloop.code.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
-from archloop.corpus import write_pairs
+from archloop.corpus.seed_corpus import write_pairs
 from archloop.errors import (
     ConfigError,
     DivergedError,
@@ -26,9 +25,10 @@ from archloop.errors import (
     NothingToLearnError,
     UsageError,
 )
-from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune, lora
-from archloop.llm import resolve_model
-from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, finetune, lora
+from archloop.llm.models import resolve_model
+from archloop.machine.downloads import sha256_of
+from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.worker import run_worker
 from conftest import network
 
@@ -105,7 +105,7 @@ def lineage(folder: Path) -> dict[str, Any]:
 
 def kill_at(job: FinetuneJob, step: int) -> None:
     """Start a fine-tune and kill its process once it has told of a step."""
-    for event in run_worker("archloop.finetuning.lora", job.to_json()):
+    for event in run_worker("archloop.llm.finetuning.lora", job.to_json()):
         if event["event"] == "step" and event["data"]["step"] >= step:
             break
     assert not job.output.exists()

@@ -26,9 +26,9 @@ from transformers import (
 
 from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError, UsageError
-from archloop.generation import GeneratedText, build_generator
-from archloop.generation.generator import Generator
-from archloop.generation.language_model import ChatTokenizer, load_language_model
+from archloop.llm.generation import GeneratedText, build_generator
+from archloop.llm.generation.generator import Generator
+from archloop.llm.generation.language_model import ChatTokenizer, load_language_model
 from archloop.types import Message
 
 ENGINES = [
@@ -417,7 +417,7 @@ def test_end_tokens_of_the_generation_settings_count_too(tiny: Path, tmp_path: P
 
 
 def test_the_conversion_is_cached_by_content(tiny: Path, tmp_path: Path) -> None:
-    conversion = pytest.importorskip("archloop.generation.openvino_conversion")
+    conversion = pytest.importorskip("archloop.llm.generation.openvino_conversion")
     first = conversion.converted_base(tiny)
     written = (first / conversion.IR_NAME).stat().st_mtime_ns
     assert conversion.converted_base(tiny) == first
@@ -431,7 +431,7 @@ def test_the_conversion_is_cached_by_content(tiny: Path, tmp_path: Path) -> None
 
 
 def test_a_wrong_conversion_is_found(tiny: Path) -> None:
-    conversion = pytest.importorskip("archloop.generation.openvino_conversion")
+    conversion = pytest.importorskip("archloop.llm.generation.openvino_conversion")
     import openvino as ov
 
     graph = ov.Core().read_model(conversion.converted_base(tiny) / conversion.IR_NAME)

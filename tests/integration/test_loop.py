@@ -23,11 +23,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from archloop import pipeline, stages
-from archloop.chat import make_pair, render_code
+from archloop.code.chat import make_pair, render_code
 from archloop.config import RunConfig, resolve
-from archloop.context import RunContext, open_context
-from archloop.corpus import read_pairs, write_pairs
+from archloop.corpus.seed_corpus import read_pairs, write_pairs
 from archloop.errors import (
     ConfigError,
     DivergedError,
@@ -35,15 +33,17 @@ from archloop.errors import (
     RunLockedError,
     UsageError,
 )
-from archloop.finetuning import FinetuneJob
-from archloop.generation.job import GenerationJob, Sampled, generate
-from archloop.llm import resolve_adapter
-from archloop.loop import run
+from archloop.llm.finetuning import FinetuneJob
+from archloop.llm.generation.job import GenerationJob, Sampled, generate
+from archloop.llm.models import resolve_adapter
+from archloop.loop import pipeline, stages
+from archloop.loop.context import RunContext, open_context
+from archloop.loop.rejudge import rejudge
+from archloop.loop.run import run
 from archloop.progress import Silent
-from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.rejudge import rejudge
-from archloop.run_dir import Run, RunDir
-from archloop.store import Store
+from archloop.search.prompts import CIFAR10, PromptTemplate
+from archloop.store.run_dir import Run, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion
 from conftest import network
 
@@ -252,7 +252,7 @@ def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_a
 def start(source: Path, root: Path) -> subprocess.Popen[bytes]:
     text = json.dumps(config(source).model_dump(mode="json"))
     code = (
-        "import json, sys; from archloop.config import resolve; from archloop.loop import run; "
+        "import json, sys; from archloop.config import resolve; from archloop.loop.run import run; "
         "run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
     )
     return subprocess.Popen([sys.executable, "-c", code, text, str(root)])
@@ -381,7 +381,7 @@ def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path)
 
 def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
     with RunDir(unbroken).lock():
-        code = "from archloop.loop import run; import sys; run(None, sys.argv[1])"
+        code = "from archloop.loop.run import run; import sys; run(None, sys.argv[1])"
         other = subprocess.run(
             [sys.executable, "-c", code, str(unbroken)], capture_output=True, text=True, check=False
         )

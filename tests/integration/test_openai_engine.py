@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from archloop.errors import ArchloopError, CapReachedError, UsageError
-from archloop.spending import Spent
+from archloop.llm.spending import Spent
 from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, requests
 from scripted_server import Reply, chat, scripted
 

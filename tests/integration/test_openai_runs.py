@@ -18,16 +18,16 @@ from typing import Any
 import psutil
 import pytest
 
-from archloop import pipeline
 from archloop.config import GenerationConfig, LLMConfig, RunConfig, SandboxConfig
 from archloop.errors import CapReachedError, ConfigError, UsageError
-from archloop.generation import build_generator
-from archloop.llm import resolve_model
-from archloop.loop import run
+from archloop.llm.generation import build_generator
+from archloop.llm.models import resolve_model
+from archloop.loop import pipeline
+from archloop.loop.run import run
 from archloop.progress import Progress, Silent
 from archloop.report import status_json, write_report
-from archloop.run_dir import SPENT, Run
 from archloop.sandbox import Sandbox
+from archloop.store.run_dir import SPENT, Run
 from conftest import network
 from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, good_answer, loop_config, requests
 from scripted_server import Reply, ScriptedServer, scripted

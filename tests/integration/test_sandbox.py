@@ -19,16 +19,11 @@ import psutil
 import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
+from archloop.doctor.attacks import self_test
 from archloop.errors import IsolationError
-from archloop.sandbox import (
-    Sandbox,
-    available_isolation,
-    bwrap,
-    client,
-    confine,
-    self_test,
-    why_not,
-)
+from archloop.sandbox import Sandbox, available_isolation, why_not
+from archloop.sandbox.confine import bwrap, confine
+from archloop.sandbox.host import client
 from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData, Training
 from conftest import HOSTILE, network

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from archloop.run_dir import Run, RunDir
+from archloop.store.run_dir import Run, RunDir
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 

@@ -19,10 +19,10 @@ import pytest
 import torch
 
 from archloop.config import GenerationConfig, LLMConfig
-from archloop.engine_config import VLLMConfig
+from archloop.config.engines import VLLMConfig
 from archloop.errors import MissingExtraError, UsageError
-from archloop.generation import Generator, build_generator
-from archloop.llm import resolve_model
+from archloop.llm.generation import Generator, build_generator
+from archloop.llm.models import resolve_model
 
 PROMPT: Any = [{"role": "user", "content": "Hi"}]
 END = 2
@@ -118,12 +118,12 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     modules = {"vllm": package, "vllm.lora": types.ModuleType("lora"), "vllm.lora.request": request}
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "archloop.generation.vllm_engine", raising=False)
+    monkeypatch.delitem(sys.modules, "archloop.llm.generation.vllm_engine", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     FakeLLM.made.clear()
     yield
-    sys.modules.pop("archloop.generation.vllm_engine", None)
+    sys.modules.pop("archloop.llm.generation.vllm_engine", None)
 
 
 def adapter(folder: Path, rank: int, **more: Any) -> Path:

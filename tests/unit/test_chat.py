@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.chat import extract_code, make_pair, pair_from_json, render_code
-from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.code.chat import extract_code, make_pair, pair_from_json, render_code
+from archloop.search.prompts import CIFAR10, PromptTemplate
 
 CODE = """import torch
 class Net:

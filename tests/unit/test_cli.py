@@ -11,11 +11,11 @@ from typing import BinaryIO
 
 import pytest
 
-from archloop.chat import make_pair, render_code
 from archloop.cli.screen import open_screen
-from archloop.corpus import write_pairs
+from archloop.code.chat import make_pair, render_code
+from archloop.corpus.seed_corpus import write_pairs
 from archloop.progress import Progress
-from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.search.prompts import CIFAR10, PromptTemplate
 from conftest import network
 from made_runs import finished_run
 from scripted_server import Reply, chat, scripted

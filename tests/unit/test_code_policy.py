@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.code_policy import MAX_DEPTH, MAX_SOURCE_BYTES, check
-from archloop.seeds.clean import clean_source
-from archloop.seeds.narrow import narrow
+from archloop.code.clean import clean_source
+from archloop.code.policy import MAX_DEPTH, MAX_SOURCE_BYTES, check
+from archloop.corpus.seeds.narrow import narrow
 from archloop.text import MAX_ERROR
 from archloop.types import Outcome
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from archloop.sandbox import landlock, seccomp
-from archloop.sandbox.confine import confine
+from archloop.sandbox.confine import landlock, seccomp
+from archloop.sandbox.confine.confine import confine
 
 HEADERS = {
     "x86_64": Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
@@ -50,7 +50,7 @@ def test_no_system_call_is_listed_twice() -> None:
 
 LATE_FILTER = """
 import queue, socket, threading
-from archloop.sandbox import seccomp
+from archloop.sandbox.confine import seccomp
 
 def attempt():
     try:

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from archloop.chat import make_pair
+from archloop.code.chat import make_pair
 from archloop.config import load_config
-from archloop.corpus import distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.corpus.seed_corpus import distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.corpus.seeds.files import JsonlSource
 from archloop.errors import UsageError
 from archloop.progress import Silent
-from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.seeds.files import JsonlSource
+from archloop.search.prompts import CIFAR10, PromptTemplate
 
 PAIR = make_pair(PromptTemplate().render(CIFAR10, 500_000), "x = 'é'", {"source": "seed"})
 ROW = json.dumps(PAIR.to_json(), ensure_ascii=False).encode() + b"\n"

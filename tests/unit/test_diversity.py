@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from archloop.config import NoveltyConfig
-from archloop.diversity import Network, Seeds, of_cycles
+from archloop.report.diversity import Network, Seeds, of_cycles
 from archloop.types import GraphSketch
 
 

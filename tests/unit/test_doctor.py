@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from archloop import doctor, machine
-from archloop.assets import cache_dir
 from archloop.config import RunConfig, load_config
-from archloop.doctor import Check, diagnose
+from archloop.doctor import diagnose as doctor
+from archloop.doctor import requirements as machine
+from archloop.doctor.diagnose import Check, diagnose
+from archloop.doctor.requirements import Gpu
 from archloop.errors import ConfigError
-from archloop.machine import Gpu
+from archloop.machine.downloads import cache_dir
 from archloop.tasks import open_source
 from archloop.tasks.arrays import decoded_folder
 from scripted_server import chat, scripted
@@ -256,7 +257,7 @@ def test_a_data_set_in_the_cache_is_enough(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     full = shutil.disk_usage(tmp_path)._replace(free=2**20)
-    monkeypatch.setattr("archloop.checks.shutil.disk_usage", lambda _path: full)
+    monkeypatch.setattr("archloop.doctor.checks.shutil.disk_usage", lambda _path: full)
     check = look("embedded", tmp_path / "not" / "there")["disk, run"]
     assert check.ok is False
     assert "GiB" in check.needed

@@ -15,13 +15,13 @@ from transformers import TrainerControl, TrainerState
 
 from archloop.config import FinetuneConfig, load_config
 from archloop.errors import ConfigError, UsageError
-from archloop.finetuning import launch
-from archloop.finetuning.arguments import arguments, optimizer, optimizer_note
-from archloop.finetuning.dataset import EncodedPair
-from archloop.finetuning.fit import Fit, fit
-from archloop.finetuning.job import FinetuneJob, FinetuneProgress
-from archloop.finetuning.split import split_dev
-from archloop.finetuning.trainer import BestOnDev, LengthGrouped, PairTrainer, dev_losses
+from archloop.llm.finetuning import launch
+from archloop.llm.finetuning.arguments import arguments, optimizer, optimizer_note
+from archloop.llm.finetuning.dataset import EncodedPair
+from archloop.llm.finetuning.fit import Fit, fit
+from archloop.llm.finetuning.job import FinetuneJob, FinetuneProgress
+from archloop.llm.finetuning.split import split_dev
+from archloop.llm.finetuning.trainer import BestOnDev, LengthGrouped, PairTrainer, dev_losses
 from conftest import network
 
 GIB = 2**30

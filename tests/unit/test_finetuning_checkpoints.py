@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from archloop.config import FinetuneConfig
-from archloop.finetuning.checkpoints import last_checkpoint
-from archloop.finetuning.job import FinetuneJob
+from archloop.llm.finetuning.checkpoints import last_checkpoint
+from archloop.llm.finetuning.job import FinetuneJob
 
 
 @pytest.fixture

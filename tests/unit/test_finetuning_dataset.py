@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from archloop.chat import make_pair
+from archloop.code.chat import make_pair
 from archloop.config import LLMConfig
 from archloop.errors import UsageError
-from archloop.finetuning.dataset import IGNORED, encode_pair, read_messages
-from archloop.llm import resolve_model
-from archloop.prompts import CIFAR10, PromptTemplate
+from archloop.llm.finetuning.dataset import IGNORED, encode_pair, read_messages
+from archloop.llm.models import resolve_model
+from archloop.search.prompts import CIFAR10, PromptTemplate
 
 pytestmark = pytest.mark.llm
 CODE = "import torch\n\nclass Net:\n    x = 1"

@@ -18,12 +18,12 @@ from transformers import (
 
 from archloop.config import FinetuneConfig
 from archloop.errors import UsageError
-from archloop.finetuning import packing
-from archloop.finetuning.dataset import IGNORED, EncodedPair
-from archloop.finetuning.linear import quicken
-from archloop.finetuning.loading import adapted, check_packing, check_targets
-from archloop.finetuning.loss import check_head, give_loss
-from archloop.llm import attention_window
+from archloop.llm.finetuning import packing
+from archloop.llm.finetuning.dataset import IGNORED, EncodedPair
+from archloop.llm.finetuning.linear import quicken
+from archloop.llm.finetuning.loading import adapted, check_packing, check_targets
+from archloop.llm.finetuning.loss import check_head, give_loss
+from archloop.llm.models import attention_window
 
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from archloop.config import load_config
-from archloop.finetuning.loading import in_autocast
-from archloop.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
+from archloop.llm.finetuning.loading import in_autocast
+from archloop.machine.footprint import LLMShape, finetune_bytes, generation_bytes, weight_bytes
 
 DEEPSEEK = LLMShape(4096, 11008, 30, 32, 32, 102_400, tied=False)
 """deepseek-coder-7b-instruct-v1.5."""

@@ -9,9 +9,9 @@ import torch
 
 from archloop.config import GenerationConfig
 from archloop.errors import UsageError
-from archloop.generation import StoredText, build_generator
-from archloop.generation.replay import ReplayGenerator
-from archloop.generation.sampling import choose_tokens, uniform_draws
+from archloop.llm.generation import StoredText, build_generator
+from archloop.llm.generation.replay import ReplayGenerator
+from archloop.llm.generation.sampling import choose_tokens, uniform_draws
 from archloop.types import Message
 
 PROMPT: list[Message] = [{"role": "user", "content": "Write a network."}]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from archloop.sandbox.gpus import Gpus, show_only
+from archloop.sandbox.host.gpus import Gpus, show_only
 
 
 def test_each_candidate_gets_the_gpu_with_the_fewest() -> None:

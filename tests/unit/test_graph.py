@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from archloop.config import SandboxConfig
-from archloop.graphs import graphs_of, traced_before
+from archloop.evaluation.graphs import graphs_of, traced_before
 from archloop.novelty import (
     GraphError,
     graph_distance,
@@ -561,7 +561,7 @@ def test_a_process_that_lies_has_no_graph(sandbox: Sandbox, name: str) -> None:
     size = {"longer than said": "10", "endless": "1 << 60"}.get(name, "len(data)")
     top = (
         "import sys\n"
-        "harness = sys.modules['archloop.sandbox.harness']\n"
+        "harness = sys.modules['archloop.sandbox.candidate.harness']\n"
         f"data = {LIES[name]}\n"
         "def lie(sock, job, phase):\n"
         "    harness.wire.send(sock, {'stage': 'built', 'n_params': 1})\n"

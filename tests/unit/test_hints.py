@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.hints import hint
+from archloop.code.hints import hint
 from archloop.types import Outcome
 
 

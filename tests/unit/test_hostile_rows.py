@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archloop.corpus import accepted_pair
+from archloop.corpus.seed_corpus import accepted_pair
 from archloop.types import Candidate, Outcome
 from conftest import HOSTILE
 

@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 
 from archloop.config import LLMConfig
-from archloop.corpus import packaged_corpus
+from archloop.corpus.seed_corpus import packaged_corpus
 from archloop.errors import ConfigError, UsageError
-from archloop.llm import check_adapter, check_files, local_llm, resolve_adapter, resolve_model
+from archloop.llm.models import (
+    check_adapter,
+    check_files,
+    local_llm,
+    resolve_adapter,
+    resolve_model,
+)
 
 PACKAGED = "smollm2-135m-lemur"
 
@@ -138,7 +144,7 @@ def test_what_the_hub_refuses_is_told_apart() -> None:
     script = """
 import sys
 from archloop.config import LLMConfig
-from archloop.llm import resolve_model
+from archloop.llm.models import resolve_model
 for name in sys.argv[1:]:
     try:
         resolve_model(LLMConfig(model=name, revision="v9"))

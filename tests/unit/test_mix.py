@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from archloop import mix
+from archloop.search import mix
 from archloop.types import ChatPair, Message
 
 

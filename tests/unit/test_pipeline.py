@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from archloop.config import load_config
-from archloop.pipeline import batches_of
+from archloop.loop.pipeline import batches_of
 
 
 @pytest.mark.parametrize(

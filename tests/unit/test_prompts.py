@@ -4,7 +4,7 @@ import pytest
 
 from archloop.config import PromptConfig
 from archloop.errors import ConfigError
-from archloop.prompts import CIFAR10, PromptSubject, PromptTemplate, parameter_cap
+from archloop.search.prompts import CIFAR10, PromptSubject, PromptTemplate, parameter_cap
 
 
 def test_the_prompt_says_what_the_paper_says() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from archloop import provenance
 from archloop.config import RunConfig, load_config
-from archloop.context import RunContext, open_context
 from archloop.errors import ConfigError
+from archloop.loop.context import RunContext, open_context
+from archloop.machine import hardware as provenance
 from archloop.progress import Silent
 from archloop.types import Completion
 

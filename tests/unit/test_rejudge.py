@@ -8,9 +8,9 @@ import pytest
 
 from archloop.config import load_config
 from archloop.errors import UsageError
-from archloop.rejudge import rejudge
-from archloop.run_dir import TASK_SIZE, RunDir
-from archloop.store import Store
+from archloop.loop.rejudge import rejudge
+from archloop.store.run_dir import TASK_SIZE, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion
 from made_runs import make_run
 

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archloop.chat import make_pair
+from archloop.code.chat import make_pair
 from archloop.config import config_digest
-from archloop.corpus import write_pairs
+from archloop.corpus.seed_corpus import write_pairs
 from archloop.errors import UsageError
-from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report import reported as reported_module
 from archloop.report.formats import duration, mean
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
-from archloop.run_dir import PINNED, TASK_SIZE, Run, RunDir
-from archloop.store import Store
+from archloop.search.prompts import CIFAR10, PromptTemplate
+from archloop.store.run_dir import PINNED, TASK_SIZE, Run, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion, CycleStats, Outcome, Verdict
 from made_runs import CONFIG, make_run, write_cycle
 

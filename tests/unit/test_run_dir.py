@@ -9,8 +9,8 @@ import pytest
 
 from archloop.config import load_config
 from archloop.errors import RunLockedError, UsageError
-from archloop.run_dir import FINISHED, Run, RunDir
-from archloop.store import Store
+from archloop.store.run_dir import FINISHED, Run, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion, GraphSketch, Outcome, Verdict
 
 
@@ -87,7 +87,7 @@ def test_state_follows_the_lock_and_the_store(run_dir: RunDir) -> None:
             [
                 sys.executable,
                 "-c",
-                "import sys; from pathlib import Path; from archloop.run_dir import RunDir\n"
+                "import sys; from pathlib import Path; from archloop.store.run_dir import RunDir\n"
                 "with RunDir(Path(sys.argv[1])).lock(): print('held', flush=True); input()",
                 str(run_dir.root),
             ],

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from archloop.sandbox import wire
-from archloop.sandbox.augmentation import augment
-from archloop.sandbox.batches import BatchRecipe, Normalise, resize
-from archloop.sandbox.feed import TrainData, TrainingData, serve_feed
-from archloop.sandbox.ring import ring_bytes
-from archloop.sandbox.server import empty_memory
+from archloop.sandbox.feed.augmentation import augment
+from archloop.sandbox.feed.batches import BatchRecipe, Normalise, resize
+from archloop.sandbox.feed.feed import TrainData, TrainingData, serve_feed
+from archloop.sandbox.feed.ring import ring_bytes
+from archloop.sandbox.host.server import empty_memory
 
 RECIPE = BatchRecipe(16, "crop_flip", (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 

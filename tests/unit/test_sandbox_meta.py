@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from archloop.sandbox import meta
+from archloop.sandbox.candidate import meta
 
 CALLS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "relu": F.relu,

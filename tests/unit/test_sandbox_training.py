@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from archloop.sandbox import flags
-from archloop.sandbox.training import stepping
+from archloop.sandbox.candidate.training import stepping
+from archloop.sandbox.host import flags
 
 
 def test_a_linear_schedule_leaves_the_networks_own_rates_alone() -> None:

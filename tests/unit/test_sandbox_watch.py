@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from archloop.sandbox import wire
-from archloop.sandbox.private_folder import ClosedError, bytes_by_inode, remove_folder
-from archloop.sandbox.watch import LimitError, Output, Watch
+from archloop.sandbox.confine.private_folder import ClosedError, bytes_by_inode, remove_folder
+from archloop.sandbox.host.watch import LimitError, Output, Watch
 from archloop.types import Outcome
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from archloop.sandbox import measure, state, wire
-from archloop.sandbox.weights import count, trainable_tensors
+from archloop.sandbox import wire
+from archloop.sandbox.candidate import state
+from archloop.sandbox.candidate.weights import count, trainable_tensors
+from archloop.sandbox.host import measure
 
 
 def trained_net() -> nn.Module:

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from archloop.config import SandboxConfig
-from archloop.sandbox import harness, wire
-from archloop.sandbox.conversation import Conversation, FailedError
-from archloop.sandbox.server import Child, empty_memory, shared_memory
-from archloop.sandbox.watch import Output
+from archloop.sandbox import wire
+from archloop.sandbox.candidate import harness
+from archloop.sandbox.host.conversation import Conversation, FailedError
+from archloop.sandbox.host.server import Child, empty_memory, shared_memory
+from archloop.sandbox.host.watch import Output
 from archloop.text import MAX_ERROR, one_line
 from archloop.types import Outcome
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from archloop.chat import extract_code, make_pair
+from archloop.code import clean as clean_module
+from archloop.code.chat import extract_code, make_pair
+from archloop.code.clean import clean_source
 from archloop.config import NoveltyConfig, SeedsConfig
-from archloop.corpus import accepted_pair
+from archloop.corpus.seed_corpus import accepted_pair
+from archloop.corpus.seeds import SeedNetwork, build_corpus, open_source
+from archloop.corpus.seeds.build import NARROW_SHARE, _named
+from archloop.corpus.seeds.infill import MARKER, infill_prompt
+from archloop.corpus.seeds.lemur import LemurSource
+from archloop.corpus.seeds.narrow import FACTORS, narrow
+from archloop.corpus.seeds.prepare import prepare, prepare_all
+from archloop.corpus.seeds.quarantine import quarantine_reason
+from archloop.corpus.seeds.report import SeedReport
+from archloop.corpus.seeds.split import split
 from archloop.errors import UsageError
-from archloop.prompts import CIFAR10, PromptTemplate
-from archloop.seeds import SeedNetwork, build_corpus, open_source
-from archloop.seeds import clean as clean_module
-from archloop.seeds.build import NARROW_SHARE, _named
-from archloop.seeds.clean import clean_source
-from archloop.seeds.infill import MARKER, infill_prompt
-from archloop.seeds.lemur import LemurSource
-from archloop.seeds.narrow import FACTORS, narrow
-from archloop.seeds.prepare import prepare, prepare_all
-from archloop.seeds.quarantine import quarantine_reason
-from archloop.seeds.report import SeedReport
-from archloop.seeds.split import split
+from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.types import Candidate, Outcome, Verdict
 
 RAW = '''

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from archloop.assets import LEMUR_WHEEL, cache_dir
 from archloop.config import SeedsConfig, load_config
+from archloop.corpus.seeds import open_source
+from archloop.corpus.seeds.export import export_run
 from archloop.errors import UsageError
-from archloop.run_dir import PINNED, Run, RunDir
-from archloop.seeds import open_source
-from archloop.seeds.export import export_run
-from archloop.store import Store
+from archloop.machine.downloads import LEMUR_WHEEL, cache_dir
+from archloop.store.run_dir import PINNED, Run, RunDir
+from archloop.store.store import Store
 from archloop.types import Completion, CycleStats, Outcome, Verdict
 from conftest import network
 

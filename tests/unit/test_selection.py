@@ -4,7 +4,7 @@ import pytest
 
 from archloop.config import NoveltyConfig, SelectionConfig
 from archloop.novelty import NoveltyJudge
-from archloop.selection import Decision, ValidCandidate, select, threshold_of
+from archloop.search.selection import Decision, ValidCandidate, select, threshold_of
 from archloop.types import Candidate, Outcome
 
 ACCEPTED, BELOW, DUPLICATE = (

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from archloop.engine_config import OpenAIConfig
-from archloop.spending import Budget, Spent
+from archloop.config.engines import OpenAIConfig
+from archloop.llm.spending import Budget, Spent
 from archloop.types import Message
 
 PROMPT: list[Message] = [{"role": "user", "content": "x" * 36}]

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from archloop.config import load_config
-from archloop.context import RunContext
 from archloop.errors import UsageError
+from archloop.loop.context import RunContext
+from archloop.loop.stages import adapter_of
 from archloop.progress import Silent
-from archloop.run_dir import RunDir
-from archloop.stages import adapter_of
-from archloop.store import Store
+from archloop.store.run_dir import RunDir
+from archloop.store.store import Store
 
 
 def context(root: Path, *overrides: str) -> RunContext:

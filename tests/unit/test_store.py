@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from archloop.errors import ArchloopError, UsageError
-from archloop.store import Store, candidate_id
+from archloop.store.store import Store, candidate_id
 from archloop.types import Candidate, Completion, CycleStats, Outcome, Span, Verdict
 
 VALID = Verdict(Outcome.VALID, n_params=1200, first_epoch_accuracy=0.1 + 0.2, train_seconds=3.5)
@@ -223,7 +223,7 @@ def test_ids_are_wide_enough_to_sort() -> None:
 
 WRITER = """
 import sys
-from archloop.store import Store
+from archloop.store.store import Store
 sys.path.insert(0, {here!r})
 from test_store import accept, judge, make_completion, make_stats
 store = Store({path!r})

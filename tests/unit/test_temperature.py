@@ -8,8 +8,8 @@ import pytest
 
 from archloop.config import RunConfig, load_config, resolve
 from archloop.errors import ConfigError
-from archloop.generation.job import GenerationJob
-from archloop.generation.temperature import temperature_of
+from archloop.llm.generation.job import GenerationJob
+from archloop.search.temperature import temperature_of
 from archloop.types import CycleStats
 
 

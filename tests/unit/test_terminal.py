@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from archloop.chat import render_code
-from archloop.run_dir import FINISHED
-from archloop.store import Store
+from archloop.code.chat import render_code
+from archloop.store.run_dir import FINISHED
+from archloop.store.store import Store
 from archloop.types import Completion, Outcome, Verdict
 from conftest import network
 from made_runs import finished_run, make_run

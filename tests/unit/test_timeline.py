@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.timeline import lanes, timelines
+from archloop.report.timeline import lanes, timelines
 from archloop.types import Span
 
 SPANS = [

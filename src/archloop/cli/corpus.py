@@ -45,11 +45,11 @@ def build_command(
     """Turn a seed source into chat pairs, with a report of every step and dropped network."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.corpus import read_pairs, seed_corpus, write_pairs
+    from archloop.corpus.seed_corpus import read_pairs, seed_corpus, write_pairs
+    from archloop.corpus.seeds import SOURCES
+    from archloop.corpus.seeds.split import SHARES
     from archloop.errors import UsageError
     from archloop.files import check_new, filling
-    from archloop.seeds import SOURCES
-    from archloop.seeds.split import SHARES
 
     name, colon, below = (seed_source or "").partition(":")
     flags: dict[str, object] = {"seeds.source": name} if name else {}
@@ -91,9 +91,9 @@ def build_command(
 )
 def export_command(run: Path, out: Path, prefix: str) -> None:
     """Write the accepted networks of a run as LEMUR keeps its own: nn/NAME.py and statistics."""
+    from archloop.corpus.seeds.export import export_run
     from archloop.files import filling
-    from archloop.run_dir import Run
-    from archloop.seeds.export import export_run
+    from archloop.store.run_dir import Run
 
     with Run.open(run) as opened, filling(out) as folder:
         names = export_run(opened, folder, prefix)

@@ -22,7 +22,7 @@ def doctor_command(source: str, overrides: tuple[str, ...], as_json: bool) -> No
 
     from archloop.cli.options import echo_json
     from archloop.config import load_config
-    from archloop.doctor import diagnose
+    from archloop.doctor.diagnose import diagnose
 
     checks = diagnose(load_config(source, overrides))
     for check in checks:

@@ -47,10 +47,10 @@ def generate_command(
     """Sample networks from the LLM for the configured task; nothing is executed."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.context import derive_seed, task_prompt
     from archloop.errors import UsageError
-    from archloop.generation.job import GenerationJob, generate
-    from archloop.llm import resolve_model
+    from archloop.llm.generation.job import GenerationJob, generate
+    from archloop.llm.models import resolve_model
+    from archloop.loop.context import derive_seed, task_prompt
     from archloop.progress import Progress
     from archloop.report import spending_line
 
@@ -89,7 +89,7 @@ def generate_command(
 
 def _adapter(named: str | None, warm_start: str | None) -> Path | None:
     """The folder of the adapter given with --adapter, else of the configured one."""
-    from archloop.llm import resolve_adapter
+    from archloop.llm.models import resolve_adapter
 
     if named is not None:
         return resolve_adapter(named, "--adapter")
@@ -98,7 +98,7 @@ def _adapter(named: str | None, warm_start: str | None) -> Path | None:
 
 def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
     """Write a completion's code, and print the completion or the file's name."""
-    from archloop.chat import extract_code
+    from archloop.code.chat import extract_code
     from archloop.files import write_text
 
     code = extract_code(completion.text)
@@ -139,10 +139,10 @@ def finetune_command(
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
     from archloop.errors import UsageError
-    from archloop.finetuning import FinetuneJob, FinetuneProgress, finetune
-    from archloop.llm import resolve_model
+    from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, finetune
+    from archloop.llm.models import resolve_model
+    from archloop.machine.hardware import resolved_dtype
     from archloop.progress import Progress
-    from archloop.provenance import resolved_dtype
 
     config = load_config(source, overrides)
     if out.exists():

@@ -20,7 +20,7 @@ from archloop.cli.options import (
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
-    from archloop.evaluation import Evaluation
+    from archloop.evaluation.alone import Evaluation
     from archloop.types import Candidate
 
 _FILES = click.argument(
@@ -89,7 +89,7 @@ def evaluate_command(
     """Check networks and train each for one epoch in the sandbox: one row a network."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.evaluation import Source, evaluate_many
+    from archloop.evaluation.alone import Source, evaluate_many
     from archloop.progress import Progress
 
     flags = {"task.name": task, "protocol.training": protocol, "sandbox.isolation": isolation}
@@ -184,8 +184,8 @@ def novelty_command(
         return
     assert against is not None
     config = load_config(source, overrides)
-    from archloop.comparison import compare_files
-    from archloop.corpus import distinct_codes, read_pairs
+    from archloop.corpus.seed_corpus import distinct_codes, read_pairs
+    from archloop.evaluation.compare import compare_files
 
     known = dict(distinct_codes(read_pairs(against)))
     if not known:
@@ -221,7 +221,7 @@ def _diff(row: Candidate, nearest: str) -> str:
     """Between the cleaned sources, so that layout and comments do not show."""
     import difflib
 
-    from archloop.seeds.clean import clean_source
+    from archloop.code.clean import clean_source
 
     def lines(code: str) -> list[str]:
         try:
@@ -236,7 +236,7 @@ def _diff(row: Candidate, nearest: str) -> str:
 
 
 def _rejudge(run: Path, config: RunConfig, *, as_json: bool) -> None:
-    from archloop.rejudge import rejudge
+    from archloop.loop.rejudge import rejudge
 
     changed = 0
     accepted = {"before": 0, "after": 0}

@@ -61,7 +61,7 @@ def config_option(command: Command) -> Command:
 def configuration(source: str | None, run_dir: Path, overrides: tuple[str, ...]) -> RunConfig:
     """The named configuration; without a name, what the run directory began with."""
     from archloop.config import load_config, resolve_with
-    from archloop.run_dir import RunDir
+    from archloop.store.run_dir import RunDir
 
     begun = RunDir(run_dir)
     if source is None and begun.config.is_file():

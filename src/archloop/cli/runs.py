@@ -21,7 +21,7 @@ from archloop.text import printable
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from archloop.run_dir import Run
+    from archloop.store.run_dir import Run
 
 
 @click.command("run")
@@ -38,7 +38,7 @@ def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, 
     Without an argument: the embedded preset, or what the run directory began with.
     """
     from archloop.cli.screen import open_console, open_screen
-    from archloop.loop import run
+    from archloop.loop.run import run
 
     run_dir = run_dir or Path("runs") / Path(source or "embedded").stem
     config = configuration(source, run_dir, overrides)
@@ -105,7 +105,7 @@ def status_command(run_dir: Path, as_json: bool) -> None:
     """Where a run stands, cycle by cycle."""
     from archloop.cli.screen import open_console
     from archloop.report import current_line, status_json
-    from archloop.run_dir import Run
+    from archloop.store.run_dir import Run
 
     with Run.open(run_dir) as run:
         if as_json:

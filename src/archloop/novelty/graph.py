@@ -1,8 +1,8 @@
 """Graph novelty: whether two networks compute the same, and how far apart they are if not.
 
-A traced graph (:mod:`archloop.sandbox.trace`) is brought into canonical form and every node of it
-gets a label by Weisfeiler-Lehman refinement, from the inputs to the output and back until no new
-classes appear. Labels see who uses a node, so a shared layer is not two layers. The multiset of
+A traced graph (:mod:`archloop.sandbox.candidate.trace`) is brought into canonical form and every
+node of it gets a label by Weisfeiler-Lehman refinement, from the inputs to the output and back
+until no new classes appear. Labels see who uses a node, so a shared layer is not two layers. The multiset of
 labels is the network's hash. Graphs that the refinement cannot tell apart share a hash: those with
 shared layers of one shape used crosswise, such as A(A(x)) + B(B(x)) and B(A(x)) + A(B(x)).
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from archloop.report.summary import CycleSummary, Interval
-from archloop.timeline import lanes
+from archloop.report.timeline import lanes
 from archloop.types import Span
 
 if TYPE_CHECKING:

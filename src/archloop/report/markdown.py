@@ -22,7 +22,7 @@ from archloop.report.formats import (
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
 from archloop.report.summary import Spending
-from archloop.timeline import timelines
+from archloop.report.timeline import timelines
 from archloop.types import Candidate
 
 Row = Sequence[Any]

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from archloop.config import RunConfig
-from archloop.corpus import distinct_codes, read_pairs
-from archloop.diversity import Diversity, Network, Seeds, of_cycles
+from archloop.corpus.seed_corpus import distinct_codes, read_pairs
 from archloop.errors import UsageError
-from archloop.generation.temperature import temperature_of
-from archloop.graphs import traced_before
+from archloop.evaluation.graphs import traced_before
+from archloop.report.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
-from archloop.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
-from archloop.selection import threshold_of
+from archloop.search.selection import threshold_of
+from archloop.search.temperature import temperature_of
+from archloop.store.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.text import encodable
 from archloop.types import Candidate, CycleStats, Outcome, Span
 
@@ -35,7 +35,7 @@ class ReportedRun:
     pinned: dict[str, str]
     """The digests that are fixed for the run, and the task."""
     sessions: tuple[dict[str, Any], ...]
-    """What :func:`archloop.provenance.session` recorded, once for each start of the run."""
+    """What :func:`archloop.machine.hardware.session` recorded, once for each start of the run."""
     summary: RunSummary
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]

@@ -9,10 +9,10 @@ from typing import Any
 from rich.table import Table
 
 from archloop.config import RunConfig
+from archloop.llm.spending import Spent
 from archloop.report.formats import NOTHING, bracket, clock, count, floor, money, percent
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
-from archloop.run_dir import Run
-from archloop.spending import Spent
+from archloop.store.run_dir import Run
 from archloop.types import Candidate, CycleStats
 
 _ALL = "all"

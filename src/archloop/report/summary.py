@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any, TypeVar
 
-from archloop.spending import Spent
+from archloop.llm.spending import Spent
 from archloop.stats import share_interval, wilson_interval
 from archloop.types import CycleStats, Outcome
 

@@ -4,8 +4,7 @@
 clock.
 """
 
-from archloop.sandbox.client import Sandbox
-from archloop.sandbox.confine import available_isolation, why_not
-from archloop.sandbox.self_test import SelfTest, self_test
+from archloop.sandbox.confine.confine import available_isolation, why_not
+from archloop.sandbox.host.client import Sandbox
 
-__all__ = ["Sandbox", "SelfTest", "available_isolation", "self_test", "why_not"]
+__all__ = ["Sandbox", "available_isolation", "why_not"]

@@ -28,13 +28,15 @@ import torch.fx
 import torch.utils.checkpoint
 from torch import nn
 
-from archloop.sandbox import huge_pages, landlock, meta, wire
-from archloop.sandbox.confine import confine, detach, limit, readable_paths
-from archloop.sandbox.feed import TrainingData, serve_feed
-from archloop.sandbox.gpus import show_only
-from archloop.sandbox.harness import serve_candidate
-from archloop.sandbox.network import seed_everything
-from archloop.sandbox.private_folder import remove_folder
+from archloop.sandbox import wire
+from archloop.sandbox.candidate import meta
+from archloop.sandbox.candidate.harness import serve_candidate
+from archloop.sandbox.candidate.network import seed_everything
+from archloop.sandbox.confine import huge_pages, landlock
+from archloop.sandbox.confine.confine import confine, detach, limit, readable_paths
+from archloop.sandbox.confine.private_folder import remove_folder
+from archloop.sandbox.feed.feed import TrainingData, serve_feed
+from archloop.sandbox.host.gpus import show_only
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0

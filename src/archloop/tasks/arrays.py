@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from archloop.assets import cache_dir, lock
 from archloop.errors import UsageError
+from archloop.machine.downloads import cache_dir, lock
 from archloop.tasks.source import OpenedTask, SourceSplit, TaskSource, decode
 
 logger = logging.getLogger(__name__)

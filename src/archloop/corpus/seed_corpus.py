@@ -1,0 +1,249 @@
+"""The corpus of a run: the seeds, and what each cycle accepted, as chat pairs in JSONL.
+
+The seed corpus is built once for a configuration and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from archloop.code.chat import code_sha256, extract_code, make_pair, pair_from_json
+from archloop.code.clean import clean_source
+from archloop.config import RunConfig, SandboxConfig, config_digest
+from archloop.corpus.seeds import build_corpus, open_source
+from archloop.corpus.seeds.build import PROBE_SUBJECT
+from archloop.corpus.seeds.lemur import LemurSource
+from archloop.errors import ConfigError, UsageError
+from archloop.files import replacing, write_text
+from archloop.llm.models import resolve_adapter, resolve_model
+from archloop.machine.downloads import cache_dir, lock
+from archloop.machine.hardware import usable_cores
+from archloop.progress import Observer, Progress
+from archloop.sandbox import Sandbox
+from archloop.search.prompts import PromptTemplate
+from archloop.types import Candidate, ChatPair, Message, Verdict
+
+_BUILD_VERSION = 3
+"""Raised when the same configuration gives another seed corpus than before."""
+
+
+@dataclass(frozen=True)
+class SeedCorpus:
+    """The built seeds: pairs, and the report of how they came to be."""
+
+    folder: Path
+
+    @property
+    def pairs_file(self) -> Path:
+        """The pairs as JSONL."""
+        return self.folder / "seeds.jsonl"
+
+    @property
+    def report_json(self) -> Path:
+        """The report for programs."""
+        return self.folder / "report.json"
+
+    @property
+    def report_markdown(self) -> Path:
+        """The report for readers."""
+        return self.folder / "report.md"
+
+
+def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
+    """The configured seeds as pairs, built on first use."""
+    if config.seeds.source == "none":
+        return []
+    if config.seeds.source == "packaged":
+        return [_as_seed(pair) for pair in read_pairs(packaged_corpus(config.seeds.path or ""))]
+    pairs = read_pairs(seed_corpus(config, observer).pairs_file)
+    return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
+
+
+def _as_seed(pair: ChatPair) -> ChatPair:
+    """A pair that another run may have generated; in this one it is a seed."""
+    meta = {k: v for k, v in pair.meta.items() if k not in ("generated", "cycle")}
+    return replace(pair, meta=meta)
+
+
+def packaged_corpus(adapter: str) -> Path:
+    """The corpus a packaged adapter was made from.
+
+    Raises:
+        ConfigError: The adapter has none.
+    """
+    file = resolve_adapter(adapter, "seeds.path") / "corpus.jsonl.gz"
+    if not file.is_file():
+        raise ConfigError(f"seeds.path: the adapter {adapter!r} comes without its corpus")
+    return file
+
+
+def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
+    """The configured seed corpus in the cache, built on first use."""
+    source = open_source(config.seeds)
+    template = PromptTemplate.from_config(config.prompt)
+    key = config_digest(
+        {
+            "source": source.digest,
+            "seeds": config.seeds.model_dump(mode="json"),
+            "novelty": config.novelty.model_dump(mode="json"),
+            "prompt": template.digest,
+            "max_params": config.task.max_params,
+            "tokens_of": config.llm.model if config.seeds.max_tokens else None,
+            "version": _BUILD_VERSION,
+        }
+    )
+    corpus = SeedCorpus(cache_dir() / "corpora" / f"{config.seeds.source}-{key}")
+    with lock(corpus.folder.name):
+        if corpus.report_json.is_file():
+            return corpus
+        observer.update(Progress("seeds", detail="reading and cleaning networks"))
+        with ThreadPoolExecutor(1) as pool, _starting(config.sandbox) as sandbox:
+            lemur = source if isinstance(source, LemurSource) else None
+            records = pool.submit(lemur.n_records) if lemur else None
+            pairs, report = build_corpus(
+                source,
+                seeds=config.seeds,
+                novelty=config.novelty,
+                template=template,
+                max_params=config.task.max_params,
+                probe=lambda codes: _probe(sandbox.result(), config.sandbox, codes, observer),
+                count_tokens=lambda codes: _count_tokens(config, codes),
+                processes=usable_cores(),
+            )
+            report.lemur_records = records.result() if records else None
+        write_pairs(corpus.pairs_file, pairs)
+        write_text(corpus.report_markdown, report.to_markdown())
+        # Last, as its presence says that the folder is whole.
+        write_text(corpus.report_json, json.dumps(report.to_json(), indent=2) + "\n")
+    return corpus
+
+
+@contextmanager
+def _starting(config: SandboxConfig) -> Iterator[Future[Sandbox]]:
+    """A sandbox that gets ready while networks are read and cleaned."""
+    with ThreadPoolExecutor(1) as pool:
+        sandbox = pool.submit(Sandbox, config)
+        try:
+            yield sandbox
+        finally:
+            if not sandbox.exception():
+                sandbox.result().close()
+
+
+def _probe(
+    sandbox: Sandbox, config: SandboxConfig, codes: Iterable[str], observer: Observer
+) -> list[Verdict]:
+    """Build every network on the meta device, in order; each as soon as it comes."""
+    subject, verdicts = PROBE_SUBJECT, []
+
+    def probe(code: str) -> Verdict:
+        return sandbox.probe(code, shape=subject.shape, classes=subject.classes, meta=True)
+
+    # One more than there are cores: each of them waits for its process now and then.
+    with ThreadPoolExecutor(config.workers or usable_cores() + 1) as pool:
+        jobs = [pool.submit(probe, code) for code in codes]
+        for job in jobs:
+            verdicts.append(job.result())
+            if len(verdicts) % 20 == 0:
+                observer.update(
+                    Progress("seeds", done=len(verdicts), total=len(jobs), unit="networks built")
+                )
+    return verdicts
+
+
+def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
+    from tokenizers import Tokenizer
+
+    file = resolve_model(config.llm) / "tokenizer.json"
+    if not file.is_file():
+        raise UsageError(f"seeds.max_tokens: {file.parent} has no tokenizer.json")
+    encoded = Tokenizer.from_file(str(file)).encode_batch(list(codes), add_special_tokens=False)
+    return [len(e.ids) for e in encoded]
+
+
+def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
+    """An accepted network as a pair: the prompt it was sampled with, its cleaned source.
+
+    A source that cannot be cleaned stands as it was written, so that it does not stop the run.
+    """
+    assert candidate.code is not None
+    try:
+        code = clean_source(candidate.code)
+    except SyntaxError:
+        code = candidate.code
+    details = {
+        "generated": True,
+        "candidate": candidate.id,
+        "cycle": candidate.cycle,
+        "n_params": candidate.n_params,
+        "first_epoch_accuracy": candidate.first_epoch_accuracy,
+        "code_sha256": candidate.code_sha256,
+        **meta,
+    }
+    return make_pair(prompt, code, details)
+
+
+def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
+    """(id, code) of every network in a corpus once, whatever prompts it stands under.
+
+    Networks of one id, of two runs for instance, get a number behind it.
+    """
+    seen: set[str] = set()
+    ids: Counter[str] = Counter()
+    for pair in pairs:
+        code = extract_code(pair.code)
+        if code is not None and (digest := code_sha256(code)) not in seen:
+            seen.add(digest)
+            id_ = str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id)
+            ids[id_] += 1
+            yield id_ if ids[id_] == 1 else f"{id_}#{ids[id_]}", code
+
+
+def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
+    """Code of every seed by an id that no candidate has, as a seed may be another run's candidate.
+
+    The novelty judge compares no network with the one of its own id.
+    """
+    return {f"seed:{id}": code for id, code in distinct_codes(pairs)}
+
+
+def read_pairs(file: Path) -> list[ChatPair]:
+    """A corpus file.
+
+    Raises:
+        UsageError: Naming the file that cannot be read, or its line that is no chat row.
+    """
+    if not file.is_file():
+        raise UsageError(f"{file}: no such corpus file")
+    pairs: list[ChatPair] = []
+    try:
+        with _open(file) as lines:
+            for line in lines:
+                pairs.append(pair_from_json(json.loads(line)))
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise UsageError(f"{file}: not a readable corpus file ({error})") from None
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{file}:{len(pairs) + 1}: not a chat row ({error})") from None
+    return pairs
+
+
+def _open(file: Path) -> IO[str]:
+    if file.suffix == ".gz":
+        return gzip.open(file, "rt", encoding="utf-8")
+    return file.open(encoding="utf-8")
+
+
+def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
+    """Write a corpus file, whole or not at all."""
+    with replacing(file) as sink:
+        for pair in pairs:
+            sink.write(json.dumps(pair.to_json(), ensure_ascii=False) + "\n")

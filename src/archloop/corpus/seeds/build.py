@@ -1,0 +1,307 @@
+"""From a seed source to the first corpus: every step counted, every dropped network explained.
+
+read -> exact duplicates -> parse -> contract -> quarantine -> near-duplicates -> builds in the
+sandbox (meta device) -> length -> budget -> pairs; networks above the budget can be narrowed to it,
+and are counted apart and marked in the pair's metadata. Near-duplicates are found among the cleaned
+sources, as a run compares candidates with these. The same input gives byte-identical output.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from archloop.code.chat import code_sha256, make_pair
+from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.corpus.seeds.infill import infill_prompt
+from archloop.corpus.seeds.narrow import FACTORS, narrow
+from archloop.corpus.seeds.prepare import prepare_all
+from archloop.corpus.seeds.report import Dropped, SeedReport
+from archloop.corpus.seeds.source import SeedNetwork, SeedSource
+from archloop.corpus.seeds.split import SHARES, split
+from archloop.errors import UsageError
+from archloop.novelty import NoveltyIndex, visit
+from archloop.search.prompts import CIFAR10, MNIST, PromptSubject, PromptTemplate, parameter_cap
+from archloop.text import encodable
+from archloop.types import ChatPair, Verdict
+
+PROBE_SUBJECT = CIFAR10
+"""Seeds are built and counted at this task's shape, the one their prompts describe."""
+NARROW_SHARE = 0.6
+"""Networks are narrowed to this share of the budget: an LLM that learnt from networks narrowed to
+just below it wrote 11 of 24 just above it (520,000 to 805,000 parameters for 500,000)."""
+_NARROW_ROUND = 128
+"""Networks narrowed at a time, so that no more are probed than wanted."""
+
+Probe = Callable[[Iterable[str]], Sequence[Verdict]]
+CountTokens = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Seed:
+    """One network on its way into the corpus."""
+
+    name: str
+    family: str
+    code: str
+    accuracy: float | None
+    n_params: int = 0
+    factors: tuple[float, float] | None = None
+    """(channels, dense) of the width edit, if it was narrowed."""
+
+
+def build_corpus(
+    source: SeedSource,
+    *,
+    seeds: SeedsConfig,
+    novelty: NoveltyConfig,
+    template: PromptTemplate,
+    max_params: int,
+    probe: Probe,
+    count_tokens: CountTokens,
+    processes: int = 1,
+) -> tuple[list[ChatPair], SeedReport]:
+    """Build the pairs of the first corpus.
+
+    Args:
+        source: Where networks come from; they are read as text.
+        seeds: Which to keep.
+        novelty: Parameters of near-duplicate removal.
+        template: The run's prompt template.
+        max_params: The task's parameter budget.
+        probe: Builds sources in the sandbox and returns their verdicts, in order; it may take the
+            sources as they come, which overlaps with near-duplicate removal.
+        count_tokens: Lengths of sources in tokens of the LLM.
+        processes: Networks cleaned at the same time.
+
+    Raises:
+        UsageError: Nothing is left.
+    """
+    report = SeedReport(variant=seeds.variant)
+    found = _cleaned(_read(source, report), seeds, processes, report)
+    found = _distinct_that_build(found, seeds, novelty, probe, report)
+    found = _short(found, seeds, count_tokens, report)
+    if seeds.within_budget:
+        large = {s.name: s for s in found if s.n_params > max_params}
+        over = [f"over {max_params:,} parameters" if s.name in large else None for s in found]
+        found = _drop(found, over, f"at most {max_params:,} parameters", report)
+        if seeds.narrow:
+            found += _narrowed(
+                list(large.values()), found, seeds, novelty, max_params, probe, report
+            )
+    if not found:
+        raise UsageError("seeds: no network is left; see the reasons: " + str(dict(report.dropped)))
+    report.families.update(s.family + " (narrowed)" * (s.factors is not None) for s in found)
+    splits = split({s.name: s.code for s in found}, novelty) if seeds.split else {}
+    report.splits.update({name: list(splits.values()).count(name) for name in SHARES if splits})
+    pairs: list[ChatPair] = []
+    for seed in sorted(found, key=lambda s: s.name):
+        extra = {"split": splits[seed.name]} if splits else {}
+        pairs += _pairs(seed, seeds, template, extra)
+    report.pairs = len(pairs)
+    return pairs, report
+
+
+def _read(source: SeedSource, report: SeedReport) -> list[SeedNetwork]:
+    """All networks, the best of a group first, without copies of an earlier one."""
+    ranked = sorted(_named(source.networks()), key=lambda n: (-(n.accuracy or 0.0), n.name))
+    report.steps.append(("read", len(ranked)))
+    return _first_of_each(ranked, [n.code for n in ranked], "not an exact duplicate", report)
+
+
+def _named(networks: Iterable[SeedNetwork]) -> Iterator[SeedNetwork]:
+    """With names and families that a corpus file can hold, each name once."""
+    names: set[str] = set()
+    for network in networks:
+        stem = name = encodable(network.name)
+        number = 1
+        while name in names:
+            number += 1
+            name = f"{stem}-{number}"
+        names.add(name)
+        yield replace(network, name=name, family=encodable(network.family))
+
+
+def _first_of_each(
+    networks: Sequence[SeedNetwork], codes: Sequence[str], step: str, report: SeedReport
+) -> list[SeedNetwork]:
+    first: dict[str, SeedNetwork] = {}
+    for network, code in zip(networks, codes, strict=True):
+        known = first.setdefault(code, network)
+        if known is not network:
+            dropped = Dropped(network.name, network.family, step, "exact duplicate", known.name)
+            report.records.append(dropped)
+    report.steps.append((step, len(first)))
+    return list(first.values())
+
+
+def _cleaned(
+    networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
+) -> list[Seed]:
+    """Parse, contract and policy, quarantine; then copies that only the cleaning shows."""
+    # Neighbours by name share methods, which are cleaned once.
+    by_name = sorted(networks, key=lambda n: n.name)
+    prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
+    results = dict(zip((n.name for n in by_name), prepared, strict=True))
+    left = networks
+    for step, label in (
+        ("parse", "parses"),
+        ("contract", "keeps the contract"),
+        ("quarantine", "not quarantined"),
+    ):
+        for network in left:
+            result = results[network.name]
+            if result.step == step and result.reason is not None:
+                record = Dropped(network.name, network.family, label, result.reason)
+                report.records.append(record)
+        left = [n for n in left if results[n.name].step != step]
+        report.steps.append((label, len(left)))
+    codes = [results[n.name].code or "" for n in left]
+    left = _first_of_each(left, codes, "not the same once cleaned", report)
+    return [Seed(n.name, n.family, results[n.name].code or "", n.accuracy) for n in left]
+
+
+def _drop(
+    seeds: list[Seed], faults: Iterable[str | None], step: str, report: SeedReport
+) -> list[Seed]:
+    """Keep the seeds without a fault; record the others."""
+    kept = []
+    for seed, fault in zip(seeds, faults, strict=True):
+        if fault is None:
+            kept.append(seed)
+        else:
+            report.records.append(Dropped(seed.name, seed.family, step, fault))
+    report.steps.append((step, len(kept)))
+    return kept
+
+
+def _distinct_that_build(
+    seeds: list[Seed],
+    config: SeedsConfig,
+    novelty: NoveltyConfig,
+    probe: Probe,
+    report: SeedReport,
+) -> list[Seed]:
+    """Near-duplicates out, then what does not build; what is kept is built at once."""
+    by_name = {s.name: s for s in seeds}
+    kept: list[Seed] = []
+    step = "not a near-duplicate"
+
+    def codes() -> Iterator[str]:
+        items = [(s.name, s.code, s.accuracy) for s in seeds]
+        for name, nearest in visit(items, novelty, config.view):
+            seed = by_name[name]
+            if nearest is None:
+                kept.append(seed)
+                yield seed.code
+            else:
+                record = Dropped(name, seed.family, step, "near-duplicate", nearest)
+                report.records.append(record)
+
+    verdicts = probe(codes())
+    report.steps.append((step, len(kept)))
+    found = [replace(s, n_params=v.n_params or 0) for s, v in zip(kept, verdicts, strict=True)]
+    faults = [None if v.outcome.is_valid else v.outcome.value for v in verdicts]
+    return _drop(found, faults, "builds at (N, 3, 32, 32)", report)
+
+
+def _short(
+    seeds: list[Seed], config: SeedsConfig, count_tokens: CountTokens, report: SeedReport
+) -> list[Seed]:
+    if config.max_tokens is None:
+        return seeds
+    limit = config.max_tokens
+    lengths = count_tokens([s.code for s in seeds])
+    faults = [f"over {limit} tokens" if n > limit else None for n in lengths]
+    return _drop(seeds, faults, f"at most {limit} tokens", report)
+
+
+def _narrowed(
+    large: list[Seed],
+    kept: list[Seed],
+    seeds: SeedsConfig,
+    novelty: NoveltyConfig,
+    max_params: int,
+    probe: Probe,
+    report: SeedReport,
+) -> list[Seed]:
+    """Up to ``seeds.narrow`` of the large networks, narrowed to the budget and novel.
+
+    They are taken in the order of their content hash, so no family is preferred.
+    """
+    index = NoveltyIndex(novelty)
+    for seed in kept:
+        index.add(seed.name, seed.code)
+    found: list[Seed] = []
+    waiting = sorted(large, key=lambda s: hashlib.sha256(s.code.encode()).digest())
+    while waiting and len(found) < seeds.narrow:
+        batch, waiting = waiting[:_NARROW_ROUND], waiting[_NARROW_ROUND:]
+        for seed in _fit(batch, int(NARROW_SHARE * max_params), probe):
+            sketch = index.sketch(seed.code)
+            similarity, nearest = index.query(sketch)
+            if index.is_near_duplicate(similarity):
+                reason = "narrowed: near-duplicate"
+                record = Dropped(seed.name, seed.family, "narrowed", reason, nearest)
+                report.records.append(record)
+            elif len(found) < seeds.narrow:
+                index.add(seed.name, sketch)
+                found.append(seed)
+    report.steps.append(("with networks narrowed to the budget", len(kept) + len(found)))
+    return found
+
+
+def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
+    """Each seed at the widest factors that build within the budget, found by bisection.
+
+    Those that never do are left out.
+    """
+    ends = {s.name: (0, len(FACTORS)) for s in seeds}
+    fitted: dict[str, Seed] = {}
+    while open_ := [s for s in seeds if ends[s.name][0] < ends[s.name][1]]:
+        middles = [sum(ends[s.name]) // 2 for s in open_]
+        edited = [narrow(s.code, *FACTORS[m]) for s, m in zip(open_, middles, strict=True)]
+        for seed, middle, code, verdict in zip(open_, middles, edited, probe(edited), strict=True):
+            low, high = ends[seed.name]
+            n_params = verdict.n_params or 0
+            if verdict.outcome.is_valid and 0 < n_params <= max_params:
+                ends[seed.name] = (low, middle)
+                fitted[seed.name] = replace(
+                    seed,
+                    name=f"{seed.name}-narrow",
+                    code=code,
+                    n_params=n_params,
+                    factors=FACTORS[middle],
+                )
+            else:
+                ends[seed.name] = (middle + 1, high)
+    return [fitted[s.name] for s in seeds if s.name in fitted]
+
+
+def _pairs(
+    seed: Seed, config: SeedsConfig, template: PromptTemplate, extra: dict[str, Any]
+) -> list[ChatPair]:
+    subjects: Sequence[PromptSubject] = (CIFAR10, MNIST)
+    if config.variant != "two_prompts":
+        subjects = (subjects[int(code_sha256(seed.code)[:8], 16) % 2],)
+    meta: dict[str, Any] = {
+        "source": seed.name,
+        "family": seed.family,
+        "n_params": seed.n_params,
+        "lemur_first_epoch_accuracy": seed.accuracy,
+        "narrowed": list(seed.factors) if seed.factors else None,
+        "code_sha256": code_sha256(seed.code),
+        **extra,
+    }
+    cap = parameter_cap(seed.n_params)
+    pairs = [
+        make_pair(template.render(subject, cap), seed.code, meta | {"dataset": subject.dataset})
+        for subject in subjects
+    ]
+    if config.variant == "full_infill":
+        prompt = infill_prompt(template.render(subjects[0], cap)[0], seed.code)
+        if prompt is not None:
+            pairs.append(make_pair(prompt, seed.code, meta | {"type": "infill"}))
+        pairs[0] = replace(pairs[0], meta=pairs[0].meta | {"type": "full"})
+    return pairs

@@ -1,0 +1,301 @@
+"""What a machine lacks for a configuration, found out before a run is started.
+
+Nothing is downloaded; a network is asked only whether it can be reached, and not at all with
+``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.doctor.requirements`), the sandbox is
+really tried.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from archloop.config import EMBEDDED, RunConfig, load_config
+from archloop.corpus.seed_corpus import packaged_corpus
+from archloop.doctor import checks
+from archloop.doctor.checks import Check
+from archloop.doctor.requirements import CANDIDATE_GIB, GIB, LIBRARIES_GIB, Machine, llm_settings
+from archloop.errors import ConfigError, IsolationError, UsageError
+from archloop.files import not_writable
+from archloop.llm.models import adapter_mismatch, check_files, local_llm, resolve_adapter
+from archloop.machine.downloads import LEMUR_WHEEL, SMOLLM2_WHEEL, cache_dir
+from archloop.machine.footprint import weight_bytes
+from archloop.machine.hardware import (
+    computes_in_bf16,
+    free_memory,
+    nvidia_gpus,
+    on_this_machine,
+    usable_cores,
+)
+
+
+def diagnose(
+    config: RunConfig | str | Path,
+    run_dir: Path = Path("runs"),
+    *,
+    attack_sandbox: bool = True,
+) -> list[Check]:
+    """Look at everything a configuration needs.
+
+    Args:
+        config: A configuration, a preset's name, or a TOML file.
+        run_dir: Where the run would be kept; it need not exist.
+        attack_sandbox: Try the sandbox with hostile networks, which takes some seconds; else only
+            look whether its isolation level is available.
+
+    Raises:
+        ConfigError: The configuration itself is wrong.
+    """
+    if not isinstance(config, RunConfig):
+        config = load_config(config)
+    config = on_this_machine(config)
+    machine = Machine.of(config, run_dir)
+    looks = [_python, _torch, _gpu, _processor, _memory, _packages, _llm]
+    looks += [_seeds, _task, _disk, _isolation]
+    found = [check for look in looks for check in look(machine)]
+    if attack_sandbox and found[-1].ok:
+        found += _attacks(machine)
+    return found
+
+
+def _python(_machine: Machine) -> Iterator[Check]:
+    found = ".".join(map(str, sys.version_info[:3]))
+    old = sys.version_info < (3, 11)
+    yield Check("Python", not old, found, "Python 3.11 or newer" if old else "")
+
+
+def _torch(machine: Machine) -> Iterator[Check]:
+    import torch
+
+    built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+    detail = f"{torch.__version__}, built with {built}"
+    seen = nvidia_gpus()
+    if seen and machine.gpu is None:
+        needed = f"a torch that can use {seen[0][0]}: install one built for this driver's CUDA"
+        yield Check("torch", False if machine.needs_gpu else None, detail, needed)
+    else:
+        yield Check("torch", True, detail)
+
+
+def _gpu(machine: Machine) -> Iterator[Check]:
+    gpu, found = machine.gpu, "none"
+    if gpu is not None:
+        found = f"{gpu.name}, {gpu.gib:.0f} GiB" + (f", {gpu.n} of them" if gpu.n > 1 else "")
+    if machine.remote:
+        yield Check("GPU", True, f"{found}; not needed for an LLM on a server")
+        return
+    if machine.shape is None:
+        yield Check("GPU", None, found, "unknown: the size of llm.model is not known")
+        return
+    finetune = machine.finetune_gib(machine.shape)
+    generation = machine.generation_gib(machine.shape)
+    # The LLM is on the first; candidates are spread over all.
+    beside = math.ceil(machine.workers / (1 if gpu is None else gpu.n))
+    candidates = beside * CANDIDATE_GIB
+    need = max(finetune, generation + candidates)
+    if machine.config.generation.engine == "vllm":
+        # It takes its share whatever it needs, and leaves the rest.
+        share = machine.config.vllm.gpu_memory_utilization
+        need = max(finetune, generation / share, candidates / max(1 - share, 0.01))
+    parts = (
+        f"about {need:.0f} GiB: fine-tuning {finetune:.0f}, or generation {generation:.0f} (a "
+        "smaller generation.batch_size takes less) with "
+        f"{beside} candidates beside it {candidates:.0f}"
+    )
+    if gpu is not None:
+        enough = gpu.gib >= need
+        yield Check("GPU", enough, found, "" if enough else parts)
+    elif machine.needs_gpu:
+        billions = machine.shape.n_params / 1e9
+        reason = f"an LLM of {billions:.1f} billion parameters"
+        if machine.config.generation.engine == "vllm":
+            reason = "generation.engine = 'vllm'"
+        needed = f"a CUDA GPU for {reason}; {parts}"
+        yield Check("GPU", False, found, needed)
+    else:
+        yield Check("GPU", True, f"{found}; not needed for this LLM")
+
+
+def _processor(machine: Machine) -> Iterator[Check]:
+    """Whether bfloat16 is fast, where the processor computes."""
+    if machine.gpu is not None or machine.needs_gpu or computes_in_bf16():
+        return
+    config = machine.config
+    limits = {"sandbox.train_seconds": config.sandbox.train_seconds}
+    if config.selection.max_train_seconds is not None:
+        limits["selection.max_train_seconds"] = config.selection.max_train_seconds
+    key = min(limits, key=lambda key: limits[key])
+    needed = (
+        "one with bfloat16 (AVX512-BF16, AMX, Arm's bf16) is several times faster; without it "
+        f"accurate networks may reach {key} = {limits[key]:g}"
+    )
+    yield Check("processor", None, f"{usable_cores()} cores, no bfloat16: float32", needed)
+
+
+def _memory(machine: Machine) -> Iterator[Check]:
+    free = free_memory() / GIB
+    config, workers = machine.config, machine.workers
+    found = f"{free:.1f} GiB available"
+    if machine.gpu is None and machine.shape is not None and not machine.needs_gpu:
+        finetune = machine.finetune_gib(machine.shape)
+        generation = machine.generation_gib(machine.shape)
+        need = max(finetune, generation + workers * CANDIDATE_GIB)
+        parts = (
+            f"fine-tuning {finetune:.1f}, or generation {generation:.1f} with {workers} candidates"
+        )
+    else:
+        need = LIBRARIES_GIB * 2 + workers * CANDIDATE_GIB
+        parts = f"two processes with the libraries and {workers} candidates"
+    enough = free >= need
+    yield Check("memory", enough, found, "" if enough else f"about {need:.1f} GiB: {parts}")
+    limit = workers * config.sandbox.memory_mb / 1024
+    if limit > free:
+        needed = f"{limit:.0f} GiB if all of them reach it; else lower sandbox.workers or memory_mb"
+        detail = f"{workers} candidates at a time, each limited to {config.sandbox.memory_mb} MiB"
+        yield Check("memory of candidates", None, detail, needed)
+
+
+def _packages(machine: Machine) -> Iterator[Check]:
+    on_gpu = machine.gpu is not None or machine.needs_gpu
+    yield from checks.packages(machine.config, on_gpu=on_gpu)
+
+
+def _llm(machine: Machine) -> Iterator[Check]:
+    config = machine.config.llm
+    if machine.remote:
+        yield from checks.server(machine.config)
+        return
+    if config.model == EMBEDDED:
+        ready = any((cache_dir() / "models").glob(f"{EMBEDDED}-{SMOLLM2_WHEEL.version}-*"))
+        yield Check("LLM", True, "ready") if ready else checks.wheel("LLM", SMOLLM2_WHEEL)
+    else:
+        yield _named_llm(machine)
+    if config.warm_start is not None:
+        try:
+            folder, finetune = resolve_adapter(config.warm_start), machine.config.finetune
+            goes_on = finetune.enabled and finetune.init == "previous"
+            wrong = adapter_mismatch(folder, finetune) if goes_on else None
+            yield Check("warm-start adapter", not wrong, config.warm_start, wrong or "")
+        except UsageError as error:
+            yield Check("warm-start adapter", False, "not found", str(error))
+
+
+def _named_llm(machine: Machine) -> Check:
+    """The LLM in a folder, in the Hugging Face cache, or on the hub."""
+    config = machine.config.llm
+    try:
+        if folder := local_llm(config.model):
+            check_files(folder)
+            return Check("LLM", True, config.model)
+    except UsageError as error:
+        return Check("LLM", False, config.model, str(error))
+    if llm_settings(machine.config) is not None:
+        return Check("LLM", True, f"{config.model}: in the Hugging Face cache")
+    size = machine.shape and weight_bytes(machine.shape, "bfloat16") / GIB
+    todo = f", {size:.0f} GiB to download" if size else ""
+    return checks.hub("LLM", "models", config.model, config.revision or "main", todo)
+
+
+def _seeds(machine: Machine) -> Iterator[Check]:
+    from archloop.corpus.seeds import SOURCES
+
+    source, path = machine.config.seeds.source, machine.config.seeds.path
+    if source == "lemur" and path is None:
+        yield checks.wheel("seeds", LEMUR_WHEEL)
+    elif source == "packaged":
+        try:
+            packaged_corpus(path or "")
+            yield Check("seeds", True, f"packaged with {path}")
+        except ConfigError as error:
+            yield Check("seeds", False, "not found", str(error))
+    elif source in SOURCES:
+        there = path is not None and Path(path).exists()
+        missing = f"{Path(path or '').absolute()} does not exist (seeds.path)"
+        yield Check("seeds", there, path or "none named", "" if there else missing)
+    elif source != "none":
+        yield Check("seeds", False, source, f"one of {', '.join(SOURCES)}, packaged, none")
+    replay = machine.config.generation.replay_from
+    if replay is not None:
+        there = (Path(replay) / "run.db").is_file()
+        missing = f"no run in {Path(replay).absolute()}"
+        yield Check("replayed run", there, replay, "" if there else missing)
+
+
+def _task(machine: Machine) -> Iterator[Check]:
+    from archloop.tasks import open_source
+    from archloop.tasks.arrays import decoded_folder
+    from archloop.tasks.huggingface import HubSource
+
+    name = machine.config.task.name
+    try:
+        source = open_source("cifar10" if name == "auto" else name)
+    except UsageError as error:
+        yield Check("task", False, name, str(error))
+        return
+    if not isinstance(source, HubSource):
+        yield Check("task", True, f"{source.title}: on this machine")
+        return
+    dataset = source.key().split()[0]
+    decoded = decoded_folder(source, machine.config.task.image_size)
+    if decoded.is_dir() or _in_datasets_cache(dataset):
+        yield Check("task", True, f"{source.title}: in the cache")
+        return
+    check = checks.hub("task", "datasets", dataset, "main", "")
+    if name == "auto" and not check.ok:
+        yield Check("task", True, f"digits, as CIFAR-10 cannot be had ({check.detail})")
+        return
+    needed = check.needed and f"{check.needed}, or a copy below the folder ARCHLOOP_DATA names"
+    yield Check(check.name, check.ok, check.detail, needed)
+
+
+def _disk(machine: Machine) -> Iterator[Check]:
+    """Room for what is not there yet: LLM, seeds and images in the cache, adapters in the run."""
+    config, shape = machine.config, machine.shape
+    copies = 2 if config.generation.engine == "openvino" else 1
+    weights = copies * weight_bytes(shape, config.llm.dtype) / GIB if shape else 0.0
+    if reason := not_writable(cache_dir()):
+        detail = f"{cache_dir().absolute()} cannot be written: {reason}"
+        yield Check("disk, cache", False, detail, "a folder that can, named in ARCHLOOP_CACHE")
+    else:
+        yield checks.room("disk, cache", cache_dir(), 1.0 + weights)
+    adapters = 0.0
+    if shape is not None:
+        size = shape.adapter_params(config.finetune) * (2 if _half(config) else 4)
+        # The adapter of each cycle, and a checkpoint with its optimiser's state during a fine-tune.
+        adapters = size * (config.loop.cycles + 4) / GIB
+    yield checks.room("disk, run", machine.run_dir, 0.5 + adapters)
+
+
+def _isolation(machine: Machine) -> Iterator[Check]:
+    from archloop.sandbox.confine.confine import available_isolation, require
+
+    wanted = machine.config.sandbox.isolation
+    try:
+        require(wanted)
+        yield Check("isolation", True, f"{wanted} is available")
+    except IsolationError as error:
+        yield Check("isolation", False, f"{available_isolation()} is available", str(error))
+
+
+def _attacks(machine: Machine) -> Iterator[Check]:
+    from archloop.doctor.attacks import self_test
+
+    results = self_test(machine.config.sandbox)
+    broken = [result for result in results if not result.ok]
+    for result in broken:
+        needed = "a sandbox that holds; do not run generated code here"
+        yield Check(f"sandbox: {result.name}", False, result.detail, needed)
+    if not broken:
+        yield Check("sandbox", True, f"held {len(results)} of {len(results)} attacks")
+
+
+def _half(config: RunConfig) -> bool:
+    return config.finetune.adapter_dtype == "bfloat16"
+
+
+def _in_datasets_cache(dataset: str) -> bool:
+    from datasets import config
+
+    return (Path(config.HF_DATASETS_CACHE) / dataset.replace("/", "___")).is_dir()

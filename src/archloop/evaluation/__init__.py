@@ -1,0 +1,1 @@
+"""Candidates evaluated: executors, computation graphs, networks by themselves and compared."""

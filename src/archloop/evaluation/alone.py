@@ -1,0 +1,149 @@
+"""Evaluation by itself: networks in, one row each out, with a run's checks and protocol."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from archloop.code.chat import code_sha256
+from archloop.code.hints import hint
+from archloop.code.policy import check
+from archloop.config import RunConfig, load_config
+from archloop.errors import UsageError
+from archloop.evaluation.executors import Finished, build_executor
+from archloop.loop.context import derive_seed, protocol_digest
+from archloop.sandbox import Sandbox
+from archloop.stats import share_interval
+from archloop.tasks import load_task
+from archloop.types import Candidate, TaskData, Verdict
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to evaluate."""
+
+    id: str
+    code: str
+
+
+@dataclass(frozen=True)
+class Evaluation(Candidate):
+    """A candidate evaluated by itself: its first-epoch accuracy is the mean over the seeds."""
+
+    accuracies: tuple[float, ...] = ()
+    """One for each seed."""
+    accuracy_interval: tuple[float, float] | None = None
+    """Student-t 95 % interval of the mean, cut to 0..1; with two seeds or more."""
+    hint: str | None = None
+    """What its author should change."""
+    output: str | None = None
+    """The last of what it printed."""
+
+
+def evaluate(
+    code: str,
+    task: str = "cifar10",
+    *,
+    seeds: int = 1,
+    config: RunConfig | None = None,
+    task_data: TaskData | None = None,
+) -> Evaluation:
+    """Check, build and train one network for one epoch in the sandbox.
+
+    Args:
+        code: Python source that keeps the candidate contract.
+        task: A task name, a Hugging Face dataset id or a folder of class folders.
+        seeds: Trainings with different seeds.
+        config: Protocol, budget and limits; ``task`` is not used then.
+        task_data: The images, if loaded before.
+
+    Returns:
+        The row; ``outcome`` is ``valid`` or says where the network failed, with its ``error`` line.
+    """
+    config = config or load_config("embedded", [f"task.name={task}"])
+    return next(evaluate_many([Source("network", code)], config, task_data, seeds=seeds))
+
+
+def evaluate_many(
+    sources: Sequence[Source],
+    config: RunConfig,
+    task_data: TaskData | None = None,
+    *,
+    seeds: int = 1,
+) -> Iterator[Evaluation]:
+    """Evaluate networks, several at a time; rows come in completion order.
+
+    Seeds depend on nothing but ``config.seed``, so a network's row is the same in any company.
+
+    Raises:
+        UsageError: ``seeds`` is less than one.
+    """
+    if seeds < 1:
+        raise UsageError(f"seeds: {seeds}; expected 1 or more")
+    task = task_data or load_task(config.task, config.protocol)
+    shared = {
+        "isolation": config.sandbox.isolation,
+        "protocol": protocol_digest(config, task),
+        "training": config.protocol.training,
+    }
+    results: queue.Queue[tuple[int, int, Finished]] = queue.Queue()
+    with (
+        Sandbox(config.sandbox, task=task, protocol=config.protocol) as sandbox,
+        build_executor(sandbox, config.sandbox) as executor,
+    ):
+        wanted: dict[int, dict[int, Verdict | None]] = {}
+        for index, source in enumerate(sources):
+            fault = check(source.code)
+            wanted[index] = dict.fromkeys(range(1 if fault else seeds))
+            for n in wanted[index]:
+                if fault is not None:
+                    results.put((index, n, Finished(fault)))
+                    continue
+                executor.submit(
+                    source.code,
+                    seed=derive_seed(config.seed, "evaluate", n),
+                    max_params=config.task.max_params,
+                    on_done=lambda done, i=index, k=n: results.put((i, k, done)),  # type: ignore[misc]
+                )
+        while wanted:
+            index, n, finished = results.get()
+            wanted[index][n] = finished.verdict()
+            verdicts = [v for v in wanted[index].values() if v is not None]
+            if len(verdicts) == len(wanted[index]):
+                del wanted[index]
+                yield _row(index, sources[index], verdicts, shared)
+
+
+def _row(
+    index: int, source: Source, verdicts: Sequence[Verdict], shared: dict[str, Any]
+) -> Evaluation:
+    """One network's verdicts, in the order of the seeds; the first failure is the outcome."""
+    verdict = next((v for v in verdicts if not v.outcome.is_valid), verdicts[0])
+    accuracies = [v.first_epoch_accuracy for v in verdicts]
+    scores = tuple(a for a in accuracies if a is not None) if verdict.outcome.is_valid else ()
+    fixed = [v.harness_accuracy for v in verdicts if v.harness_accuracy is not None]
+    found = tuple(dict.fromkeys(flag for v in verdicts for flag in v.flags))
+    times = [v.train_seconds for v in verdicts if v.train_seconds is not None]
+    return Evaluation(
+        id=source.id,
+        cycle=0,
+        index=index,
+        outcome=verdict.outcome,
+        error=verdict.error,
+        code=source.code,
+        code_sha256=code_sha256(source.code),
+        n_params=verdict.n_params,
+        first_epoch_accuracy=round(fmean(scores), 6) if scores else None,
+        train_seconds=round(fmean(times), 3) if scores else None,
+        harness_accuracy=round(fmean(fixed), 6) if fixed and scores else None,
+        flags=found,
+        accuracies=scores,
+        accuracy_interval=share_interval(scores),
+        hint=hint(verdict.outcome, verdict.error, found),
+        output=verdict.output,
+        graph=verdict.graph,
+        **shared,
+    )

@@ -1,0 +1,85 @@
+"""Networks in files compared with a corpus and with each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from archloop.code.policy import check
+from archloop.config import RunConfig
+from archloop.corpus.seeds.build import PROBE_SUBJECT
+from archloop.evaluation.graphs import graphs_of
+from archloop.novelty import NoveltyJudge
+from archloop.progress import Silent
+from archloop.types import Candidate, GraphSketch, NoveltyScores, Outcome
+
+
+def compare_files(
+    sources: Sequence[tuple[str, str]], known: dict[str, str], config: RunConfig, *, graphs: bool
+) -> Iterator[tuple[Candidate, str | None]]:
+    """Each network's row, and the source of the most similar known one.
+
+    A similarity of the row is ``None`` where the index retrieved no neighbour; it looks for those
+    as similar as ``novelty.lsh_threshold``. (A run keeps 0.0 there, as in the paper's log.)
+
+    Args:
+        sources: (name, code) of the networks, in the order in which they count.
+        known: Code of the networks they are compared with, by id.
+        config: Kinds of novelty, and limits of the sandbox for graphs, which are traced as those of
+            seeds are (3x32x32, 10 classes).
+        graphs: Trace and compare graphs, also if they are no configured kind.
+    """
+    faults = {name: check(code) for name, code in sources}
+    sound = {
+        name: code
+        for name, code in sources
+        if (fault := faults[name]) is None or fault.outcome is not Outcome.SYNTAX_ERROR
+    }
+    traced = graphs or "graph" in config.novelty.kind
+    sketches = _sketches(known | sound, config) if traced else {}
+    judge = NoveltyJudge(config.novelty)
+    for id, code in known.items():
+        judge.add_known(id, code, sketches.get(id))
+    judge.start_cycle()
+    rejected = 0
+    for index, (name, code) in enumerate(sources):
+        row = Candidate(id=name, cycle=0, index=index, outcome=Outcome.VALID, code=code)
+        if name not in sound:
+            fault = faults[name]
+            assert fault is not None
+            yield replace(row, outcome=fault.outcome, error=fault.error), None
+            continue
+        graph = sketches.get(name)
+        scores = judge.judge(name, code, graph)
+        near = scores.is_near_duplicate
+        yield (
+            replace(
+                row,
+                outcome=Outcome.NEAR_DUPLICATE if near else Outcome.VALID,
+                rejection_count=rejected,
+                graph=graph,
+                **_retrieved(scores),
+            ),
+            None if scores.nearest is None else (known | sound)[scores.nearest],
+        )
+        rejected = rejected + 1 if near else 0
+        if not near:
+            judge.accept(name, code, graph)
+
+
+def _sketches(codes: dict[str, str], config: RunConfig) -> dict[str, GraphSketch | None]:
+    found = graphs_of(
+        list(codes.values()),
+        shape=PROBE_SUBJECT.shape,
+        classes=PROBE_SUBJECT.classes,
+        config=config.sandbox,
+        observer=Silent(),
+    )
+    return dict(zip(codes, found, strict=True))
+
+
+def _retrieved(scores: NoveltyScores) -> dict[str, Any]:
+    """The fields of a row, without the similarities that stand for no neighbour."""
+    fields = scores.for_row()
+    return {k: None if k.startswith("nn_") and not v else v for k, v in fields.items()}

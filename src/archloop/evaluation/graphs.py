@@ -1,0 +1,116 @@
+"""Computation graphs of known networks, traced once in the sandbox and kept in the cache."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+from archloop.code.chat import code_sha256
+from archloop.config import SandboxConfig
+from archloop.files import replacing
+from archloop.machine.downloads import cache_dir, lock
+from archloop.machine.hardware import usable_cores
+from archloop.novelty import Graph, sketch_graph
+from archloop.progress import Observer, Progress
+from archloop.sandbox import Sandbox
+from archloop.types import GraphSketch, Outcome, Verdict
+
+_VERSION = 3
+"""Raised when tracing or the canonical form changes."""
+_PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
+"""Another try may end otherwise, so these are not kept."""
+
+
+def graphs_of(
+    codes: Sequence[str],
+    *,
+    shape: tuple[int, int, int],
+    classes: int,
+    config: SandboxConfig,
+    observer: Observer,
+) -> list[GraphSketch | None]:
+    """A sketch of each network's graph, in order; ``None`` for those that cannot be traced.
+
+    Args:
+        codes: Sources that keep the candidate contract.
+        shape: (channels, height, width) of an image.
+        classes: Number of logits.
+        config: Limits and isolation level.
+        observer: Told how far it is.
+    """
+    file = _file(shape, classes)
+    with lock(f"graphs-{file.stem}"):
+        known = dict(_read(file)) if file.is_file() else {}
+        missing = {code_sha256(c): c for c in codes if code_sha256(c) not in known}
+        if missing:
+            with Sandbox(config) as sandbox:
+                found = _trace(
+                    list(missing.values()),
+                    lambda code: sandbox.trace(code, shape=shape, classes=classes),
+                    config.workers or usable_cores(),
+                    observer,
+                )
+            traced = dict(zip(missing, found, strict=True))
+            lasting = {d: graph for d, (end, graph) in traced.items() if end not in _PASSING}
+            _write(file, known | lasting)
+            known |= {d: graph for d, (_, graph) in traced.items()}
+    return [known[code_sha256(code)] for code in codes]
+
+
+def traced_before(
+    codes: Sequence[str], *, shape: tuple[int, int, int], classes: int
+) -> list[GraphSketch | None] | None:
+    """What :func:`graphs_of` gives, if all of it is in the cache; nothing is traced."""
+    file = _file(shape, classes)
+    known = dict(_read(file)) if file.is_file() else {}
+    digests = [code_sha256(code) for code in codes]
+    return [known[d] for d in digests] if known.keys() >= set(digests) else None
+
+
+def _file(shape: tuple[int, int, int], classes: int) -> Path:
+    """Operators differ between versions of torch."""
+    size = "x".join(map(str, (*shape, classes)))
+    return cache_dir() / "graphs" / f"v{_VERSION}-torch-{version('torch')}-{size}.jsonl"
+
+
+def _trace(
+    codes: Sequence[str],
+    trace: Callable[[str], tuple[Verdict, Graph | None]],
+    workers: int,
+    observer: Observer,
+) -> list[tuple[Outcome, GraphSketch | None]]:
+    def sketch(code: str) -> tuple[Outcome, GraphSketch | None]:
+        verdict, graph = trace(code)
+        return verdict.outcome, None if graph is None else sketch_graph(graph)
+
+    found: list[tuple[Outcome, GraphSketch | None]] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for one in pool.map(sketch, codes):
+            found.append(one)
+            if len(found) % 20 == 0:
+                done, total = len(found), len(codes)
+                observer.update(Progress("graphs", done=done, total=total, unit="networks"))
+    return found
+
+
+def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
+    for line in file.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        shingles = base64.b64decode(row["shingles"])
+        yield row["code"], GraphSketch(row["hash"], shingles) if row["hash"] else None
+
+
+def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
+    with replacing(file) as sink:
+        for code, graph in known.items():
+            shingles = b"" if graph is None else graph.shingles
+            row = {
+                "code": code,
+                "hash": None if graph is None else graph.hash,
+                "shingles": base64.b64encode(shingles).decode(),
+            }
+            sink.write(json.dumps(row) + "\n")

@@ -1,0 +1,1 @@
+"""The LLM: models and adapters, spending, generation and fine-tuning."""

@@ -1,0 +1,184 @@
+"""The base LLM with a trainable adapter on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
+
+from archloop.config import FinetuneConfig
+from archloop.errors import ConfigError, MissingExtraError, UsageError
+from archloop.llm.finetuning.job import FinetuneJob
+from archloop.llm.finetuning.linear import quicken
+from archloop.llm.finetuning.loss import check_head, give_loss
+from archloop.llm.finetuning.packing import ATTENTION, attend
+from archloop.llm.models import adapter_mismatch, check_adapter, loading
+
+_LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What of an LLM an adapter is on."""
+
+    modules: int
+    layers: int
+    of_layers: int
+    parameters: int
+
+    def __str__(self) -> str:
+        return (
+            f"LoRA on {self.modules} modules in {self.layers} of {self.of_layers} layers, "
+            f"{self.parameters:,} trainable parameters"
+        )
+
+
+def load(job: FinetuneJob) -> Any:
+    """The base LLM of a job with the parent's adapter, or a fresh one; its forward is the loss.
+
+    Raises:
+        UsageError: A LoRA target does not exist in this LLM, or its loss cannot be computed here.
+        ConfigError: The parent's adapter is of another shape.
+        MissingExtraError: bitsandbytes is not installed, and needed.
+    """
+    _check_bitsandbytes(job.config)
+    # As in generation: cuDNN's attention plans anew for every length.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    base = _base(job)
+    check_targets(base, job.config)
+    check_head(base)
+    if job.config.packing:
+        AttentionInterface.register(ATTENTION, attend)
+        base.set_attn_implementation(ATTENTION)
+        check_packing(base)
+    model = _with_adapter(base, job)
+    give_loss(base)
+    if not torch.cuda.is_available():
+        quicken(model)
+    return in_autocast(model)
+
+
+def _check_bitsandbytes(config: FinetuneConfig) -> None:
+    eight_bit = config.optimizer == "paged_adamw_8bit" and torch.cuda.is_available()
+    key = "optimizer" if eight_bit else "quantization"
+    needed = eight_bit or config.quantization == "nf4"
+    if needed and importlib.util.find_spec("bitsandbytes") is None:
+        value = getattr(config, key)
+        raise MissingExtraError(f"finetune.{key} = {value!r} needs: pip install 'archloop[cuda]'")
+
+
+def _base(job: FinetuneJob) -> Any:
+    options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
+    if job.config.quantization == "nf4":
+        if job.config.dev_share and not torch.cuda.is_available():
+            # Measuring makes bitsandbytes pack the weights for inference, without gradients.
+            raise UsageError("finetune.quantization: nf4 with finetune.dev_share needs a CUDA GPU")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=options["dtype"],
+        )
+    with loading(job.model_dir):
+        base = AutoModelForCausalLM.from_pretrained(job.model_dir, **options)
+    base.config.use_cache = False
+    if job.config.quantization == "nf4":
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        # In evaluation bitsandbytes packs weights for a CPU's inference, and gradients end there.
+        base.train()
+    return base
+
+
+def _with_adapter(base: Any, job: FinetuneJob) -> Any:
+    config = job.config
+    wanted = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=list(config.target_modules),
+        layers_to_transform=None if config.layers is None else list(range(config.layers)),
+        task_type="CAUSAL_LM",
+    )
+    if job.parent is None:
+        return get_peft_model(base, wanted)
+    check_adapter(job.parent)
+    if mismatch := adapter_mismatch(job.parent, config):
+        raise ConfigError(mismatch)
+    with loading(job.parent):
+        kept = LoraConfig.from_pretrained(job.parent)
+        kept.lora_dropout = config.lora_dropout  # that of this fine-tune, not of the parent's
+        return PeftModel.from_pretrained(base, job.parent, is_trainable=True, config=kept)
+
+
+def check_targets(base: Any, config: FinetuneConfig) -> None:
+    """Whether every LoRA target is a linear layer of the LLM, and there are as many layers.
+
+    Raises:
+        UsageError: Naming what is wrong and what there is.
+    """
+    head = base.get_output_embeddings()
+    linear = {
+        name: module
+        for name, module in base.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    }
+    there = sorted({name.rpartition(".")[2] for name in linear})
+    missing = [t for t in config.target_modules if t not in there]
+    if missing:
+        raise UsageError(
+            f"finetune.target_modules: {', '.join(missing)}: no such layer in "
+            f"{type(base).__name__}; it has {', '.join(there)}"
+        )
+    layers = base.config.get_text_config().num_hidden_layers
+    if config.layers is not None and config.layers > layers:
+        raise UsageError(f"finetune.layers: {config.layers}, but the LLM has {layers}")
+
+
+def adapted(model: Any) -> Adapted:
+    """What a PEFT model trains."""
+    names = [n for n, module in model.named_modules() if hasattr(module, "lora_A")]
+    layers = {found[1] for n in names if (found := _LAYER.search(n))}
+    return Adapted(
+        modules=len(names),
+        layers=len(layers),
+        of_layers=model.config.get_text_config().num_hidden_layers,
+        parameters=model.get_nb_trainable_parameters()[0],
+    )
+
+
+@torch.no_grad()
+def check_packing(base: Any) -> None:
+    """Whether packed documents come out as they do apart.
+
+    Raises:
+        UsageError: They do not: this LLM's attention does more than is known here.
+    """
+    device = base.get_output_embeddings().weight.device
+    first, second = torch.arange(6, device=device)[None], torch.arange(9, 14, device=device)[None]
+    run: Callable[..., Any] = base.get_decoder()
+    positions = torch.cat([torch.arange(6), torch.arange(5)])[None].to(device)
+    packed = run(
+        input_ids=torch.cat([first, second], 1), position_ids=positions, documents=(0, 6, 5)
+    ).last_hidden_state
+    apart = run(input_ids=second).last_hidden_state
+    difference = (packed[:, 6:] - apart).abs().max() / apart.abs().max()
+    if not difference < 0.05:
+        raise UsageError(f"finetune.packing: not for {type(base).__name__}; set it to false")
+
+
+def in_autocast(model: Any) -> Any:
+    """Leave casting to autocast: the adapter is cast down, not its inputs up.
+
+    PEFT's own casts would multiply the adapter in 32 bits on a CPU, which is slower, and elsewhere
+    keep each input in 32 bits for a cast down right after.
+    """
+    for module in model.modules():
+        if hasattr(module, "cast_input_dtype_enabled"):
+            module.cast_input_dtype_enabled = False
+    return model

@@ -1,0 +1,151 @@
+"""Generation with transformers: the reference engine, on a CUDA GPU or the CPU.
+
+The sampling loop is our own because ``generate`` has one global random state and a result would
+depend on its neighbours' draws: here every sequence has draws of its own, made from its seed
+before it begins. The prompt is run once, ``batch_size`` sequences advance in step from its cache,
+and a finished one leaves the batch. The batch's make-up still enters through rounding: matrix
+products of another size may differ in the last bit, so a run repeats its texts exactly only with
+the same requests and ``batch_size``.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from archloop.config import GenerationConfig
+from archloop.llm.generation.generator import GeneratedText
+from archloop.llm.generation.kv_cache import RowCache
+from archloop.llm.generation.language_model import (
+    ChatTokenizer,
+    load_language_model,
+    require_reach,
+)
+from archloop.llm.generation.sampling import choose_tokens, uniform_draws
+from archloop.types import Message
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass
+class _Sequence:
+    """A request being answered."""
+
+    index: int
+    seed: int
+    draws: torch.Tensor
+    tokens: list[int] = field(default_factory=list)
+
+
+class TransformersGenerator:
+    """The ``transformers`` engine."""
+
+    def __init__(
+        self, config: GenerationConfig, model_dir: Path, adapter_dir: Path | None, dtype: str
+    ) -> None:
+        """Load the LLM with its adapter merged in.
+
+        Raises:
+            UsageError: The adapter does not fit the LLM or has no effect on it.
+        """
+        self._config = config
+        self._tokenizer = ChatTokenizer(model_dir)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # cuDNN's attention plans anew for every length of the cache: most of a step's time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        model, _ = load_language_model(model_dir, adapter_dir, _DTYPES[dtype])
+        self._model: Any = model.to(self._device)
+
+    @torch.inference_mode()
+    def _forward(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        """Logits (rows, vocabulary) after ``tokens`` (rows, new); the cache grows by them."""
+        start = cache.get_seq_length()
+        end = start + tokens.shape[1]
+        positions = torch.arange(start, end, device=self._device)
+        out = self._model(
+            input_ids=tokens.to(self._device),
+            attention_mask=self._attention_mask(tokens, end),
+            position_ids=positions.expand(tokens.shape[0], -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = out.logits[:, -1]
+        return logits
+
+    def _attention_mask(self, tokens: torch.Tensor, length: int) -> torch.Tensor | None:
+        """``None``, or for single tokens on a CPU an explicit mask that hides nothing.
+
+        Without a mask transformers leaves grouped queries to PyTorch, whose CPU kernel takes six
+        times as long in bfloat16 as the packed queries that a mask makes transformers use.
+        """
+        if self._device.type != "cpu" or tokens.shape[1] != 1:
+            return None
+        return torch.ones(tokens.shape[0], 1, 1, length, dtype=torch.bool)
+
+    def generate(
+        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
+    ) -> Iterator[GeneratedText]:
+        """Sample; see :class:`~archloop.llm.generation.generator.Generator`."""
+        prompt = self._tokenizer.encode(messages)
+        require_reach(self._model.config, len(prompt) + self._config.max_new_tokens)
+        cache = DynamicCache(config=self._model.config)
+        logits = self._forward(torch.tensor([prompt]), cache)
+        size = self._config.batch_size
+        for start in range(0, len(requests), size):
+            yield from self._batch(cache, logits, requests[start : start + size])
+
+    def _batch(
+        self, prompt: DynamicCache, logits: torch.Tensor, requests: Sequence[tuple[int, int]]
+    ) -> Iterator[GeneratedText]:
+        limit = self._config.max_new_tokens
+        rows = [_Sequence(i, seed, uniform_draws(seed, limit)) for i, seed in requests]
+        with torch.inference_mode():
+            cache = RowCache(prompt, len(rows), prompt.get_seq_length() + limit)
+        logits = logits.expand(len(rows), -1)
+        for step in range(limit):
+            chosen = self._choose(logits, torch.stack([row.draws[step] for row in rows]))
+            for row, token in zip(rows, chosen.tolist(), strict=True):
+                row.tokens.append(token)
+            going = [k for k, row in enumerate(rows) if not self._is_finished(row)]
+            for row in rows:
+                if self._is_finished(row):
+                    yield self._tokenizer.finish(row.index, row.seed, row.tokens)
+            if not going:
+                return
+            if len(going) < len(rows):
+                rows = [rows[k] for k in going]
+                chosen = chosen[going]
+                with torch.inference_mode():
+                    cache.keep(going)
+            logits = self._forward(chosen[:, None], cache)
+
+    def _choose(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        config = self._config
+        return choose_tokens(
+            logits,
+            draws,
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+        )
+
+    def _is_finished(self, row: _Sequence) -> bool:
+        last = row.tokens[-1] in self._tokenizer.end_ids
+        return last or len(row.tokens) == self._config.max_new_tokens
+
+    def close(self) -> None:
+        """Give the model's memory back."""
+        self._model = None
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()

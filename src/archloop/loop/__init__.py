@@ -1,0 +1,1 @@
+"""The closed loop: a run, its cycles and their stages."""

@@ -1,0 +1,151 @@
+"""What runs inside a candidate's own processes: probe, graph, one epoch, logits of a trained one.
+
+The network is hostile until proven otherwise. Labels of validation images, the metric and the clock
+never are in these processes: the main process keeps them and judges the logits. Training and
+measuring happen in two processes; only the plain bytes of weights pass from one to the other.
+How a network failed is told by the phase it was in.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import socket
+import sys
+from typing import Any
+
+from torch import nn
+
+from archloop.novelty.graph import MAX_BYTES
+from archloop.sandbox import wire
+from archloop.sandbox.candidate import state
+from archloop.sandbox.candidate.network import (
+    Builder,
+    as_channels_last,
+    has_convolutions,
+    seed_everything,
+)
+from archloop.sandbox.candidate.phase import Fault, Phase, classify, error_line
+from archloop.sandbox.candidate.prediction import predict
+from archloop.sandbox.candidate.trace import trace
+from archloop.sandbox.candidate.training import train
+from archloop.sandbox.feed.feed import TrainData
+from archloop.text import one_line
+from archloop.types import Outcome
+
+
+def serve_candidate(sock: socket.socket, job: dict[str, Any]) -> None:
+    """Run one job and report on the socket; never raises."""
+    faulthandler.enable(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        # What is printed before a crash is not lost in a buffer.
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if job["meta"]:
+        # It allocates next to nothing and ends soon; to look at every object for garbage would copy
+        # the pages shared with the fork server.
+        gc.disable()
+    phase = Phase(sock)
+    try:
+        _ROLES[job["role"]](sock, job, phase)
+    except Fault as fault:
+        _report(sock, fault.outcome, str(fault))
+    except BaseException as error:  # noqa: BLE001 - whatever a network raises is its outcome
+        try:
+            outcome, text = classify(error, phase.outcome), error_line(error)
+        except BaseException:  # noqa: BLE001 - its own exception may refuse to be read
+            outcome, text = phase.outcome, "an exception that cannot be printed"
+        _report(sock, outcome, text)
+
+
+def _probe(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+    builder = Builder(job, phase)
+    if job["max_params"] is not None and not job["meta"]:
+        _refuse_far_too_large(sock, builder)
+    _build(sock, builder, builder.instantiate())
+    wire.send(sock, {"stage": "done"})
+
+
+def _trace(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+    n_params, graph, reason = trace(job, phase)
+    wire.send(sock, {"stage": "built", "n_params": n_params})
+    data = b"" if graph is None else json.dumps(graph, separators=(",", ":")).encode()
+    if len(data) > MAX_BYTES:
+        data, reason = b"", f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
+    wire.send(sock, {"stage": "graph", "bytes": len(data), "reason": one_line(reason or "")})
+    sock.sendall(data)
+
+
+def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+    builder = Builder(job, phase)
+    _refuse_far_too_large(sock, builder)
+    first = builder.instantiate()
+    _build(sock, builder, first)
+    bf16 = job["bf16"] and builder.takes(first, bf16=True)
+    channels_last = (
+        job["channels_last"]
+        and has_convolutions(first)
+        and builder.takes(as_channels_last(first), bf16=bf16, channels_last=True)
+    )
+    wire.send(sock, {"stage": "feed", "channels_last": channels_last, "bf16": bf16})
+    feed, (ring, peer) = wire.receive_with_fds(sock, 2)
+    shape = (job["batch_size"], *job["shape"])
+    with socket.socket(fileno=peer) as source:
+        batches = TrainData(source, ring, shape, feed["total"], channels_last=channels_last)
+        # A fresh instance: the dummy forward has moved the first one's running statistics.
+        seed_everything(job["seed"])
+        net = builder.instantiate()
+        if channels_last:
+            as_channels_last(net)
+        with builder.precision(bf16=bf16):
+            counts = train(builder, net, batches, job, phase)
+    try:
+        spec, data = state.pack(net)
+    except state.StateError as error:
+        raise Fault(Outcome.PROTOCOL_VIOLATION, f"a weight cannot be stored: {error}") from None
+    wire.send(sock, {"stage": "trained", "spec": spec, "bytes": len(data), **counts})
+    sock.sendall(data)
+
+
+def _predict(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+    builder = Builder(job, phase)
+    seed_everything(job["seed"])
+    net = builder.instantiate()
+    if job["training"] == "contract":
+        phase.enter(Outcome.TRAIN_ERROR)
+        contract: Any = net
+        contract.train_setup(dict(job["prm"]))
+    _build(sock, builder, net)
+    predict(sock, builder, net, job, phase)
+
+
+_ROLES = {"probe": _probe, "trace": _trace, "train": _train, "predict": _predict}
+
+
+def _refuse_far_too_large(sock: socket.socket, builder: Builder) -> None:
+    n_params = builder.dry_count()
+    if n_params is not None and (over := builder.over_budget(n_params)):
+        wire.send(sock, {"stage": "built", "n_params": n_params})
+        raise over
+
+
+def _build(sock: socket.socket, builder: Builder, net: nn.Module) -> None:
+    """Count, dummy forward, and count again, as lazy layers have their parameters only then."""
+    n_params = builder.count(net)
+    over = builder.over_budget(n_params)
+    if over is None:
+        builder.dummy_forward(net)
+        n_params = builder.count(net)
+        over = builder.over_budget(n_params)
+    wire.send(sock, {"stage": "built", "n_params": n_params})
+    if over is not None:
+        raise over
+
+
+def _report(sock: socket.socket, outcome: Outcome, error: str) -> None:
+    error = one_line(error)
+    try:
+        wire.send(sock, {"stage": "failed", "outcome": outcome.value, "error": error})
+    except (wire.WireError, MemoryError):
+        # Where the channel is lost, the output still says why this process ended.
+        sys.stderr.write(f"not reported: {outcome.value}: {error}\n")

@@ -1,0 +1,176 @@
+"""A candidate's source to a network: import, contract, instantiate, count, dummy forward."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from archloop.sandbox.candidate.phase import Fault, Phase
+from archloop.sandbox.candidate.weights import count, trainable_tensors
+from archloop.types import Outcome
+
+PROBE_BATCH = 4
+"""Images in the dummy forward pass: enough for BatchNorm in training mode."""
+
+
+def seed_everything(seed: int) -> None:
+    """The random streams of Python, numpy and torch."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:
+        # The same stream; torch.manual_seed would also note down its caller's stack for devices
+        # that are not there, 3 ms in each process.
+        torch.default_generator.manual_seed(seed)
+
+
+class Builder:
+    """One candidate's module, and the networks made from it.
+
+    Args:
+        job: ``code``, ``seed``, ``batch_size``, ``shape``, ``classes``, ``prm``, ``max_params``,
+            ``meta``.
+        phase: Told how far it is.
+    """
+
+    def __init__(self, job: dict[str, Any], phase: Phase) -> None:
+        self._job, self._phase = job, phase
+        seed_everything(job["seed"])
+        torch.set_num_threads(job["threads"])
+        self.module = _execute(job["code"])
+        _check_contract(self.module, phase)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network lives."""
+        if self._job["meta"]:
+            return torch.device("meta")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def instantiate(self, device: torch.device | None = None) -> nn.Module:
+        """``Net(in_shape, out_shape, prm, device)``."""
+        self._phase.enter(Outcome.INSTANTIATE_ERROR)
+        job, device = self._job, device or self.device
+        in_shape = (job["batch_size"], *job["shape"])
+        with _where(device):
+            net: nn.Module = self.module.Net(in_shape, (job["classes"],), dict(job["prm"]), device)
+        return net if device.type == "meta" else net.to(device)
+
+    def count(self, net: nn.Module) -> int:
+        """Elements of all its trainable tensors."""
+        return count(trainable_tensors(net, self.module))
+
+    def over_budget(self, n_params: int) -> Fault | None:
+        """The fault, if these are too many."""
+        limit = self._job["max_params"]
+        if limit is None or n_params <= limit:
+            return None
+        return Fault(Outcome.OVER_BUDGET, f"{n_params:,} parameters; at most {limit:,} are allowed")
+
+    def dry_count(self) -> int | None:
+        """Parameters on the meta device, which allocates none; ``None`` if it is not built there.
+
+        A network that is far too large is found out before it takes the memory.
+        """
+        try:
+            return self.count(self.instantiate(torch.device("meta")))
+        except Exception:  # noqa: BLE001 - it is built for real in a moment
+            return None
+
+    def dummy_forward(
+        self,
+        net: nn.Module,
+        *,
+        channels_last: bool = False,
+        device: torch.device | None = None,
+    ) -> None:
+        """A batch of zeros in training mode; the logits must have the right shape."""
+        self._phase.enter(Outcome.FORWARD_ERROR)
+        net.train()
+        job, device = self._job, device or self.device
+        with torch.no_grad(), _where(device):
+            inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=device)
+            if channels_last:
+                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            check_logits(net(inputs), PROBE_BATCH, job["classes"])
+
+    def takes(self, net: nn.Module, *, bf16: bool, channels_last: bool = False) -> bool:
+        """Whether the forward pass works in a precision and layout that it was not made for."""
+        try:
+            with self.precision(bf16=bf16):
+                self.dummy_forward(net, channels_last=channels_last)
+        except Exception:  # noqa: BLE001 - any failure means that it does not
+            return False
+        return True
+
+    def precision(self, *, bf16: bool) -> torch.autocast:
+        """The context to compute in.
+
+        Without autocast's cache of cast weights: it lives as long as the context, here the whole
+        epoch, so that the network would go on computing with the weights it had at the start.
+        """
+        return torch.autocast(
+            self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False
+        )
+
+
+def has_convolutions(net: nn.Module) -> bool:
+    """Whether the channels-last layout can be of use."""
+    return any(isinstance(m, nn.Conv2d) for m in net.modules())
+
+
+def as_channels_last(net: nn.Module) -> nn.Module:
+    """The same network with its four-dimensional weights in that layout."""
+    moved: nn.Module = nn.Module.to(net, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def check_logits(logits: Any, n: int, classes: int) -> None:
+    """Refuse anything but a float tensor of (n, classes)."""
+    if not isinstance(logits, torch.Tensor):
+        raise Fault(
+            Outcome.FORWARD_ERROR, f"forward() gave {type(logits).__name__}; expected a tensor"
+        )
+    if tuple(logits.shape) != (n, classes) or not logits.is_floating_point():
+        raise Fault(
+            Outcome.FORWARD_ERROR,
+            f"forward() gave {logits.dtype} of shape {tuple(logits.shape)}; "
+            f"expected floats of shape ({n}, {classes})",
+        )
+
+
+def _execute(code: str) -> types.ModuleType:
+    module = types.ModuleType("candidate")
+    sys.modules["candidate"] = module
+    exec(compile(code, "<candidate>", "exec"), module.__dict__)
+    return module
+
+
+def _check_contract(module: types.ModuleType, phase: Phase) -> None:
+    phase.enter(Outcome.CONTRACT_VIOLATION)
+    net = getattr(module, "Net", None)
+    if not (isinstance(net, type) and issubclass(net, nn.Module)):
+        raise Fault(phase.outcome, "Net is not a subclass of torch.nn.Module")
+    for name in ("forward", "train_setup", "learn"):
+        method = getattr(net, name, None)
+        if not callable(method) or method is nn.Module.forward:
+            raise Fault(phase.outcome, f"Net has no method {name}()")
+    names = module.supported_hyperparameters()
+    if not isinstance(names, set | list | tuple | frozenset):
+        raise Fault(
+            phase.outcome,
+            f"supported_hyperparameters() gave {type(names).__name__}; expected a set",
+        )
+
+
+def _where(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """On the meta device everything a network makes has to be there, however it is made."""
+    return device if device.type == "meta" else contextlib.nullcontext()

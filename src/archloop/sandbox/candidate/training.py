@@ -1,0 +1,187 @@
+"""One epoch of a candidate: by its own ``learn()``, or by the harness's fixed loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from archloop.sandbox.candidate.network import Builder
+from archloop.sandbox.candidate.phase import Fault, Phase
+from archloop.sandbox.candidate.weights import trainable_tensors
+from archloop.sandbox.feed.feed import TrainData
+from archloop.types import LRSchedule, Outcome
+
+MOST_PASSES = 2
+"""Forward passes of an image in training mode that one epoch may hold: methods such as
+sharpness-aware minimisation need two for each step."""
+_CLIP_NORM = 3.0
+"""Gradient norm of the fixed loop, the habit of LEMUR's networks (``learn()`` of most of them)."""
+
+
+def train(
+    builder: Builder, net: nn.Module, batches: TrainData, job: dict[str, Any], phase: Phase
+) -> dict[str, int]:
+    """Train for the epoch and check what came of it.
+
+    Args:
+        builder: Made ``net``.
+        net: Fresh.
+        batches: The epoch.
+        job: ``training``, ``prm``, ``steps_per_batch``, ``lr_schedule``, ``images``.
+        phase: Told how far it is.
+
+    Returns:
+        ``steps`` of the parameter that optimisers made the most of, and images passed ``forward``
+        in training.
+    """
+    phase.enter(Outcome.TRAIN_ERROR)
+    passes = _Passes(net)
+    contract: Any = net
+    own = job["training"] == "contract"
+    most = len(batches) * (job["steps_per_batch"] if own else 1)
+    with stepping(job["lr_schedule"], most) as steps:
+        if own:
+            contract.train_setup(dict(job["prm"]))
+            net.train()
+            contract.learn(batches)
+        else:
+            net.train()
+            _fixed_loop(net, batches, job["prm"], builder.device)
+    if steps.most > most:
+        raise Fault(
+            Outcome.PROTOCOL_VIOLATION,
+            f"learn() made {steps.most} optimiser steps; one epoch has {len(batches)} batches, "
+            f"{job['steps_per_batch']} step each",
+        )
+    if passes.images > MOST_PASSES * job["images"]:
+        raise Fault(
+            Outcome.PROTOCOL_VIOLATION,
+            f"learn() trained on {passes.images} images; one epoch has {job['images']}",
+        )
+    _check_weights(builder, net)
+    return {"steps": steps.most, "passes": passes.images}
+
+
+def _fixed_loop(
+    net: nn.Module, batches: TrainData, prm: dict[str, Any], device: torch.device
+) -> None:
+    """SGD with momentum on the cross-entropy, one step a batch, as most of LEMUR does."""
+    parameters = list(nn.Module.parameters(net))
+    optimizer = torch.optim.SGD(parameters, lr=prm["lr"], momentum=prm["momentum"])
+    for inputs, labels in batches:
+        optimizer.zero_grad()
+        logits = net(inputs.to(device))
+        loss: Any = nn.functional.cross_entropy(logits, labels.to(device))
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
+        optimizer.step()
+
+
+@contextmanager
+def stepping(schedule: LRSchedule, steps: int) -> Iterator[Steps]:
+    """Count optimiser steps and let all rates follow a schedule over so many steps."""
+    counted = Steps(None if schedule == "constant" else steps)
+    hooks = (
+        register_optimizer_step_pre_hook(counted.before),
+        register_optimizer_step_post_hook(counted.after),
+    )
+    try:
+        yield counted
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Step(NamedTuple):
+    """A step under way."""
+
+    optimizer: Optimizer
+    counts: list[tuple[torch.Tensor, int]]
+    """Its parameters, and the steps of each before."""
+    rates: list[tuple[dict[str, Any], Any]]
+    """Groups whose rate was lowered for it, and the rates they have."""
+
+
+class Steps:
+    """The optimiser steps of each parameter: kept batches can be replayed, steps give it away.
+
+    They are the parameters', not the optimisers', as a new optimiser for each step would make one
+    step only. A step inside the step of another optimiser, which wraps it, is the same step.
+
+    Args:
+        length: Steps until a falling rate is nothing; ``None``: it stays.
+    """
+
+    def __init__(self, length: int | None) -> None:
+        self._length = length
+        self._counts: dict[int, tuple[torch.Tensor, int]] = {}
+        """By ``id``, with the parameter, so that no other one gets that number."""
+        self._open: list[_Step] = []
+        """Outermost first."""
+
+    @property
+    def most(self) -> int:
+        """Steps of the parameter that has the most."""
+        return max((n for _, n in self._counts.values()), default=0)
+
+    def before(self, optimizer: Optimizer, *_: object) -> None:
+        """A step begins."""
+        self._close(optimizer)  # one that ended with an exception
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        counts = [(p, self._of(p)) for p in parameters]
+        rates: list[tuple[dict[str, Any], Any]] = []
+        if self._length is not None:
+            share = max(0.0, 1.0 - max((n for _, n in counts), default=0) / self._length)
+            lowered = {id(group) for step in self._open for group, _ in step.rates}
+            rates = [(g, g["lr"]) for g in optimizer.param_groups if id(g) not in lowered]
+            for group, rate in rates:
+                group["lr"] = rate * share
+        self._open.append(_Step(optimizer, counts, rates))
+
+    def after(self, optimizer: Optimizer, *_: object) -> None:
+        """The step ended."""
+        for parameter, n in self._close(optimizer):
+            self._counts[id(parameter)] = parameter, max(self._of(parameter), n + 1)
+
+    def _close(self, optimizer: Optimizer) -> list[tuple[torch.Tensor, int]]:
+        """Give the rates back, of what is open inside too; the parameters and their steps."""
+        if all(step.optimizer is not optimizer for step in self._open):
+            return []
+        while True:
+            step = self._open.pop()
+            for group, rate in step.rates:
+                group["lr"] = rate
+            if step.optimizer is optimizer:
+                return step.counts
+
+    def _of(self, parameter: torch.Tensor) -> int:
+        return self._counts.get(id(parameter), (parameter, 0))[1]
+
+
+def _check_weights(builder: Builder, net: nn.Module) -> None:
+    weights = trainable_tensors(net, builder.module)
+    if over := builder.over_budget(sum(w.numel() for w in weights)):
+        raise over
+    if not all(bool(torch.isfinite(w).all()) for w in weights):
+        raise Fault(Outcome.NON_FINITE, "a parameter is NaN or infinite after training")
+
+
+class _Passes:
+    """Counts the images that pass through a network with gradients."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.images = 0
+        nn.Module.register_forward_pre_hook(net, self._count)
+
+    def _count(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if torch.is_grad_enabled() and inputs and isinstance(inputs[0], torch.Tensor):
+            self.images += len(inputs[0])

@@ -1,0 +1,1 @@
+"""Training batches: a process of its own feeds one candidate."""

@@ -1,0 +1,397 @@
+"""The sandbox as the main process sees it: networks in, verdicts out, from many threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from archloop.config import ProtocolConfig, SandboxConfig
+from archloop.errors import SandboxError
+from archloop.machine.hardware import resolved_precision
+from archloop.novelty.graph import Graph, sketch_graph
+from archloop.sandbox import wire
+from archloop.sandbox.candidate.phase import error_line
+from archloop.sandbox.confine.confine import require
+from archloop.sandbox.feed.augmentation import augment
+from archloop.sandbox.feed.ring import ring_bytes
+from archloop.sandbox.host import flags
+from archloop.sandbox.host.conversation import (
+    BUILDING,
+    UNFORESEEN,
+    Conversation,
+    FailedError,
+    trace,
+)
+from archloop.sandbox.host.measure import FastWayError, Feeding, Measured, Trained, measure, train
+from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory, shared_memory
+from archloop.types import Outcome, TaskData, Verdict
+
+MAX_SOURCE = 64 * 1024
+"""Characters of the longest source that is run: escaped, it still fits into one frame."""
+_GRACE = 2.0
+"""Seconds a child that closed its channel may take to end by itself."""
+_OUTPUT = 4000
+"""Characters of output in a verdict."""
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Ran(Generic[T]):
+    """What a process gave, and what is known of it besides."""
+
+    value: T
+    output: str
+    strays: int
+
+
+class Sandbox:
+    """A warm fork server and what belongs to a task; every method may be called from many threads.
+
+    Args:
+        config: Limits and isolation level.
+        task: The images; without them only :meth:`probe` can be used.
+        protocol: How to train; required with ``task``.
+
+    Raises:
+        IsolationError: The isolation level is not available on this machine.
+    """
+
+    def __init__(
+        self,
+        config: SandboxConfig,
+        *,
+        task: TaskData | None = None,
+        protocol: ProtocolConfig | None = None,
+    ) -> None:
+        require(config.isolation)
+        self._config, self._task = config, task
+        self._protocol = protocol or ProtocolConfig()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._server = ForkServer(config, task)
+        self._validation = None if task is None else _validation(task, self._protocol)
+
+    @property
+    def isolation(self) -> str:
+        """The level every candidate runs at."""
+        return self._config.isolation
+
+    @property
+    def candidates_folder(self) -> Path:
+        """Where candidates have their private folders while they run."""
+        return self._server.candidates
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of the fork server now in use."""
+        return self._server.pid
+
+    def probe(
+        self,
+        code: str,
+        *,
+        shape: tuple[int, int, int],
+        classes: int,
+        max_params: int | None = None,
+        meta: bool = False,
+    ) -> Verdict:
+        """Import, instantiate, count parameters, dummy forward pass.
+
+        Args:
+            code: The network's source.
+            shape: (channels, height, width) of an image.
+            classes: Number of logits.
+            max_params: Parameter budget.
+            meta: On torch's meta device, which allocates nothing.
+        """
+        job = self._job(code, 0, max_params, shape, classes) | {"role": "probe", "meta": meta}
+
+        def talk(conversation: Conversation) -> Verdict:
+            conversation.build()
+            conversation.expect("done", self._config.build_seconds, BUILDING)
+            return conversation.verdict(Outcome.VALID, None)
+
+        try:
+            ran = self._hold(job, talk)
+        except FailedError as failed:
+            return failed.verdict
+        return replace(ran.value, output=ran.output, flags=_left(ran))
+
+    def trace(
+        self, code: str, *, shape: tuple[int, int, int], classes: int
+    ) -> tuple[Verdict, Graph | None]:
+        """The computation graph of a network; on the meta device where it runs there.
+
+        Args:
+            code: The network's source.
+            shape: (channels, height, width) of an image.
+            classes: Number of logits.
+
+        Returns:
+            The verdict on building it, as of :meth:`probe`, and the graph. Without a graph, the
+            verdict's ``error`` says why; a valid network may have none, if its forward pass is too
+            long or fails in evaluation mode.
+        """
+        job = self._job(code, 0, None, shape, classes) | {"role": "trace", "meta": True}
+        try:
+            ran = self._hold(job, trace)
+        except FailedError as failed:
+            return failed.verdict, None
+        verdict, graph = ran.value
+        return replace(verdict, output=ran.output, flags=_left(ran)), graph
+
+    def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
+        """Probe, then one epoch under the protocol, then top-1 on the validation images.
+
+        Training and measuring happen in two processes; see :mod:`archloop.sandbox.host.measure`. A
+        fault that nobody foresaw is this network's outcome and a warning: a run goes on with the
+        others.
+        """
+        try:
+            return self._evaluate_by_protocol(code, seed, max_params)
+        except UNFORESEEN as fault:
+            logger.warning("a network could not be judged", exc_info=True)
+            return Verdict(Outcome.PROTOCOL_VIOLATION, f"could not be judged: {error_line(fault)}")
+
+    def _evaluate_by_protocol(self, code: str, seed: int, max_params: int | None) -> Verdict:
+        if self._protocol.training != "both":
+            return self._evaluate(code, self._protocol.training, seed, max_params)
+        own = self._evaluate(code, "contract", seed, max_params)
+        if own.first_epoch_accuracy is None:
+            return own
+        fixed = self._evaluate(code, "harness", seed, max_params)
+        if fixed.first_epoch_accuracy is None:
+            return replace(own, flags=(*own.flags, flags.PROTOCOL_GAP))
+        gap = abs(own.first_epoch_accuracy - fixed.first_epoch_accuracy) > flags.MOST_GAP
+        return replace(
+            own,
+            harness_accuracy=fixed.first_epoch_accuracy,
+            flags=(*own.flags, flags.PROTOCOL_GAP) if gap else own.flags,
+        )
+
+    def _evaluate(self, code: str, training: str, seed: int, max_params: int | None) -> Verdict:
+        if self._task is None or self._validation is None:
+            raise SandboxError("this sandbox has no task to train on")
+        info, (images, labels) = self._task.info, self._validation
+        shape = self._protocol.input_shape(info.shape)
+        job = self._job(code, seed, max_params, shape, info.classes) | {
+            "image_shape": list(info.shape),
+            "images": len(self._task.train_labels),
+            "training": training,
+        }
+        try:
+            try:
+                trained = self._train(job)
+            except FastWayError:
+                trained = self._train(job | {"channels_last": False, "bf16": False})
+            measured = self._measure(job, trained.value, images, labels)
+        except FailedError as failed:
+            return failed.verdict
+        accuracy = round(measured.value.accuracy, 6)
+        found = [*trained.value.flags, *measured.value.flags]
+        found += flags.of_accuracy(
+            info.name, accuracy, classes=info.classes, steps=trained.value.steps
+        )
+        found += {*_left(trained), *_left(measured)}
+        _, graph = self.trace(code, shape=shape, classes=info.classes)
+        return Verdict(
+            Outcome.VALID,
+            n_params=trained.value.n_params,
+            first_epoch_accuracy=accuracy,
+            train_seconds=trained.value.seconds,
+            flags=tuple(found),
+            output=trained.output,
+            graph=None if graph is None else sketch_graph(graph),
+        )
+
+    def _train(self, job: dict[str, Any]) -> _Ran[Trained]:
+        def talk(conversation: Conversation) -> Trained:
+            with self._feeding(conversation.server, job) as feeding:
+                return train(conversation, feeding)
+
+        return self._hold(job | {"role": "train"}, talk)
+
+    def _measure(
+        self,
+        job: dict[str, Any],
+        trained: Trained,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.int64],
+    ) -> _Ran[Measured]:
+        weights = shared_memory(np.frombuffer(trained.weights, np.uint8))
+        try:
+            return self._hold(
+                job | {"role": "predict"},
+                lambda talk: measure(talk, trained, weights, images, labels),
+            )
+        finally:
+            os.close(weights)
+
+    @contextmanager
+    def _feeding(self, server: ForkServer, job: dict[str, Any]) -> Iterator[Feeding]:
+        """A process that gives out one epoch, for one candidate."""
+        shape = (job["batch_size"], *job["shape"])
+        ring = empty_memory(ring_bytes(shape))
+        ours, theirs = socket.socketpair()
+        keys = ("batch_size", "augmentation", "mean", "std", "resize", "seed")
+        feed = {key: job[key] for key in keys} | {"shape": list(shape)}
+        with ours, theirs:
+            feeder = server.fork(feed=True)
+            try:
+                yield Feeding(feeder, feed, ring, ours.fileno(), theirs.fileno())
+            finally:
+                os.close(ring)
+                server.reap(feeder)
+
+    def _job(
+        self,
+        code: str,
+        seed: int,
+        max_params: int | None,
+        shape: tuple[int, ...],
+        classes: int,
+    ) -> dict[str, Any]:
+        protocol = self._protocol
+        info = None if self._task is None else self._task.info
+        return {
+            "code": code,
+            "seed": seed,
+            "max_params": max_params,
+            "shape": list(shape),
+            "classes": classes,
+            "meta": False,
+            "threads": self._config.threads,
+            "batch_size": protocol.batch_size,
+            "augmentation": protocol.augmentation,
+            "resize": protocol.resize,
+            "mean": [] if info is None else list(info.mean),
+            "std": [] if info is None else list(info.std),
+            "steps_per_batch": protocol.steps_per_batch,
+            "lr_schedule": protocol.lr_schedule,
+            "channels_last": protocol.channels_last,
+            "bf16": resolved_precision(protocol.precision) == "bf16",
+            "prm": {
+                "lr": protocol.lr,
+                "momentum": protocol.momentum,
+                "dropout": protocol.dropout,
+                "batch": protocol.batch_size,
+                "epoch": 1,
+                "transform": protocol.augmentation,
+            },
+        }
+
+    def _hold(self, job: dict[str, Any], talk: Callable[[Conversation], T]) -> _Ran[T]:
+        """Run a job; if the fork server is lost under it, again, with a server of its own.
+
+        Of several candidates under one server nobody can say which ended it; of one, one can.
+
+        Raises:
+            FailedError: The candidate is done for.
+        """
+        if len(job["code"]) > MAX_SOURCE:
+            text = f"source is longer than {MAX_SOURCE} characters"
+            raise FailedError(Verdict(Outcome.IMPORT_ERROR, text))
+        for _ in range(2):
+            server = self._server
+            try:
+                return self._run(server, job, talk)
+            except ServerLostError as error:
+                self._replace(server)
+                if error.while_running:
+                    break
+        own = ForkServer(self._config, self._task)
+        try:
+            return self._run(own, job, talk)
+        except ServerLostError as error:
+            if not error.while_running:
+                raise SandboxError(f"a new fork server was lost too: {error}") from None
+            text = "the fork server was ended by this network"
+            raise FailedError(Verdict(Outcome.SANDBOX_VIOLATION, text)) from None
+        finally:
+            own.close()
+
+    def _replace(self, lost: ForkServer) -> None:
+        with self._lock:
+            if self._closed:
+                raise SandboxError("the sandbox was closed while a candidate ran")
+            if self._server is lost:
+                lost.close()
+                self._server = ForkServer(self._config, self._task)
+
+    def _run(
+        self, server: ForkServer, job: dict[str, Any], talk: Callable[[Conversation], T]
+    ) -> _Ran[T]:
+        child = server.fork(meta=job["meta"])
+        conversation = Conversation(self._config, server, child, job)
+        try:
+            value = talk(conversation)
+        except wire.WireError as error:
+            logger.debug("a candidate broke off: %s", error)
+            ended = server.reap(child, grace=_GRACE)
+            failed, strays = FailedError(conversation.died(ended)), ended.strays
+        except FailedError as error:
+            failed, strays = error, server.reap(child).strays
+        except BaseException:
+            server.reap(child)
+            raise
+        else:
+            strays = server.reap(child).strays
+            return _Ran(value, child.output.text()[-_OUTPUT:], strays)
+        failed.verdict = replace(
+            failed.verdict,
+            output=child.output.text()[-_OUTPUT:],
+            flags=(flags.LEFT_PROCESSES,) if strays else (),
+        )
+        try:
+            raise failed from None
+        finally:
+            # Else it and this frame would keep each other, and the sandbox with its images.
+            del failed
+
+    def close(self) -> None:
+        """End the fork server and everything under it; candidates still running are lost."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _left(ran: _Ran[Any]) -> tuple[str, ...]:
+    return (flags.LEFT_PROCESSES,) if ran.strays else ()
+
+
+def _validation(
+    task: TaskData, protocol: ProtocolConfig
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images and labels in an order that tells a network nothing."""
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(task.validation_labels))
+    images = task.validation_images[order]
+    if protocol.augment_validation:
+        images = augment(images, protocol.augmentation, rng)
+    return images, task.validation_labels[order]

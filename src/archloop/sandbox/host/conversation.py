@@ -1,0 +1,224 @@
+"""What is said with one candidate's process, until its verdict: deadlines, limits, messages."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from archloop.config import SandboxConfig
+from archloop.errors import SandboxError
+from archloop.novelty.graph import MAX_BYTES, Graph, GraphError, parse
+from archloop.sandbox import wire
+from archloop.sandbox.host.server import Child, Ended, ForkServer, ServerLostError
+from archloop.sandbox.host.watch import LimitError, Watch
+from archloop.text import one_line
+from archloop.types import Outcome, Verdict
+
+BUILDING = "import, instantiation and dummy forward"
+UNFORESEEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What nobody thought of, in what a network sent or did; not the machine's faults."""
+_CONFINE_SECONDS = 60.0
+_MOST = 2**53
+_DENIED_SIGNALS = ("SIGSYS", "SIGXFSZ")
+T = TypeVar("T")
+_CRASH_LINE = re.compile(r'File "<candidate>", line (\d+) in (\w+)')
+
+
+class FailedError(Exception):
+    """The candidate is done for, with this verdict."""
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict.error)
+        self.verdict = verdict
+
+
+class Conversation:
+    """One process of a candidate.
+
+    Every method may raise :class:`FailedError` (the candidate failed in a way that is known),
+    :class:`wire.WireError` (the child ended, or said what no child of ours says) and
+    :class:`ServerLostError` (it never came to be).
+
+    Args:
+        config: Limits.
+        server: What it was forked from.
+        child: The process.
+        job: What it is sent.
+    """
+
+    def __init__(
+        self, config: SandboxConfig, server: ForkServer, child: Child, job: dict[str, Any]
+    ) -> None:
+        self.config, self.server, self.child, self.job = config, server, child, job
+        self.phase = Outcome.IMPORT_ERROR
+        """What a death means now."""
+        self.n_params: int | None = None
+        self._watch: Watch | None = None
+
+    def build(self) -> int:
+        """Confine, import, instantiate, count, dummy forward; the number of parameters.
+
+        Raises:
+            SandboxError: The process could not be confined.
+        """
+        self._confine()
+        message = self.expect("built", self.config.build_seconds, BUILDING)
+        self.n_params = number(message, "n_params")
+        return self.n_params
+
+    def _confine(self) -> None:
+        """No line of the network runs before this is done, so a failure is not the network's."""
+        wire_lost = (wire.WireError, wire.DeadlineError)
+        try:
+            wire.send(self.child.sock, self.job)
+            message = wire.receive(self.child.sock, time.monotonic() + _CONFINE_SECONDS)
+        except wire_lost as error:
+            raise ServerLostError(f"a process was lost before its job: {error}") from None
+        if message.get("stage") != "confined":
+            raise SandboxError(f"a candidate could not be confined: {message.get('error')}")
+        self._watch = Watch(
+            self.child.host_pid,
+            self.child.folder,
+            self.child.output,
+            self.config.memory_mb << 20,
+            self.config.disk_mb << 20,
+        )
+
+    def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:
+        """The next message, which has to be of this stage and come within so many seconds."""
+        deadline = self._deadline(seconds)
+        while True:
+            message = self._within(
+                seconds, what, lambda: wire.receive(self.child.sock, deadline, self._watch)
+            )
+            if message.get("stage") == "phase":
+                self.phase = _failure_of(message)
+            elif message.get("stage") == "failed":
+                error = one_line(str(message.get("error")))
+                raise FailedError(self.verdict(_failure_of(message), error))
+            elif message.get("stage") == stage:
+                return message
+            else:
+                raise wire.WireError("message out of order")
+
+    def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
+        """Raw bytes that follow a message."""
+        sock, deadline = self.child.sock, self._deadline(seconds)
+        return self._within(
+            seconds, what, lambda: wire.receive_bytes(sock, size, deadline, self._watch)
+        )
+
+    def send_bytes(self, data: bytes, seconds: float, what: str, fds: tuple[int, ...] = ()) -> None:
+        """To a process that may not read them; to one that is gone, none.
+
+        Its last words are still to be read then.
+        """
+        sock, deadline = self.child.sock, self._deadline(seconds)
+        with suppress(wire.WireError):
+            self._within(
+                seconds, what, lambda: wire.send_bytes(sock, data, deadline, self._watch, fds)
+            )
+
+    def _deadline(self, seconds: float) -> float:
+        if self._watch is not None:
+            self._watch.begin(seconds)
+        return time.monotonic() + seconds
+
+    def _within(self, seconds: float, what: str, talk: Callable[[], T]) -> T:
+        """What ``talk`` gives; a limit it meets is this candidate's outcome.
+
+        No context manager: from Python 3.12 on, one that raises another error than it met is kept
+        by its own frames until the garbage collector comes, and the sandbox's images with it.
+        """
+        try:
+            return talk()
+        except wire.DeadlineError:
+            text = f"{what} took longer than {seconds:.3g} s"
+            raise FailedError(self.verdict(Outcome.TIMEOUT, text)) from None
+        except LimitError as error:
+            raise FailedError(self.verdict(error.outcome, str(error))) from None
+
+    def verdict(self, outcome: Outcome, error: str | None) -> Verdict:
+        """With what is known so far."""
+        return Verdict(outcome, error, self.n_params)
+
+    def died(self, ended: Ended) -> Verdict:
+        """The verdict on a child that ended, or fell silent, without a result."""
+        if not ended.by_itself or ended.status is None:
+            return self.verdict(self.phase, "the process closed its channel without a result")
+        signal_number = ended.status & 0x7F
+        if not signal_number:
+            code = ended.status >> 8
+            return self.verdict(self.phase, f"the process ended with code {code} and no result")
+        name = _signal_name(signal_number)
+        if name == "SIGKILL":
+            text = "killed by the system (SIGKILL), as when memory runs out"
+            return self.verdict(Outcome.OUT_OF_MEMORY, text)
+        if name == "SIGXCPU":
+            return self.verdict(Outcome.TIMEOUT, "used more processor time than it may")
+        outcome = Outcome.SANDBOX_VIOLATION if name in _DENIED_SIGNALS else self.phase
+        return self.verdict(outcome, f"the process was killed by {name}{self._crash_place()}")
+
+    def _crash_place(self) -> str:
+        """Where in its source a process crashed, from what faulthandler printed."""
+        found = _CRASH_LINE.search(self.child.output.text())
+        return one_line(f" (line {found[1]}, in {found[2]})") if found else ""
+
+
+def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
+    """A candidate's verdict and graph; raises as :class:`Conversation` says."""
+    seconds = conversation.config.build_seconds
+    conversation.build()
+    what = "tracing"
+    message = conversation.expect("graph", seconds, what)
+    size = number(message, "bytes", MAX_BYTES)
+    if not size:
+        reason = one_line(str(message.get("reason")))
+        return conversation.verdict(Outcome.VALID, f"no graph: {reason}"), None
+    data = conversation.receive_bytes(size, seconds, what)
+    try:
+        return conversation.verdict(Outcome.VALID, None), parse(data)
+    except GraphError as error:
+        raise wire.WireError(f"no graph: {error}") from None
+
+
+def number(message: dict[str, Any], key: str, most: int = _MOST) -> int:
+    """A whole number that a candidate sent.
+
+    Raises:
+        wire.WireError: It is none, or out of range.
+    """
+    value = message.get(key)
+    if type(value) is not int or not 0 <= value <= most:
+        raise wire.WireError(f"no number in {key!r}")
+    return value
+
+
+def _signal_name(number: int) -> str:
+    """Not every signal has one: a process may end itself with a real-time signal."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _failure_of(message: dict[str, Any]) -> Outcome:
+    try:
+        outcome = Outcome(str(message.get("outcome")))
+    except ValueError:
+        raise wire.WireError("unknown outcome") from None
+    if outcome.is_valid:
+        raise wire.WireError("a failure cannot be valid")
+    return outcome

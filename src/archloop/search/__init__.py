@@ -1,0 +1,1 @@
+"""What to ask for, accept and learn from: pure functions of a run's history."""

@@ -1,0 +1,1 @@
+"""The record of a run: its database and its directory."""
