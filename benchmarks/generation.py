@@ -21,9 +21,9 @@ from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 from archloop.config import load_config
+from archloop.config.derived import derive_seed
 from archloop.llm.generation import EXTRAS, build_generator
 from archloop.llm.models import resolve_adapter, resolve_model
-from archloop.loop.context import derive_seed
 from archloop.machine.hardware import on_this_machine
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.types import Message

@@ -15,11 +15,12 @@ from pathlib import Path
 
 from archloop.code.chat import code_sha256, extract_code
 from archloop.config import RunConfig, load_config
-from archloop.corpus.seed_corpus import distinct_codes, read_pairs
+from archloop.config.derived import derive_seed
+from archloop.corpus.pairs import distinct_codes, read_pairs
 from archloop.evaluation.alone import Source, evaluate_many
 from archloop.llm.generation.job import GenerationJob, generate
 from archloop.llm.models import resolve_model
-from archloop.loop.context import derive_seed, task_prompt
+from archloop.loop.context import task_prompt
 from archloop.machine.hardware import machine, versions
 from archloop.novelty import NoveltyIndex
 from archloop.stats import wilson_interval

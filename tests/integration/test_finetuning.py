@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from archloop.code.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
-from archloop.corpus.seed_corpus import write_pairs
+from archloop.corpus.pairs import make_pair, write_pairs
 from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, FinetuneResult, finetune
 from archloop.llm.models import resolve_model
 from archloop.machine.downloads import sha256_of

@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-from archloop.code.chat import make_pair
 from archloop.config import FinetuneConfig, LLMConfig
-from archloop.corpus.seed_corpus import write_pairs
+from archloop.corpus.pairs import make_pair, write_pairs
 from archloop.errors import (
     ConfigError,
     DivergedError,

@@ -23,9 +23,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from archloop.code.chat import make_pair, render_code
+from archloop.code.chat import render_code
 from archloop.config import RunConfig, resolve
-from archloop.corpus.seed_corpus import read_pairs, write_pairs
+from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.errors import (
     ConfigError,
     DivergedError,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.code.chat import extract_code, make_pair, pair_from_json, render_code
+from archloop.code.chat import extract_code, render_code
+from archloop.corpus.pairs import make_pair, pair_from_json
 from archloop.search.prompts import CIFAR10, PromptTemplate
 
 CODE = """import torch

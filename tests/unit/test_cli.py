@@ -12,8 +12,8 @@ from typing import BinaryIO
 import pytest
 
 from archloop.cli.screen import open_screen
-from archloop.code.chat import make_pair, render_code
-from archloop.corpus.seed_corpus import write_pairs
+from archloop.code.chat import render_code
+from archloop.corpus.pairs import make_pair, write_pairs
 from archloop.progress import Progress
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from conftest import network

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from archloop.code.chat import make_pair
 from archloop.config import load_config
-from archloop.corpus.seed_corpus import distinct_codes, read_pairs, seed_pairs, write_pairs
+from archloop.corpus.pairs import distinct_codes, make_pair, read_pairs, write_pairs
+from archloop.corpus.seed_corpus import seed_pairs
 from archloop.corpus.seeds.files import JsonlSource
 from archloop.errors import UsageError
 from archloop.progress import Silent

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from archloop.code.chat import make_pair
 from archloop.config import LLMConfig
+from archloop.corpus.pairs import make_pair
 from archloop.errors import UsageError
 from archloop.llm.finetuning.dataset import IGNORED, encode_pair, read_messages
 from archloop.llm.models import resolve_model

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archloop.code.chat import make_pair
 from archloop.config import config_digest
-from archloop.corpus.seed_corpus import write_pairs
+from archloop.corpus.pairs import make_pair, write_pairs
 from archloop.errors import UsageError
 from archloop.report import format_cycle_table, status_json, write_report
 from archloop.report import reported as reported_module

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from archloop.code import clean as clean_module
-from archloop.code.chat import extract_code, make_pair
+from archloop.code.chat import extract_code
 from archloop.code.clean import clean_source
 from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.corpus.pairs import make_pair
 from archloop.corpus.seed_corpus import accepted_pair
 from archloop.corpus.seeds import SeedNetwork, build_corpus, open_source
 from archloop.corpus.seeds.build import NARROW_SHARE, _named

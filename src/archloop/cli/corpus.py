@@ -45,7 +45,8 @@ def build_command(
     """Turn a seed source into chat pairs, with a report of every step and dropped network."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.corpus.seed_corpus import read_pairs, seed_corpus, write_pairs
+    from archloop.corpus.pairs import read_pairs, write_pairs
+    from archloop.corpus.seed_corpus import seed_corpus
     from archloop.corpus.seeds import SOURCES
     from archloop.corpus.seeds.split import SHARES
     from archloop.errors import UsageError

@@ -47,10 +47,11 @@ def generate_command(
     """Sample networks from the LLM for the configured task; nothing is executed."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
+    from archloop.config.derived import derive_seed
     from archloop.errors import UsageError
     from archloop.llm.generation.job import GenerationJob, generate
     from archloop.llm.models import resolve_model
-    from archloop.loop.context import derive_seed, task_prompt
+    from archloop.loop.context import task_prompt
     from archloop.progress import Progress
     from archloop.report import spending_line
 

@@ -184,7 +184,7 @@ def novelty_command(
         return
     assert against is not None
     config = load_config(source, overrides)
-    from archloop.corpus.seed_corpus import distinct_codes, read_pairs
+    from archloop.corpus.pairs import distinct_codes, read_pairs
     from archloop.evaluation.compare import compare_files
 
     known = dict(distinct_codes(read_pairs(against)))

@@ -5,25 +5,21 @@ The seed corpus is built once for a configuration and kept in the cache.
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
-from archloop.code.chat import code_sha256, extract_code, make_pair, pair_from_json
 from archloop.code.clean import clean_source
 from archloop.config import RunConfig, SandboxConfig, config_digest
+from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.corpus.seeds import build_corpus, open_source
 from archloop.corpus.seeds.build import PROBE_SUBJECT
 from archloop.corpus.seeds.lemur import LemurSource
 from archloop.errors import ConfigError, UsageError
-from archloop.files import replacing, write_text
+from archloop.files import write_text
 from archloop.llm.models import resolve_adapter, resolve_model
 from archloop.machine.downloads import cache_dir, lock
 from archloop.machine.hardware import usable_cores
@@ -190,60 +186,3 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
         **meta,
     }
     return make_pair(prompt, code, details)
-
-
-def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
-    """(id, code) of every network in a corpus once, whatever prompts it stands under.
-
-    Networks of one id, of two runs for instance, get a number behind it.
-    """
-    seen: set[str] = set()
-    ids: Counter[str] = Counter()
-    for pair in pairs:
-        code = extract_code(pair.code)
-        if code is not None and (digest := code_sha256(code)) not in seen:
-            seen.add(digest)
-            id_ = str(pair.meta.get("source") or pair.meta.get("candidate") or pair.id)
-            ids[id_] += 1
-            yield id_ if ids[id_] == 1 else f"{id_}#{ids[id_]}", code
-
-
-def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
-    """Code of every seed by an id that no candidate has, as a seed may be another run's candidate.
-
-    The novelty judge compares no network with the one of its own id.
-    """
-    return {f"seed:{id}": code for id, code in distinct_codes(pairs)}
-
-
-def read_pairs(file: Path) -> list[ChatPair]:
-    """A corpus file.
-
-    Raises:
-        UsageError: Naming the file that cannot be read, or its line that is no chat row.
-    """
-    if not file.is_file():
-        raise UsageError(f"{file}: no such corpus file")
-    pairs: list[ChatPair] = []
-    try:
-        with _open(file) as lines:
-            for line in lines:
-                pairs.append(pair_from_json(json.loads(line)))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise UsageError(f"{file}: not a readable corpus file ({error})") from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{file}:{len(pairs) + 1}: not a chat row ({error})") from None
-    return pairs
-
-
-def _open(file: Path) -> IO[str]:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
-
-
-def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
-    """Write a corpus file, whole or not at all."""
-    with replacing(file) as sink:
-        for pair in pairs:
-            sink.write(json.dumps(pair.to_json(), ensure_ascii=False) + "\n")

@@ -12,12 +12,13 @@ from archloop.code.chat import code_sha256
 from archloop.code.hints import hint
 from archloop.code.policy import check
 from archloop.config import RunConfig, load_config
+from archloop.config.derived import derive_seed
 from archloop.errors import UsageError
 from archloop.evaluation.executors import Finished, build_executor
-from archloop.loop.context import derive_seed, protocol_digest
 from archloop.sandbox import Sandbox
 from archloop.stats import share_interval
 from archloop.tasks import load_task
+from archloop.tasks.protocol import protocol_digest
 from archloop.types import Candidate, TaskData, Verdict
 
 

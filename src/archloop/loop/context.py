@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from archloop.config import RunConfig, changed_keys, config_digest
+from archloop.config.derived import derive_seed
 from archloop.errors import ConfigError, UsageError
 from archloop.files import write_text
 from archloop.llm.models import adapter_mismatch, resolve_adapter, resolve_model
@@ -18,24 +18,8 @@ from archloop.search.prompts import PromptSubject, PromptTemplate
 from archloop.store.run_dir import PINNED, SESSIONS, TASK_SIZE, RunDir
 from archloop.store.store import Store
 from archloop.tasks import load_task
+from archloop.tasks.protocol import protocol_digest
 from archloop.types import Message, TaskData
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 31-bit seed from a run's seed and a path of names, the same on every machine."""
-    text = "/".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4]) & 0x7FFFFFFF
-
-
-def protocol_digest(config: RunConfig, task: TaskData) -> str:
-    """The hash in every row: protocol, task data and what else can change a score."""
-    fixed = {
-        "protocol": config.protocol.model_dump(mode="json"),
-        "task": task.info.digest,
-        "threads": config.sandbox.threads,
-        "precision": resolved_precision(config.protocol.precision),
-    }
-    return config_digest(fixed)
 
 
 def task_prompt(config: RunConfig) -> list[Message]:

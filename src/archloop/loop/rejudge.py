@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from archloop.config import RunConfig
-from archloop.corpus.seed_corpus import read_pairs, seeds_to_judge
+from archloop.corpus.pairs import read_pairs, seeds_to_judge
 from archloop.errors import UsageError
 from archloop.evaluation.graphs import graphs_of
 from archloop.novelty import NoveltyJudge

@@ -15,13 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from archloop.corpus.seed_corpus import (
-    accepted_pair,
-    read_pairs,
-    seed_pairs,
-    seeds_to_judge,
-    write_pairs,
-)
+from archloop.corpus.pairs import read_pairs, seeds_to_judge, write_pairs
+from archloop.corpus.seed_corpus import accepted_pair, seed_pairs
 from archloop.errors import ConfigError, DivergedError, NothingToLearnError, UsageError
 from archloop.evaluation.graphs import graphs_of
 from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, finetune

@@ -2,9 +2,10 @@
 
 A traced graph (:mod:`archloop.sandbox.candidate.trace`) is brought into canonical form and every
 node of it gets a label by Weisfeiler-Lehman refinement, from the inputs to the output and back
-until no new classes appear. Labels see who uses a node, so a shared layer is not two layers. The multiset of
-labels is the network's hash. Graphs that the refinement cannot tell apart share a hash: those with
-shared layers of one shape used crosswise, such as A(A(x)) + B(B(x)) and B(A(x)) + A(B(x)).
+until no new classes appear. Labels see who uses a node, so a shared layer is not two layers. The
+multiset of labels is the network's hash. Graphs that the refinement cannot tell apart share a hash:
+those with shared layers of one shape used crosswise, such as A(A(x)) + B(B(x)) and
+B(A(x)) + A(B(x)).
 
 For near matches, :func:`graph_shingles` gives labels of small neighbourhoods as a set of 64-bit
 hashes, which :func:`archloop.novelty.tokens.jaccard` and the MinHash index take as they take the

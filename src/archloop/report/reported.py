@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from archloop.config import RunConfig
-from archloop.corpus.seed_corpus import distinct_codes, read_pairs
+from archloop.corpus.pairs import distinct_codes, read_pairs
 from archloop.errors import UsageError
 from archloop.evaluation.graphs import traced_before
 from archloop.report.diversity import Diversity, Network, Seeds, of_cycles

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archloop.code.chat import code_sha256, make_pair
+from archloop.code.chat import code_sha256
 from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.corpus.pairs import make_pair
 from archloop.corpus.seeds.infill import infill_prompt
 from archloop.corpus.seeds.narrow import FACTORS, narrow
 from archloop.corpus.seeds.prepare import prepare_all

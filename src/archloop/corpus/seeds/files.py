@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from archloop.code.chat import extract_code, pair_from_json
+from archloop.code.chat import extract_code
+from archloop.corpus.pairs import pair_from_json
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
 

@@ -1,10 +1,10 @@
 """The computation of one forward pass as a plain graph; runs in the candidate's own process.
 
 Every operator that reaches torch's dispatcher is recorded
-(:mod:`archloop.sandbox.candidate.recording`), so Python control flow is unrolled, and
-modules, functions and methods that compute the same are the same. The network is in evaluation mode and on the meta device, which computes shapes and no values;
-one that does not run there is built on the processor and moved to it, and failing that computes for
-real.
+(:mod:`archloop.sandbox.candidate.recording`), so Python control flow is unrolled, and modules,
+functions and methods that compute the same are the same. The network is in evaluation mode and on
+the meta device, which computes shapes and no values; one that does not run there is built on the
+processor and moved to it, and failing that computes for real.
 
 Not covered: what happens only in training (dropout, auxiliary heads, the loss), initial values of
 parameters, values of tensors that come from random numbers, and writes through ``as_strided`` views

@@ -1,0 +1,18 @@
+"""The protocol hash: what has to be equal for two accuracies to be compared."""
+
+from __future__ import annotations
+
+from archloop.config import RunConfig, config_digest
+from archloop.machine.hardware import resolved_precision
+from archloop.types import TaskData
+
+
+def protocol_digest(config: RunConfig, task: TaskData) -> str:
+    """The hash in every row: protocol, task data and what else can change a score."""
+    fixed = {
+        "protocol": config.protocol.model_dump(mode="json"),
+        "task": task.info.digest,
+        "threads": config.sandbox.threads,
+        "precision": resolved_precision(config.protocol.precision),
+    }
+    return config_digest(fixed)
