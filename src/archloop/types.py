@@ -7,9 +7,9 @@ measured", never zero.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -104,6 +104,36 @@ class TaskData:
     """(M,)."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a request comes from; a strategy reads it back from the history of the run."""
+
+    operator: str = "design"
+    """What is asked for: ``design`` (a network from the prompt alone), ``feedback``, ``grammar``."""
+    prompt: str | None = None
+    """Digest of the prompt template, where there is one."""
+    parents: tuple[str, ...] = ()
+    """Ids of the candidates that the prompt shows."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion that a strategy asks for; stored before anything is sampled."""
+
+    cycle: int
+    index: int
+    """Position within the cycle, from 0."""
+    seed: int
+    """Decides the random draws of the completion alone."""
+    task: str
+    """Name of the task that the network is for."""
+    messages: tuple[Message, ...]
+    """The prompt; empty for a generator without an LLM."""
+    temperature: float
+    """Of sampling; 0 is greedy."""
+    origin: Origin = Origin()
+
+
 FinishReason = Literal["stop", "length", "content_filter", "other"]
 """``stop``: the end token was sampled; ``length``: cut at ``max_new_tokens``; the rest comes from
 servers only: withheld by their filter, or ended for another reason (a tool call)."""
@@ -154,6 +184,8 @@ class Verdict:
     """The last of what the network printed."""
     graph: GraphSketch | None = None
     """Of a valid network that could be traced."""
+    macs: int | None = None
+    """Multiply-accumulates of one forward pass of one image, from the traced graph."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +237,26 @@ class NoveltyScores:
 
 
 @dataclass(frozen=True)
+class Decision:
+    """What a strategy decided about one valid candidate, and why."""
+
+    id: str
+    """Of the candidate, ``cNN-IIII``."""
+    outcome: Outcome
+    """``near_duplicate``, ``below_threshold`` or ``accepted``."""
+    scores: NoveltyScores
+    rejection_count: int
+    """Near-duplicates rejected between the last accepted candidate and this one."""
+    rejected_by: tuple[str, ...] = ()
+    """The kinds of novelty, or the configuration keys, that rejected it; empty: it is accepted."""
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the candidate enters the corpus."""
+        return self.outcome is Outcome.ACCEPTED
+
+
+@dataclass(frozen=True)
 class Candidate:
     """One completion with everything known about it: a row of the store."""
 
@@ -238,6 +290,8 @@ class Candidate:
     harness_accuracy: float | None = None
     flags: tuple[str, ...] = ()
     graph: GraphSketch | None = None
+    measures: dict[str, float] = field(default_factory=dict)
+    """Further measures by name (:data:`archloop.search.measures.MEASURES`), such as ``macs``."""
 
     def to_json(self) -> dict[str, Any]:
         """The public JSON row (without the source text)."""
@@ -270,6 +324,12 @@ class CycleStats:
     outcomes: dict[str, int]
     wall_seconds: float | None = None
     n_tokens: int | None = None
+    threshold: float | None = None
+    """The first-epoch accuracy that a candidate of the cycle had to reach."""
+    temperature: float | None = None
+    """Of sampling; ``None``: nothing was sampled from an LLM."""
+    decided: dict[str, Any] = field(default_factory=dict)
+    """What else was decided, as JSON values; ``adapter_rejected``: why a fine-tune's was."""
 
 
 @dataclass(frozen=True)
@@ -297,3 +357,36 @@ class ChatPair:
     def to_json(self) -> dict[str, Any]:
         """A row of ``corpus/cycle_NN.jsonl``."""
         return {"id": self.id, "messages": list(self.messages), "meta": self.meta}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a learner is taught: an answer to a prompt, with a reward or a worse answer beside it."""
+
+    id: str
+    messages: tuple[Message, ...]
+    """The prompt."""
+    answer: str
+    """What the assistant should say."""
+    meta: dict[str, Any]
+    reward: float | None = None
+    """How good the answer is; ``None``: not measured."""
+    rejected: str | None = None
+    """An answer that this one is to be preferred over, where there is one."""
+
+    @classmethod
+    def of(cls, pair: ChatPair) -> Self:
+        """A pair of the corpus as a lesson."""
+        *prompt, answer = pair.messages
+        return cls(pair.id, tuple(prompt), answer["content"], pair.meta)
+
+    def to_json(self) -> dict[str, Any]:
+        """A chat row; ``reward`` and ``rejected`` appear where there is one."""
+        answer: Message = {"role": "assistant", "content": self.answer}
+        row: dict[str, Any] = {"id": self.id, "messages": [*self.messages, answer]}
+        row["meta"] = self.meta
+        if self.reward is not None:
+            row["reward"] = self.reward
+        if self.rejected is not None:
+            row["rejected"] = self.rejected
+        return row
