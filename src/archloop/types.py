@@ -109,7 +109,7 @@ class Origin:
     """Where a request comes from; a strategy reads it back from the history of the run."""
 
     operator: str = "design"
-    """What is asked for: ``design`` (a network from the prompt alone), ``feedback``, ``grammar``."""
+    """What is asked for: ``design`` (from the prompt alone), ``feedback``, ``grammar``."""
     prompt: str | None = None
     """Digest of the prompt template, where there is one."""
     parents: tuple[str, ...] = ()
@@ -361,7 +361,7 @@ class ChatPair:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a learner is taught: an answer to a prompt, with a reward or a worse answer beside it."""
+    """What a learner is taught: an answer to a prompt, with a reward or a worse one beside it."""
 
     id: str
     messages: tuple[Message, ...]

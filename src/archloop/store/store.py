@@ -235,7 +235,7 @@ class Store:
             "training": training,
             "flags": list(verdict.flags),
         }
-        del row["output"], row["graph"]
+        del row["output"], row["graph"], row["macs"]
         row["graph_hash"] = verdict.graph and verdict.graph.hash
         row["graph_shingles"] = verdict.graph and verdict.graph.shingles
         with self._write() as db:
@@ -310,7 +310,9 @@ class Store:
                         f"{self._where}: {candidate.id} is not valid, or not of cycle {stats.cycle}"
                     )
             self._compare(db, stats)
-            db.execute(CYCLES.insert().values(asdict(stats)))
+            row = asdict(stats)
+            del row["threshold"], row["temperature"], row["decided"]
+            db.execute(CYCLES.insert().values(row))
 
     def _refuse_committed(self, db: Connection, cycle: int) -> None:
         if db.scalar(sa.select(CYCLES.c.cycle).where(CYCLES.c.cycle == cycle)) is not None:
