@@ -15,58 +15,30 @@ import archloop
 
 SOURCE = Path(archloop.__file__).parent
 
-LAYERS = (
-    {"types", "errors", "config", "engine_config", "sections", "presets"},
-    {
-        "chat",
-        "code_policy",
-        "diversity",
-        "files",
-        "footprint",
-        "hints",
-        "mix",
-        "novelty",
-        "progress",
-        "prompts",
-        "provenance",
-        "selection",
-        "spending",
-        "stats",
-        "text",
-        "timeline",
-        "worker",
-    },
-    {
-        "assets",
-        "database",
-        "executors",
-        "finetuning",
-        "generation",
-        "llm",
-        "run_dir",
-        "sandbox",
-        "seeds",
-        "store",
-        "tasks",
-    },
-    {"comparison", "context", "corpus", "evaluation", "graphs", "pipeline", "rejudge", "stages"},
+ROOMS = (
+    {"types", "errors", "progress", "text", "files", "worker", "stats"},
+    {"config"},
+    {"code"},
+    {"machine"},
+    {"store"},
+    {"novelty"},
+    {"search"},
+    {"tasks"},
+    {"sandbox"},
+    {"corpus.pairs"},
+    {"llm"},
+    {"corpus"},
+    {"evaluation"},
+    {"doctor"},
     {"loop"},
-    {"checks", "doctor", "machine", "report"},
+    {"report"},
     {"cli", "__main__"},
 )
-"""A module may import its own layer and lower ones; the package's ``__init__`` is the top."""
+"""Lowest first: a module imports its own room and lower ones; ``archloop/__init__`` is the top.
 
-SIDEWAYS = {
-    "executors": {"sandbox"},
-    "finetuning": {"assets", "llm"},
-    "generation": {"assets", "llm", "store", "run_dir"},
-    "llm": {"assets"},
-    "run_dir": {"store"},
-    "seeds": {"assets", "llm", "run_dir", "tasks"},
-    "store": {"database"},
-    "tasks": {"assets"},
-}
-"""Which adapters to the world (layer 2) may know of which."""
+``corpus.pairs`` is lower than the rest of its room: fine-tuning reads pairs, and building a corpus
+needs the LLM's tokenizer.
+"""
 
 ENGINES = {
     "accelerate",
@@ -92,42 +64,42 @@ ENGINES = {
 """What takes long to import."""
 
 OWNERS = {
-    "sqlalchemy": {"database.py", "store.py"},
+    "sqlalchemy": {"store/tables.py", "store/store.py", "store/schema2.py"},
 }
 """Files that nothing can use without the engine, so they import it at their top."""
 
 WORKER_FILES = {
-    "finetuning/arguments.py",
-    "finetuning/checkpoints.py",
-    "finetuning/fit.py",
-    "finetuning/launch.py",
-    "finetuning/linear.py",
-    "finetuning/loading.py",
-    "finetuning/lora.py",
-    "finetuning/loss.py",
-    "finetuning/packing.py",
-    "finetuning/trainer.py",
-    "finetuning/writing.py",
-    "generation/kv_cache.py",
-    "generation/language_model.py",
-    "generation/openai_engine.py",
-    "generation/openvino_conversion.py",
-    "generation/openvino_engine.py",
-    "generation/sampling.py",
-    "generation/transformers_engine.py",
-    "generation/vllm_engine.py",
-    "sandbox/batches.py",
-    "sandbox/feed.py",
+    "llm/finetuning/arguments.py",
+    "llm/finetuning/checkpoints.py",
+    "llm/finetuning/fit.py",
+    "llm/finetuning/launch.py",
+    "llm/finetuning/linear.py",
+    "llm/finetuning/loading.py",
+    "llm/finetuning/lora.py",
+    "llm/finetuning/loss.py",
+    "llm/finetuning/packing.py",
+    "llm/finetuning/trainer.py",
+    "llm/finetuning/writing.py",
+    "llm/generation/kv_cache.py",
+    "llm/generation/language_model.py",
+    "llm/generation/openai_engine.py",
+    "llm/generation/openvino_conversion.py",
+    "llm/generation/openvino_engine.py",
+    "llm/generation/sampling.py",
+    "llm/generation/transformers_engine.py",
+    "llm/generation/vllm_engine.py",
+    "sandbox/feed/batches.py",
+    "sandbox/feed/feed.py",
     "sandbox/forkserver.py",
-    "sandbox/harness.py",
-    "sandbox/meta.py",
-    "sandbox/network.py",
-    "sandbox/prediction.py",
-    "sandbox/recording.py",
-    "sandbox/state.py",
-    "sandbox/trace.py",
-    "sandbox/training.py",
-    "sandbox/weights.py",
+    "sandbox/candidate/harness.py",
+    "sandbox/candidate/meta.py",
+    "sandbox/candidate/network.py",
+    "sandbox/candidate/prediction.py",
+    "sandbox/candidate/recording.py",
+    "sandbox/candidate/state.py",
+    "sandbox/candidate/trace.py",
+    "sandbox/candidate/training.py",
+    "sandbox/candidate/weights.py",
 }
 """Files of processes of their own, which need their engines at once."""
 
@@ -136,16 +108,20 @@ def modules() -> list[Path]:
     return sorted(SOURCE.rglob("*.py"))
 
 
-def unit_of(path: Path) -> str:
-    """The package's direct child that a file belongs to."""
-    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
-
-
-def layer_of(unit: str) -> int:
-    for number, units in enumerate(LAYERS):
-        if unit in units:
+def room_of(module: str) -> int:
+    """Number of the room of a module, by its dotted name below ``archloop``."""
+    for number, names in enumerate(ROOMS):
+        if any(module == name or module.startswith(f"{name}.") for name in names):
+            if module.startswith("corpus.pairs") and "corpus" in names:
+                continue
             return number
-    raise AssertionError(f"{unit}: give this new module a layer in LAYERS and in ARCHITECTURE.md")
+    raise AssertionError(f"{module}: give this new module a room in ROOMS and in ARCHITECTURE.md")
+
+
+def name_of(path: Path) -> str:
+    """Dotted name of a file's module below ``archloop``."""
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def imported(node: ast.AST) -> Iterator[str]:
@@ -158,24 +134,30 @@ def imported(node: ast.AST) -> Iterator[str]:
         yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own_units(path: Path) -> set[str]:
-    """The direct children of the package that a file imports, wherever in the file."""
+def own_modules(path: Path) -> set[str]:
+    """What a file imports of the package, wherever in the file, below ``archloop``."""
     tree = ast.parse(path.read_text("utf-8"))
     names = {name for node in ast.walk(tree) for name in imported(node)}
-    units = {name.split(".")[1] for name in names if name.startswith("archloop.")}
-    return units - {"__version__"}
+    found = {name.removeprefix("archloop.") for name in names if name.startswith("archloop.")}
+    return found - {"__version__"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: p.relative_to(SOURCE).as_posix())
-def test_a_module_imports_lower_layers_only(path: Path) -> None:
-    unit = unit_of(path)
-    if unit == "__init__":
+def test_a_module_imports_lower_rooms_only(path: Path) -> None:
+    name = name_of(path)
+    if not name:
         return
-    layer = layer_of(unit)
-    for other in own_units(path) - {unit}:
-        assert layer_of(other) <= layer, f"{unit} (layer {layer}) imports {other}"
-        if layer == 2 and layer_of(other) == 2:
-            assert other in SIDEWAYS.get(unit, set()), f"{unit} imports {other}, its neighbour"
+    room = room_of(name)
+    for other in own_modules(path):
+        assert room_of(other) <= room, f"{name} (room {room}) imports {other}"
+
+
+def test_every_room_is_there_and_the_walk_would_find_a_breach() -> None:
+    names = [name_of(path) for path in modules() if name_of(path)]
+    for number, rooms in enumerate(ROOMS):
+        assert number in {room_of(name) for name in names}, f"{rooms}: no such module"
+    assert room_of("store.store") < room_of("loop.run") < room_of("cli.runs")
+    assert room_of("corpus.pairs") < room_of("llm.models") < room_of("corpus.seeds.build")
 
 
 def at_import_time(body: list[ast.stmt]) -> Iterator[ast.stmt]:

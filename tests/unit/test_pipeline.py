@@ -1,9 +1,188 @@
+"""One cycle's queue between a generator, an executor and a real store; no LLM, no sandbox."""
+
 from __future__ import annotations
 
-import pytest
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import pytest
+from archloop.llm.generation.session import Sampled
+
+from archloop.code.chat import render_code
 from archloop.config import load_config
-from archloop.loop.pipeline import batches_of
+from archloop.config.engines import ENGINES
+from archloop.errors import ArchloopError, CapReachedError
+from archloop.evaluation.executor import Evaluate, Evaluated
+from archloop.llm.spending import Spent
+from archloop.loop.pipeline import CyclePlan, Pipeline, batches_of
+from archloop.progress import Progress, Silent
+from archloop.store.run_dir import SPENT
+from archloop.store.store import Store
+from archloop.types import Completion, Outcome, Request, Verdict
+from conftest import network
+
+GOOD = render_code(network())
+N = 6
+
+
+def requests(n: int = N) -> tuple[Request, ...]:
+    return tuple(Request(1, i, 100 + i, "t", (), 0.5) for i in range(n))
+
+
+@dataclass
+class Writer:
+    """Answers requests from a table; fails after ``most`` answers, if that is given."""
+
+    texts: dict[int, str] = field(default_factory=dict)
+    most: int | None = None
+    error: BaseException | None = None
+    asked: list[list[list[int]]] = field(default_factory=list)
+    costs: bool = False
+    waits: threading.Event | None = None
+    """Set when somebody closed the iterator."""
+
+    def generate(
+        self, batches: Sequence[Sequence[Request]], adapter: Path | None, spent: Spent
+    ) -> Iterator[Sampled]:
+        self.asked.append([[r.index for r in batch] for batch in batches])
+        done = 0
+        try:
+            for request in (r for batch in batches for r in batch):
+                if done == self.most:
+                    assert self.error is not None
+                    raise self.error
+                done += 1
+                text = self.texts.get(request.index, GOOD)
+                sum_so_far = Spent(prompt_tokens=10 * done) if self.costs else None
+                yield Sampled(Completion(1, request.index, text, 7, "stop"), sum_so_far)
+        finally:
+            if self.waits is not None:
+                self.waits.set()
+
+
+@dataclass
+class Table:
+    """An executor that answers at once, by the seed of the job."""
+
+    fails: dict[int, BaseException] = field(default_factory=dict)
+    """By the number of the job."""
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=list)
+
+    def submit(self, job: Evaluate) -> Future[Evaluated]:
+        future: Future[Evaluated] = Future()
+        number = len(self.seeds)
+        self.seeds.append(job.seed)
+        if number in self.fails:
+            future.set_exception(self.fails[number])
+        else:
+            outcome = self.outcomes.get(number, Outcome.VALID)
+            accuracy = 0.5 if outcome.is_valid else None
+            verdict = Verdict(outcome, n_params=5, first_epoch_accuracy=accuracy)
+            future.set_result(Evaluated(verdict, 1.0, 2.0))
+        return future
+
+
+class Watching(Silent):
+    def __init__(self) -> None:
+        self.seen: list[Progress] = []
+
+    def update(self, progress: Progress) -> None:
+        self.seen.append(progress)
+
+
+def plan(engine: str = "openvino", *, n: int = N, size: int = 2, **changes: Any) -> CyclePlan:
+    values: dict[str, Any] = {
+        "cycle": 1,
+        "cycles": 1,
+        "seed": 0,
+        "requests": requests(n),
+        "batches": tuple(range(i, min(i + size, n)) for i in range(0, n, size)),
+        "valid_target": None,
+        "max_params": 10,
+        "traits": ENGINES[engine],
+        "isolation": "confined",
+        "protocol": "p",
+        "training": "contract",
+    }
+    return CyclePlan(**values | changes)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "run.db") as opened:
+        opened.add_requests(requests())
+        yield opened
+
+
+def work(
+    store: Store,
+    writer: Writer,
+    table: Any = None,
+    watching: Silent | None = None,
+    **changes: Any,
+) -> None:
+    executor = table or Table()
+    Pipeline(plan(**changes), None, store, writer, executor, watching or Silent()).work()
+
+
+def outcomes(store: Store) -> list[str]:
+    return [c.outcome.value for c in store.candidates(1)]
+
+
+def test_every_completion_gets_a_verdict_and_every_step_a_span(store: Store) -> None:
+    watching = Watching()
+    texts = {1: "no code here", 2: render_code("import os\n" + network())}
+    work(store, Writer(texts), Table(), watching)
+    assert outcomes(store) == ["valid", "no_code", "forbidden_code", "valid", "valid", "valid"]
+    spans = [(s.stage, s.index) for s in store.spans()]
+    assert sorted(i for stage, i in spans if stage == "generate") == list(range(N))
+    assert sorted(i for stage, i in spans if stage == "evaluate") == [0, 3, 4, 5]
+    assert (watching.seen[-1].done, watching.seen[-1].total) == (N, N)
+
+
+def test_what_is_stored_is_not_done_again_but_its_batch_is_sampled_as_a_whole(
+    store: Store,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work(store, Writer(most=3, error=KeyboardInterrupt()))
+    assert [c.index for c in store.completions(1)] == [0, 1, 2]
+    again, table = Writer(), Table()
+    work(store, again, table)
+    assert again.asked == [[[2, 3], [4, 5]]]
+    assert outcomes(store) == ["valid"] * N
+    assert len(set(table.seeds)) == len(table.seeds)
+
+
+def test_a_server_is_asked_only_for_what_is_missing(store: Store) -> None:
+    error = CapReachedError("openai.cap_tokens: reached")
+    with pytest.raises(CapReachedError):
+        work(store, Writer(most=3, error=error, costs=True), engine="openai", size=N)
+    assert len(store.candidates(1)) == 3, "what has been paid for is judged"
+    assert Spent.from_json(store.get_meta(SPENT)) == Spent(prompt_tokens=30)
+    again = Writer()
+    work(store, again, engine="openai", size=N)
+    assert again.asked == [[[3, 4, 5]]]
+
+
+def test_a_cycle_ends_at_a_batch_with_enough_valid_ones(store: Store) -> None:
+    writer = Writer()
+    work(store, writer, Table(outcomes={0: Outcome.TRAIN_ERROR}), valid_target=2)
+    assert writer.asked == [[[0, 1]], [[2, 3]]]
+    assert outcomes(store) == ["train_error", "valid", "valid", "valid"]
+
+
+def test_a_fault_of_the_harness_ends_the_cycle_and_the_writing(store: Store) -> None:
+    stopped = threading.Event()
+    writer = Writer(waits=stopped)
+    with pytest.raises(ArchloopError, match="lost"):
+        work(store, writer, Table(fails={1: ArchloopError("the sandbox is lost")}))
+    assert stopped.wait(10)
+    assert "valid" in outcomes(store)
 
 
 @pytest.mark.parametrize(

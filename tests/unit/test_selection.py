@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
 import pytest
 
 from archloop.config import NoveltyConfig, SelectionConfig
 from archloop.novelty import NoveltyJudge
-from archloop.search.selection import Decision, ValidCandidate, select, threshold_of
-from archloop.types import Candidate, Outcome
+from archloop.search.selection import broken_limits, select, threshold_of
+from archloop.types import Candidate, Decision, Outcome
 
 ACCEPTED, BELOW, DUPLICATE = (
     Outcome.ACCEPTED,
@@ -17,6 +21,23 @@ ACCEPTED, BELOW, DUPLICATE = (
 def text(word: str) -> str:
     """Code that shares no shingle with that of another word."""
     return "\n".join(f"{word}{i} = layer({word}, {i}, width={i * 8})" for i in range(20))
+
+
+def candidate(id: str, code: str, accuracy: float | None, **rest: Any) -> Candidate:
+    return Candidate(id, 1, 0, Outcome.VALID, code=code, first_epoch_accuracy=accuracy, **rest)
+
+
+def chosen(
+    candidates: list[Candidate],
+    judge: NoveltyJudge,
+    threshold: float,
+    *,
+    max_train_seconds: float | None = None,
+    **rest: Any,
+) -> list[Decision]:
+    config = SelectionConfig(min_accuracy=threshold, max_train_seconds=max_train_seconds)
+    limits = partial(broken_limits, selection=config, threshold=threshold)
+    return list(select(candidates, judge, limits=limits, **rest))
 
 
 def started(*seeds: str) -> NoveltyJudge:
@@ -33,15 +54,15 @@ def brief(decisions: list[Decision]) -> list[tuple[str, Outcome, int]]:
 
 def test_ladder_and_rejection_count() -> None:
     candidates = [
-        ValidCandidate("0", text("seed"), 0.9),  # a copy of a seed, however accurate
-        ValidCandidate("1", text("a"), 0.39),
-        ValidCandidate("2", text("a"), 0.41),  # what was not accepted does not count
-        ValidCandidate("3", text("a"), 0.41),
-        ValidCandidate("4", text("a"), 0.10),  # near-duplicate comes before the threshold
-        ValidCandidate("5", text("b"), 0.40),  # reaching the threshold is enough
-        ValidCandidate("6", text("c"), 0.50),
+        candidate("0", text("seed"), 0.9),  # a copy of a seed, however accurate
+        candidate("1", text("a"), 0.39),
+        candidate("2", text("a"), 0.41),  # what was not accepted does not count
+        candidate("3", text("a"), 0.41),
+        candidate("4", text("a"), 0.10),  # near-duplicate comes before the threshold
+        candidate("5", text("b"), 0.40),  # reaching the threshold is enough
+        candidate("6", text("c"), 0.50),
     ]
-    decisions = select(candidates, started("seed"), 0.40)
+    decisions = chosen(candidates, started("seed"), 0.40)
     assert brief(decisions) == [
         ("0", DUPLICATE, 0),
         ("1", BELOW, 1),
@@ -59,34 +80,34 @@ def test_ladder_and_rejection_count() -> None:
 
 
 def test_rejections_are_carried_over_from_the_last_cycle() -> None:
-    candidate = ValidCandidate("0", text("a"), 0.5)
-    decisions = select([candidate], started(), 0.40, rejection_count=7)
+    only = candidate("0", text("a"), 0.5)
+    decisions = chosen([only], started(), 0.40, rejection_count=7)
     assert brief(decisions) == [("0", ACCEPTED, 7)]
 
 
 def test_without_the_novelty_filter_scores_are_kept() -> None:
     candidates = [
-        ValidCandidate("0", text("a"), 0.5),
-        ValidCandidate("1", text("a"), 0.5),
-        ValidCandidate("2", text("a"), 0.1),
+        candidate("0", text("a"), 0.5),
+        candidate("1", text("a"), 0.5),
+        candidate("2", text("a"), 0.1),
     ]
-    decisions = select(candidates, started(), 0.40, reject_near_duplicates=False)
+    decisions = chosen(candidates, started(), 0.40, reject_near_duplicates=False)
     assert brief(decisions) == [("0", ACCEPTED, 0), ("1", ACCEPTED, 0), ("2", BELOW, 0)]
     assert [d.scores.nn_jaccard_gen for d in decisions] == [0.0, 1.0, 1.0]
     assert decisions[1].scores.is_near_duplicate
 
 
 def test_without_the_threshold_every_novel_one_is_accepted() -> None:
-    candidates = [ValidCandidate("0", text("a"), 0.0), ValidCandidate("1", text("a"), 0.9)]
-    decisions = select(candidates, started(), 0.0)
+    candidates = [candidate("0", text("a"), 0.0), candidate("1", text("a"), 0.9)]
+    decisions = chosen(candidates, started(), 0.0)
     assert [d.outcome for d in decisions] == [ACCEPTED, DUPLICATE]
 
 
 def test_next_cycle_compares_with_the_corpus() -> None:
     judge = started()
-    select([ValidCandidate("c01-0000", text("a"), 0.5)], judge, 0.40)
+    chosen([candidate("c01-0000", text("a"), 0.5)], judge, 0.40)
     judge.start_cycle()
-    (decision,) = select([ValidCandidate("c02-0000", text("a"), 0.5)], judge, 0.40)
+    (decision,) = chosen([candidate("c02-0000", text("a"), 0.5)], judge, 0.40)
     assert decision.outcome is DUPLICATE
     assert decision.scores.near_dup_text_train
     assert not decision.scores.near_dup_text_gen
@@ -94,7 +115,7 @@ def test_next_cycle_compares_with_the_corpus() -> None:
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_few_candidates(size: int) -> None:
-    assert len(select([ValidCandidate("0", text("a"), 0.5)][:size], started(), 0.40)) == size
+    assert len(chosen([candidate("0", text("a"), 0.5)][:size], started(), 0.40)) == size
 
 
 @pytest.mark.parametrize(
@@ -106,14 +127,14 @@ def test_few_candidates(size: int) -> None:
 )
 def test_who_trained_for_too_long_is_not_accepted(limit: float | None, ends: list[Outcome]) -> None:
     candidates = [
-        ValidCandidate("0", text("a"), 0.5, train_seconds=30.0),  # as long as allowed
-        ValidCandidate("1", text("b"), 0.9, train_seconds=30.1),
-        ValidCandidate("2", text("b"), 0.5, train_seconds=5.0),  # no near-duplicate of the last
-        ValidCandidate("3", text("c"), 0.1, train_seconds=5.0),
+        candidate("0", text("a"), 0.5, train_seconds=30.0),  # as long as allowed
+        candidate("1", text("b"), 0.9, train_seconds=30.1),
+        candidate("2", text("b"), 0.5, train_seconds=5.0),  # no near-duplicate of the last
+        candidate("3", text("c"), 0.1, train_seconds=5.0),
     ]
     if limit is None:
-        candidates[2] = candidates[2]._replace(code=text("d"))
-    decisions = select(candidates, started(), 0.40, max_train_seconds=limit)
+        candidates[2] = replace(candidates[2], code=text("d"))
+    decisions = chosen(candidates, started(), 0.40, max_train_seconds=limit)
     assert [d.outcome for d in decisions] == ends
 
 
@@ -140,8 +161,35 @@ def test_a_cycle_with_one_valid_candidate_or_none(accuracies: list[float], wante
     assert threshold_of(SelectionConfig(percentile=50.0), [accuracies]) == wanted
 
 
-def test_of_a_row_accuracy_source_and_seconds_count() -> None:
-    row = Candidate(
-        "c01-0000", 1, 0, Outcome.VALID, code="x", first_epoch_accuracy=0.5, train_seconds=7.0
+def test_every_limit_that_is_broken_is_named() -> None:
+    config = SelectionConfig(min_accuracy=0.4, max_macs=100, max_train_seconds=30.0)
+    slow = candidate("0", text("a"), 0.1, train_seconds=31.0, measures={"macs": 101.0})
+    assert broken_limits(slow, config, 0.4) == (
+        "selection.min_accuracy",
+        "selection.max_macs",
+        "selection.max_train_seconds",
     )
-    assert ValidCandidate.of(row) == ("c01-0000", "x", 0.5, None, 7.0)
+    assert broken_limits(slow, config, 0.6)[0] == "selection.percentile"
+    (decision,) = select([slow], started(), limits=lambda c: broken_limits(c, config, 0.4))
+    assert decision.rejected_by == broken_limits(slow, config, 0.4)
+
+
+def test_a_cost_that_was_not_measured_breaks_no_limit_and_a_missing_accuracy_does() -> None:
+    config = SelectionConfig(min_accuracy=0.0, max_macs=100, max_train_seconds=30.0)
+    assert broken_limits(candidate("0", text("a"), 0.0), config, 0.0) == ()
+    assert broken_limits(candidate("0", text("a"), None), config, 0.0) == (
+        "selection.min_accuracy",
+    )
+
+
+def test_near_duplicates_name_the_kind_that_rejected_them() -> None:
+    first, again = candidate("0", text("a"), 0.5), candidate("1", text("a"), 0.5)
+    decisions = list(select([first, again], started(), limits=lambda _: ()))
+    assert [d.rejected_by for d in decisions] == [(), ("lexical",)]
+    assert [d.accepted for d in decisions] == [True, False]
+
+
+def test_a_candidate_without_code_is_a_fault() -> None:
+    row = Candidate("0", 1, 0, Outcome.VALID)
+    with pytest.raises(ValueError, match="without code"):
+        list(select([row], started(), limits=lambda _: ()))

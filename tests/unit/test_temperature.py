@@ -6,15 +6,16 @@ from typing import Any
 
 import pytest
 
-from archloop.config import RunConfig, load_config, resolve
+from archloop.config import PaperSearch, resolve
 from archloop.errors import ConfigError
-from archloop.llm.generation.job import GenerationJob
 from archloop.search.temperature import temperature_of
 from archloop.types import CycleStats
 
 
-def configured(**loop: Any) -> RunConfig:
-    return resolve({"generation": {"temperature": 1.0}, "loop": loop})
+def configured(**search: Any) -> PaperSearch:
+    found = resolve({"generation": {"temperature": 1.0}, "search": search}).search
+    assert isinstance(found, PaperSearch)
+    return found
 
 
 def cycle(valid: int, near_duplicates: int) -> CycleStats:
@@ -53,27 +54,19 @@ REPEATS, INVALID, SOUND = cycle(90, 10), cycle(84, 80), cycle(85, 8)
 )
 def test_it_rises_while_the_llm_repeats_itself(cycles: list[CycleStats], wanted: float) -> None:
     config = configured(temperature_step=0.1, temperature_max=1.35)
-    assert temperature_of(config, cycles) == wanted
+    assert temperature_of(1.0, config, cycles) == wanted
 
 
 @pytest.mark.parametrize("highest", [1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.0])
 def test_it_rises_to_the_highest_in_whole_steps(highest: float) -> None:
     config = configured(temperature_step=0.1, temperature_max=highest)
-    assert temperature_of(config, [REPEATS] * 20) == highest  # (1.2 - 1.0) / 0.1 is below 2
+    assert temperature_of(1.0, config, [REPEATS] * 20) == highest  # (1.2 - 1.0) / 0.1 is below 2
 
 
 def test_it_stays_unless_asked_for() -> None:
-    assert temperature_of(configured(), [REPEATS] * 5) == 1.0
+    assert temperature_of(1.0, configured(), [REPEATS] * 5) == 1.0
 
 
 def test_a_highest_below_the_first_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"loop\.temperature_max: below generation\.temperature"):
+    with pytest.raises(ConfigError, match=r"search\.temperature_max: below"):
         configured(temperature_step=0.1, temperature_max=0.9)
-
-
-def test_the_job_samples_at_it() -> None:
-    rest: dict[str, Any] = {"model_dir": ".", "adapter_dir": None, "messages": [], "batches": []}
-    config = load_config("embedded")
-    job = GenerationJob.of(config, temperature=1.7, **rest)
-    assert job.to_json()["config"] == config.generation.model_dump() | {"temperature": 1.7}
-    assert GenerationJob.of(config, **rest).config == config.generation

@@ -20,14 +20,17 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from archloop.config.engines import OpenAIConfig, VLLMConfig, check_sections, may_change
 from archloop.config.sections import (
     EMBEDDED,
+    SEARCHES,
     FinetuneConfig,
     GenerationConfig,
     LLMConfig,
     LoopConfig,
     NoveltyConfig,
+    PaperSearch,
     PromptConfig,
     ProtocolConfig,
     SandboxConfig,
+    SearchConfig,
     Section,
     SeedsConfig,
     SelectionConfig,
@@ -51,6 +54,7 @@ class RunConfig(Section):
     sandbox: SandboxConfig = SandboxConfig()
     novelty: NoveltyConfig = NoveltyConfig()
     selection: SelectionConfig = SelectionConfig()
+    search: SearchConfig = PaperSearch()
     finetune: FinetuneConfig = FinetuneConfig()
     loop: LoopConfig = LoopConfig()
 
@@ -65,8 +69,10 @@ class RunConfig(Section):
         if self.generation.replay_from and self.generation.engine != "replay":
             raise ValueError("generation.replay_from: only with generation.engine = 'replay'")
         self.finetune.check()
-        if self.loop.temperature_step and self.loop.temperature_max < self.generation.temperature:
-            raise ValueError("loop.temperature_max: below generation.temperature")
+        search, lowest = self.search, self.generation.temperature
+        moves = isinstance(search, PaperSearch) and search.temperature_step > 0
+        if moves and search.temperature_max < lowest:
+            raise ValueError("search.temperature_max: below generation.temperature")
         check_sections(self.generation.engine, {"openai": self.openai, "vllm": self.vllm})
         if self.generation.engine == "openai":
             self._check_remote()
@@ -130,7 +136,8 @@ def resolve_with(
     tree: dict[str, Any], overrides: Iterable[str], flags: Mapping[str, Any] | None = None
 ) -> RunConfig:
     """Validate a nested mapping with ``KEY=VALUE`` overrides on top, and flags on top of them."""
-    for text in overrides:
+    # The type comes first, as it decides which other keys there are.
+    for text in sorted(overrides, key=lambda text: not text.strip().startswith("search.type")):
         _apply_override(tree, text)
     for key, value in (flags or {}).items():
         section, _, name = key.partition(".")
@@ -146,11 +153,36 @@ def resolve(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError("; ".join(_explain(dict(e)) for e in error.errors())) from None
 
 
+_MOVED = {
+    f"loop.{key}": f"search.{key}"
+    for key in ("temperature_step", "temperature_max", "most_near_duplicates", "least_valid")
+}
+"""Keys of earlier versions, and where they are now."""
+
+
+def resolve_stored(tree: Mapping[str, Any]) -> RunConfig:
+    """The configuration that a run keeps, which may be an earlier version's; see :func:`resolve`.
+
+    Raises:
+        ConfigError: It is no configuration of this version or an earlier one.
+    """
+    own = {k: dict(v) if isinstance(v, Mapping) else v for k, v in tree.items()}
+    for old, new in _MOVED.items():
+        (section, key), (target, name) = old.split("."), new.split(".")
+        if isinstance(own.get(section), dict) and key in own[section]:
+            own.setdefault(target, {})[name] = own[section].pop(key)
+    return resolve(own)
+
+
 def config_digest(section: BaseModel | Mapping[str, Any]) -> str:
     """First 12 hex digits of the SHA-256 of a section's canonical JSON."""
     data = section.model_dump(mode="json") if isinstance(section, BaseModel) else dict(section)
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+_MAY_GROW = frozenset({"loop.cycles"})
+"""Keys that a run may go on with at a higher value."""
 
 
 def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
@@ -159,7 +191,9 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
         for key in sorted(a.keys() | b.keys())
-        if a.get(key) != b.get(key) and not may_change(key)
+        if a.get(key) != b.get(key)
+        and not may_change(key)
+        and not (key in _MAY_GROW and b[key] > a[key])
     ]
 
 
@@ -188,6 +222,7 @@ def _read_source(source: str | Path) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    _leave_other_search(base, top.get("search"))
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), dict):
             _merge(base[key], value)
@@ -196,11 +231,23 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return base
 
 
+def _leave_other_search(base: dict[str, Any], top: Any) -> None:
+    """Drop the keys of ``[search]`` below one of another type, which has other keys."""
+    below = base.get("search")
+    if not isinstance(below, Mapping) or not isinstance(top, Mapping):
+        return
+    before = below.get("type", "paper")
+    if top.get("type", before) != before:
+        del base["search"]
+
+
 def _apply_override(tree: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, for example loop.cycles=3")
+    if parts == ["search", "type"]:
+        _leave_other_search(tree, {"type": raw.strip().strip("\"'")})
     for part in parts[:-1]:
         tree = tree.setdefault(part, {})
         if not isinstance(tree, dict):
@@ -220,10 +267,18 @@ _PLAIN = {"model_type": "a section with keys of its own", "tuple_type": "a list"
 
 
 def _explain(error: Mapping[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"])
+    loc = tuple(error["loc"])
+    if loc[:1] == ("search",) and len(loc) > 1:
+        loc = ("search", *loc[2:])  # without the type, which pydantic puts between
+    where = ".".join(str(part) for part in loc)
     message = str(error["msg"]).removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
+        if where in _MOVED:
+            return f"{where}: is now {_MOVED[where]}"
         return f"{where}: unknown key; allowed here: {', '.join(_allowed_keys(error['loc'][:-1]))}"
+    if error["type"] == "union_tag_invalid":
+        allowed = ", ".join(repr(name) for name in SEARCHES)
+        return f"search.type: {error['ctx']['tag']!r} unknown; allowed: {allowed}"
     message = _PLAIN.get(error["type"], message)
     value = error.get("input")
     shown = isinstance(value, str | int | float | bool | list) and not where.startswith("openai.")
@@ -235,7 +290,9 @@ def _explain(error: Mapping[str, Any]) -> str:
 def _allowed_keys(loc: tuple[Any, ...]) -> list[str]:
     model: Any = RunConfig
     for part in loc:
-        model = model.model_fields[part].annotation
+        model = SEARCHES[part] if part in SEARCHES else model.model_fields[part].annotation
+        if not hasattr(model, "model_fields"):  # the union of the searches
+            continue
     return sorted(model.model_fields)
 
 

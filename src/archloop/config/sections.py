@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -246,6 +248,9 @@ class SelectionConfig(Section):
     accuracies of the cycle and those before it (``window`` in all); ``None``: it stays (paper)."""
     window: int = Field(3, ge=1)
     """Cycles that ``percentile`` looks at, the current one included."""
+    max_macs: int | None = Field(None, ge=1)
+    """A candidate whose forward pass takes more multiply-accumulates an image is
+    ``below_threshold``; the same on every machine. ``None``: no limit (paper)."""
     max_train_seconds: float | None = Field(None, gt=0)
     """A candidate that trained for longer, on the machine of the run, is ``below_threshold``
     however accurate it is, so that the LLM learns from quick ones; ``None``: no limit (paper)."""
@@ -325,14 +330,10 @@ class FinetuneConfig(Section):
                     raise ValueError(f"finetune.{key}: only with {needed}")
 
 
-class LoopConfig(Section):
-    """How many cycles, and when one ends."""
+class PaperSearch(Section):
+    """The paper's method: one prompt, novel and accurate networks accepted, the LLM fine-tuned."""
 
-    cycles: int = Field(22, ge=1, le=10_000)
-    completions: int = Field(150, ge=1, le=100_000)
-    """Completions sampled in a cycle; the cap when ``valid_target`` is set."""
-    valid_target: int | None = Field(None, ge=1)
-    """End the cycle once this many candidates are valid (decided at batch boundaries)."""
+    type: Literal["paper"] = "paper"
     temperature_step: float = Field(0.0, ge=0.0, le=1.0)
     """Raise the temperature by this after a cycle with more than ``most_near_duplicates`` among its
     valid completions; lower it, never below ``generation.temperature``, after one with less than
@@ -341,6 +342,57 @@ class LoopConfig(Section):
     """The highest that ``temperature_step`` leads to."""
     most_near_duplicates: Fraction = 0.10
     least_valid: Fraction = 0.85
+
+
+class RandomSearch(Section):
+    """The random baseline: networks from a small grammar, no LLM and no learning.
+
+    The sections ``[llm]``, ``[generation]`` and ``[finetune]`` play no part.
+    """
+
+    type: Literal["random"] = "random"
+
+
+class FeedbackSearch(Section):
+    """A frozen LLM whose prompt shows what became of its last networks (nn-gpt's baseline)."""
+
+    type: Literal["feedback"] = "feedback"
+    memory: int = Field(5, ge=1, le=100)
+    """So many of the last networks of earlier cycles are shown, each with its outcome and its
+    accuracy or error."""
+    memory_characters: int = Field(12_000, ge=100, le=2**20)
+    """Their code takes at most so many characters of the prompt; the oldest are left out first."""
+
+
+def _search_type(section: Any) -> Any:
+    """The tag of the union, of keys or of a section; a wrong one is named in the error."""
+    return section.get("type", "paper") if isinstance(section, Mapping) else section.type
+
+
+SearchConfig = Annotated[
+    Annotated[PaperSearch, Tag("paper")]
+    | Annotated[RandomSearch, Tag("random")]
+    | Annotated[FeedbackSearch, Tag("feedback")],
+    Discriminator(_search_type),
+]
+"""How a run asks for networks, decides over them and learns; each type has keys of its own."""
+
+SEARCHES: dict[str, type[Section]] = {
+    "paper": PaperSearch,
+    "random": RandomSearch,
+    "feedback": FeedbackSearch,
+}
+"""The section of each ``search.type``."""
+
+
+class LoopConfig(Section):
+    """How many cycles, and when one ends."""
+
+    cycles: int = Field(22, ge=1, le=10_000)
+    completions: int = Field(150, ge=1, le=100_000)
+    """Completions sampled in a cycle; the cap when ``valid_target`` is set."""
+    valid_target: int | None = Field(None, ge=1)
+    """End the cycle once this many candidates are valid (decided at batch boundaries)."""
     final_finetune: bool = False
     """Fine-tune once more after the last cycle, so the run ends with an adapter of everything
     accepted; not with ``finetune.enabled = false``."""

@@ -100,6 +100,11 @@ def _open(file: Path) -> IO[str]:
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
     """Write a corpus file, whole or not at all."""
+    write_rows(file, (pair.to_json() for pair in pairs))
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write chat rows, of pairs or of lessons, whole or not at all."""
     with replacing(file) as sink:
-        for pair in pairs:
-            sink.write(json.dumps(pair.to_json(), ensure_ascii=False) + "\n")
+        for row in rows:
+            sink.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -12,6 +12,7 @@ from archloop.corpus.seeds.build import PROBE_SUBJECT
 from archloop.evaluation.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
+from archloop.search.selection import select
 from archloop.types import Candidate, GraphSketch, NoveltyScores, Outcome
 
 
@@ -42,30 +43,30 @@ def compare_files(
     for id, code in known.items():
         judge.add_known(id, code, sketches.get(id))
     judge.start_cycle()
-    rejected = 0
-    for index, (name, code) in enumerate(sources):
-        row = Candidate(id=name, cycle=0, index=index, outcome=Outcome.VALID, code=code)
+    rows = {
+        name: Candidate(name, 0, index, Outcome.VALID, code=code, graph=sketches.get(name))
+        for index, (name, code) in enumerate(sources)
+    }
+    decisions = select((rows[n] for n, _ in sources if n in sound), judge, limits=lambda _: ())
+    for name, _ in sources:
+        row = rows[name]
         if name not in sound:
             fault = faults[name]
             assert fault is not None
             yield replace(row, outcome=fault.outcome, error=fault.error), None
             continue
-        graph = sketches.get(name)
-        scores = judge.judge(name, code, graph)
-        near = scores.is_near_duplicate
+        decision = next(decisions)
+        scores = decision.scores
         yield (
             replace(
                 row,
-                outcome=Outcome.NEAR_DUPLICATE if near else Outcome.VALID,
-                rejection_count=rejected,
-                graph=graph,
+                # Nothing is accepted here, only found to be new.
+                outcome=Outcome.VALID if decision.accepted else decision.outcome,
+                rejection_count=decision.rejection_count,
                 **_retrieved(scores),
             ),
             None if scores.nearest is None else (known | sound)[scores.nearest],
         )
-        rejected = rejected + 1 if near else 0
-        if not near:
-            judge.accept(name, code, graph)
 
 
 def _sketches(codes: dict[str, str], config: RunConfig) -> dict[str, GraphSketch | None]:

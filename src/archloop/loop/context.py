@@ -6,41 +6,65 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.config.derived import derive_seed
 from archloop.errors import ConfigError, UsageError
+from archloop.evaluation.executor import Executor, build_executor
 from archloop.files import write_text
-from archloop.llm.models import adapter_mismatch, resolve_adapter, resolve_model
-from archloop.machine.hardware import on_this_machine, resolved_precision, session
+from archloop.llm.finetuning.learner import Learner, build_learner
+from archloop.llm.generation.session import GeneratorSession
+from archloop.llm.models import adapter_mismatch, read_settings, resolve_adapter, resolve_model
+from archloop.machine.footprint import LLMShape, finetune_bytes
+from archloop.machine.hardware import (
+    free_memory,
+    nvidia_gpus,
+    on_this_machine,
+    resolved_precision,
+    session,
+)
 from archloop.progress import Observer
 from archloop.search.prompts import PromptSubject, PromptTemplate
-from archloop.store.run_dir import PINNED, SESSIONS, TASK_SIZE, RunDir
+from archloop.search.strategy import Strategy, build_strategy
+from archloop.store.run_dir import FINISHED, PINNED, SESSIONS, TASK_SIZE, RunDir
 from archloop.store.store import Store
 from archloop.tasks import load_task
 from archloop.tasks.protocol import protocol_digest
-from archloop.types import Message, TaskData
+from archloop.types import Message, Request, TaskData
+
+_LIBRARY_BYTES = 2**30
+"""What torch and the libraries around it take in a process of their own."""
+
+NO_ADAPTER = "none"
+"""Stands for the adapter's name in a run without adapters."""
+
+
+def _subject(task: TaskData) -> PromptSubject:
+    return PromptSubject(task.info.title, task.info.shape, task.info.classes)
 
 
 def task_prompt(config: RunConfig) -> list[Message]:
     """The prompt of a configuration; loads its task, whose data say shape and classes."""
-    return _render(config, load_task(config.task, config.protocol))
-
-
-def _render(config: RunConfig, task: TaskData) -> list[Message]:
-    subject = PromptSubject(task.info.title, task.info.shape, task.info.classes)
     template = PromptTemplate.from_config(config.prompt)
-    return template.render(subject, config.task.max_params)
+    task = load_task(config.task, config.protocol)
+    return template.render(_subject(task), config.task.max_params)
 
 
 @dataclass
 class RunContext:
-    """One run directory, opened for work."""
+    """One run directory, opened for work, with what lives as long as the run does."""
 
     config: RunConfig
     paths: RunDir
     store: Store
     observer: Observer
+
+    @cached_property
+    def strategy(self) -> Strategy:
+        """What to ask for, accept and learn from."""
+        return build_strategy(self.config)
 
     @cached_property
     def template(self) -> PromptTemplate:
@@ -51,6 +75,16 @@ class RunContext:
     def task(self) -> TaskData:
         """The images, loaded once."""
         return load_task(self.config.task, self.config.protocol)
+
+    @property
+    def subject(self) -> PromptSubject:
+        """What a prompt says about the task."""
+        return _subject(self.task)
+
+    @cached_property
+    def prompt(self) -> list[Message]:
+        """The run's prompt for its task, from which a strategy makes its own."""
+        return self.template.render(self.subject, self.config.task.max_params)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -68,9 +102,16 @@ class RunContext:
         return protocol_digest(self.config, self.task)
 
     @cached_property
-    def prompt(self) -> list[Message]:
-        """The one prompt of this run."""
-        return _render(self.config, self.task)
+    def executor(self) -> Executor:
+        """Evaluates candidates; its fork servers live as long as the run."""
+        return build_executor(self.config.sandbox, self.task, self.config.protocol)
+
+    @cached_property
+    def generator(self) -> GeneratorSession:
+        """The process that writes; it lives as long as the run, if memory allows."""
+        traits = self.config.engine_traits
+        model_dir = self.model_dir if traits.loads_llm else None
+        return GeneratorSession(self.config, model_dir, subject=self.subject)
 
     def seed(self, *parts: int | str) -> int:
         """A seed derived from the run's."""
@@ -80,6 +121,104 @@ class RunContext:
     def has_begun(self) -> bool:
         """Whether anything was made with the configuration, which may change until then."""
         return _has_begun(self.paths, self.store)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run ended as planned."""
+        return bool(self.store.get_meta(FINISHED))
+
+    @cached_property
+    def learner(self) -> Learner:
+        """What makes an adapter of lessons."""
+        return build_learner(self.config, self.model_dir)
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether each cycle of the run has an adapter.
+
+        It has none where the LLM is elsewhere, where nothing loads it or learns, and where an LLM
+        without a warm start is frozen.
+        """
+        config, traits = self.config, self.config.engine_traits
+        if not traits.takes_adapters:
+            return False
+        learns = self.strategy.learns and (config.finetune.enabled or traits.loads_llm)
+        return learns or config.llm.warm_start is not None
+
+    def requests(self, cycle: int) -> list[Request]:
+        """The requests of a cycle, stored when they are first asked for."""
+        from archloop.loop.corpora import history_of
+
+        stored = self.store.requests(cycle)
+        if stored:
+            return stored
+        asked = self.strategy.ask(history_of(self), cycle, self.config.loop.completions)
+        self.store.add_requests(asked)
+        return asked
+
+    def make_room(self) -> None:
+        """End the generator's process before a fine-tune that needs its memory.
+
+        On a GPU it always does. On a CPU the LLM stays loaded where the fine-tune fits beside it
+        without gradient checkpointing, so that keeping it never slows the fine-tune down.
+        """
+        if "generator" in self.__dict__ and not self._fits_beside_the_generator():
+            self.generator.release()
+
+    def _fits_beside_the_generator(self) -> bool:
+        if nvidia_gpus():
+            return False
+        config = self.config
+        shape = LLMShape.from_config(read_settings(self.model_dir / "config.json"))
+        if shape is None:
+            return False
+        spared = config.finetune.gradient_checkpointing is True
+        need = finetune_bytes(shape, config.finetune, config.llm.dtype, checkpointing=spared)
+        return need + _LIBRARY_BYTES < free_memory()
+
+    def owed_cycles(self) -> list[int]:
+        """The cycles that are planned and not committed yet."""
+        committed = {stats.cycle for stats in self.store.cycles()}
+        return [c for c in range(1, self.config.loop.cycles + 1) if c not in committed]
+
+    def begin(self) -> None:
+        """Check what later steps need, pin what must not change, and say what is done already.
+
+        Raises:
+            UsageError: Naming the key that is wrong, or what is missing.
+        """
+        committed = self.config.loop.cycles - len(self.owed_cycles())
+        preflight(self)
+        if self.has_begun:
+            planned = self.config.loop.cycles
+            self.observer.message(f"resuming: {committed} of {planned} cycles are done")
+        if self.is_finished:  # it is extended
+            self.store.set_meta(FINISHED, None)
+        self.pin()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """End the processes of the run and close its store."""
+        kind, trace = (None, None) if error is None else (type(error), error.__traceback__)
+        try:
+            if "generator" in self.__dict__:
+                self.generator.close()
+        finally:
+            try:
+                if "executor" in self.__dict__:
+                    self.executor.__exit__(kind, error, trace)
+            finally:
+                self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close(error)
 
     def pin(self) -> None:
         """Keep what must not change during the run, and refuse the run if it has.

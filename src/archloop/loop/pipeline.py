@@ -11,29 +11,41 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from archloop.code.chat import code_sha256, extract_code
 from archloop.code.policy import check
 from archloop.config import RunConfig
+from archloop.config.derived import derive_seed
+from archloop.config.engines import EngineTraits
 from archloop.errors import CapReachedError
-from archloop.evaluation.executors import Executor, Finished, build_executor
-from archloop.llm.generation import CONTINUOUS, SEPARATE, StoredText
-from archloop.llm.generation.job import GenerationJob, Sampled, generate
+from archloop.evaluation.executor import Evaluate, Executor
+from archloop.evaluation.executor import Evaluated as Judged
+from archloop.llm.generation.session import Sampled
 from archloop.llm.spending import Spent
 from archloop.loop.context import RunContext
-from archloop.progress import Progress
-from archloop.sandbox import Sandbox
-from archloop.search.temperature import temperature_of
-from archloop.store.run_dir import SPENT, RunDir
+from archloop.progress import Observer, Progress
+from archloop.store.run_dir import SPENT
 from archloop.store.store import Store
-from archloop.types import Completion, Outcome, Span, Verdict
+from archloop.types import Completion, Outcome, Request, Span, Verdict
 
 _FULL = 4
 """Times ``batch_size`` that an engine gets at once: few sequences run alone at the end, and an
 interruption costs no more than these."""
+
+
+class Sampler(Protocol):
+    """Writes completions (:class:`archloop.llm.generation.session.GeneratorSession`)."""
+
+    def generate(
+        self, batches: Sequence[Sequence[Request]], adapter: Path | None, spent: Spent
+    ) -> Iterator[Sampled]:
+        """Sample; closing the iterator ends the process that does."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -44,15 +56,47 @@ class Evaluated:
     """``None`` when part of the cycle was done before an interruption."""
 
 
-def generate_and_evaluate(run: RunContext, cycle: int, adapter: Path | None) -> Evaluated:
+@dataclass(frozen=True)
+class CyclePlan:
+    """What is to be done in one cycle, and what its rows say besides."""
+
+    cycle: int
+    cycles: int
+    seed: int
+    """Of the run."""
+    requests: tuple[Request, ...]
+    """In index order."""
+    batches: tuple[range, ...]
+    """Indices that are sampled together."""
+    valid_target: int | None
+    max_params: int
+    traits: EngineTraits
+    isolation: str
+    protocol: str
+    training: str
+
+
+def generate_and_evaluate(
+    run: RunContext, cycle: int, adapter: Path | None, requests: Sequence[Request]
+) -> Evaluated:
     """Bring a cycle to its end: every completion sampled, every one with a verdict."""
     started = time.monotonic()
-    fresh = not run.store.completions(cycle)
-    with (
-        Sandbox(run.config.sandbox, task=run.task, protocol=run.config.protocol) as sandbox,
-        build_executor(sandbox, run.config.sandbox) as executor,
-    ):
-        _Pipeline(run, cycle, adapter, executor, sandbox.isolation).work()
+    fresh = not run.store.n_completions(cycle)
+    config = run.config
+    plan = CyclePlan(
+        cycle=cycle,
+        cycles=config.loop.cycles,
+        seed=config.seed,
+        requests=tuple(requests),
+        batches=tuple(batches_of(config)),
+        valid_target=config.loop.valid_target,
+        max_params=config.task.max_params,
+        traits=config.engine_traits,
+        isolation=config.sandbox.isolation,
+        protocol=run.protocol,
+        training=config.protocol.training,
+    )
+    Pipeline(plan, adapter, run.store, run.generator, run.executor, run.observer).work()
     return Evaluated(round(time.monotonic() - started, 1) if fresh else None)
 
 
@@ -62,44 +106,57 @@ def batches_of(config: RunConfig) -> list[range]:
     Of ``generation.batch_size`` completions, where the number of valid ones ends the cycle or an
     engine advances its sequences in step; larger ones keep other engines full to the end.
     """
-    engine, size = config.generation.engine, config.generation.batch_size
-    n = config.loop.completions
+    size, n = config.generation.batch_size, config.loop.completions
     if config.loop.valid_target is None:
-        size = n if engine in SEPARATE else size * _FULL if engine in CONTINUOUS else size
+        match config.engine_traits.batching:
+            case "separate":
+                size = n
+            case "continuous":
+                size *= _FULL
     return [range(i, min(i + size, n)) for i in range(0, n, size)]
 
 
-class _Pipeline:
-    """One cycle's queue between the generator's process, the executor and the store.
+class Pipeline:
+    """One cycle's queue between the generator, the executor and the store.
 
-    Only this thread writes to the store. Events are completions from the generator's thread and
-    verdicts from the executor's.
+    Only the thread that calls :meth:`work` writes to the store. Events are completions from the
+    generator's thread and verdicts from the executor's.
+
+    Args:
+        plan: What is to be done.
+        adapter: The adapter that generates.
+        store: Holds the requests; what is there already is not done again.
+        generator: Writes completions.
+        executor: Evaluates them.
+        observer: Told how far the cycle is.
     """
 
     def __init__(
         self,
-        run: RunContext,
-        cycle: int,
+        plan: CyclePlan,
         adapter: Path | None,
+        store: Store,
+        generator: Sampler,
         executor: Executor,
-        isolation: str,
+        observer: Observer,
     ) -> None:
-        self._run, self._cycle, self._adapter = run, cycle, adapter
-        self._executor, self._isolation = executor, isolation
-        self._separate = run.config.generation.engine in SEPARATE
+        self._plan, self._adapter, self._store = plan, adapter, store
+        self._generator, self._executor, self._observer = generator, executor, observer
         self._events: queue.Queue[Callable[[], None]] = queue.Queue()
         self._answers: queue.SimpleQueue[tuple[Sampled, float]] = queue.SimpleQueue()
         """Each with the time it came; there is one event for each."""
         self._open = 0
         """Candidates submitted and without a verdict."""
-        self._stored = {c.index for c in run.store.completions(cycle)}
-        self._outcomes = Counter(c.outcome for c in run.store.candidates(cycle))
+        self._stored = {c.index for c in store.completions(plan.cycle)}
+        self._outcomes: Counter[Outcome] = Counter(store.outcome_counts(plan.cycle))
+        self._accepted = store.n_accepted()
         self._tokens, self._since = 0, time.monotonic()
 
     def work(self) -> None:
-        for completion in self._run.store.pending(self._cycle):
+        """Sample and evaluate what the store lacks of the cycle."""
+        for completion in self._store.pending(self._plan.cycle):
             self._judge(completion)
-        if self._run.config.generation.engine == "vllm":
+        if self._plan.traits.loads_alone:
             # It weighs the GPU's memory while it loads, and fails when others give some back.
             self._drain(lambda: self._open == 0)
         for batches in self._rounds():
@@ -108,44 +165,34 @@ class _Pipeline:
         self._drain(lambda: self._open == 0)
 
     def _rounds(self) -> Iterator[list[range]]:
-        """Batches to sample together in one process: all, or one by one until enough are valid."""
-        loop, batches = self._run.config.loop, batches_of(self._run.config)
-        owed = [b for b in batches if not self._stored.issuperset(b)]
-        if loop.valid_target is None:
+        """Batches to sample one after the other: all, or one by one until enough are valid."""
+        plan = self._plan
+        owed = [b for b in plan.batches if not self._stored.issuperset(b)]
+        if plan.valid_target is None:
             if owed:
                 yield owed
             return
-        for batch in batches:
+        for batch in plan.batches:
             self._drain(lambda: self._open == 0)
             valid = sum(n for outcome, n in self._outcomes.items() if outcome.is_valid)
             # A batch that was begun before an interruption is ended, as without one.
-            if valid >= loop.valid_target and self._stored.isdisjoint(batch):
+            if valid >= plan.valid_target and self._stored.isdisjoint(batch):
                 return
             if batch in owed:
                 yield [batch]
 
     def _generate(self, batches: list[range]) -> None:
-        """Sample in a process of its own, handling every completion and verdict as it comes."""
-        stored = self._stored_texts()
-        job = GenerationJob.of(
-            self._run.config,
-            temperature=self._temperature(),
-            model_dir=Path() if stored is not None or self._separate else self._run.model_dir,
-            adapter_dir=self._adapter,
-            messages=self._run.prompt,
-            batches=[self._requests(batch) for batch in batches],
-            cycle=self._cycle,
-            stored=stored,
-            spent=Spent.from_json(self._run.store.get_meta(SPENT)),
-        )
+        """Sample in another process, handling every completion and verdict as it comes."""
+        wanted = [self._wanted(batch) for batch in batches]
+        spent = Spent.from_json(self._store.get_meta(SPENT))
         done, unwanted = threading.Event(), threading.Event()
         failure: list[BaseException] = []
-
         begin = time.time()
 
         def produce() -> None:
+            sampling = self._generator.generate(wanted, self._adapter, spent)
             try:
-                for sampled in generate(job):
+                for sampled in sampling:
                     if unwanted.is_set():
                         break  # which ends the process
                     self._answers.put((sampled, time.time()))
@@ -155,7 +202,7 @@ class _Pipeline:
             finally:
                 self._events.put(done.set)
 
-        self._report("asking the server" if self._separate else "loading the LLM")
+        self._report("asking the server" if self._plan.traits.billed else "loading the LLM")
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         try:
@@ -172,24 +219,11 @@ class _Pipeline:
                 self._drain(lambda: self._open == 0)
             raise failure[0]
 
-    def _temperature(self) -> float:
-        committed = [stats for stats in self._run.store.cycles() if stats.cycle < self._cycle]
-        return temperature_of(self._run.config, committed)
-
-    def _requests(self, batch: range) -> list[tuple[int, int]]:
-        """(index, seed) of a batch; where completions are separate, of what it lacks."""
-        done = self._stored if self._separate else set()
-        seed = self._run.seed
-        return [(i, seed("generate", self._cycle, i)) for i in batch if i not in done]
-
-    def _stored_texts(self) -> dict[int, StoredText] | None:
-        """This cycle's completions of the run that ``replay`` repeats."""
-        source = self._run.config.generation.replay_from
-        if self._run.config.generation.engine != "replay" or source is None:
-            return None
-        with Store(RunDir(Path(source)).database, read_only=True) as store:
-            found = store.completions(self._cycle)
-        return {c.index: (c.text, c.n_tokens, c.finish_reason) for c in found}
+    def _wanted(self, batch: range) -> list[Request]:
+        """The requests of a batch; where completions are separate, of what it lacks."""
+        separate = self._plan.traits.batching == "separate"
+        done = self._stored if separate else set()
+        return [self._plan.requests[i] for i in batch if i not in done]
 
     def _drain(self, finished: Callable[[], bool]) -> None:
         while not finished():
@@ -212,67 +246,67 @@ class _Pipeline:
         completion = sampled.completion
         if completion is None:
             for key, value in meta.items():
-                self._run.store.set_meta(key, value)
+                self._store.set_meta(key, value)
             return None
         self._tokens += completion.n_tokens
         if completion.index in self._stored:
             return None
-        self._run.store.add_completions([completion], meta)
-        self._run.store.add_span(Span(self._cycle, "generate", completion.index, begin, end))
+        self._store.add_completions([completion], meta)
+        self._store.add_span(Span(self._plan.cycle, "generate", completion.index, begin, end))
         self._stored.add(completion.index)
         return completion
 
     def _judge(self, completion: Completion) -> None:
         """Check statically; what passes goes to the sandbox."""
-        code = extract_code(completion.text)
-        verdict = Verdict(Outcome.NO_CODE, "no Python code block") if code is None else check(code)
-        if verdict is not None or code is None:
-            assert verdict is not None
-            self._finish(completion.index, code, verdict)
+        code, index = extract_code(completion.text), completion.index
+        if code is None:
+            self._finish(index, None, Verdict(Outcome.NO_CODE, "no Python code block"))
+            return
+        if (fault := check(code)) is not None:
+            self._finish(index, code, fault)
             return
         self._open += 1
-        self._executor.submit(
-            code,
-            seed=self._run.seed("evaluate", self._cycle, completion.index),
-            max_params=self._run.config.task.max_params,
-            on_done=lambda done, i=completion.index, text=code: self._events.put(  # type: ignore[misc]
-                lambda: self._evaluated(i, text, done)
-            ),
-        )
+        seed = derive_seed(self._plan.seed, "evaluate", self._plan.cycle, index)
+        job = Evaluate(code, seed=seed, max_params=self._plan.max_params)
 
-    def _evaluated(self, index: int, code: str, done: Finished) -> None:
+        def done(future: Future[Judged]) -> None:
+            self._events.put(lambda: self._evaluated(index, code, future))
+
+        self._executor.submit(job).add_done_callback(done)
+
+    def _evaluated(self, index: int, code: str, future: Future[Judged]) -> None:
         self._open -= 1
-        self._run.store.add_span(Span(self._cycle, "evaluate", index, done.begin, done.end))
-        self._finish(index, code, done.verdict())
+        judged = future.result()
+        self._store.add_span(Span(self._plan.cycle, "evaluate", index, judged.begin, judged.end))
+        self._finish(index, code, judged.verdict)
 
     def _finish(self, index: int, code: str | None, verdict: Verdict) -> None:
-        self._run.store.add_verdict(
-            self._cycle,
+        plan = self._plan
+        self._store.add_verdict(
+            plan.cycle,
             index,
             verdict=verdict,
             code=code,
             code_sha256=code_sha256(code) if code is not None else None,
-            isolation=self._isolation,
-            protocol=self._run.protocol,
-            training=self._run.config.protocol.training,
+            isolation=plan.isolation,
+            protocol=plan.protocol,
+            training=plan.training,
         )
         self._outcomes[verdict.outcome] += 1
         self._report()
 
     def _report(self, detail: str = "") -> None:
-        loop = self._run.config.loop
         elapsed = time.monotonic() - self._since
-        accepted = sum(s.n_accepted for s in self._run.store.cycles()) if not detail else None
-        self._run.observer.update(
+        self._observer.update(
             Progress(
                 "candidates",
-                cycle=self._cycle,
-                cycles=loop.cycles,
+                cycle=self._plan.cycle,
+                cycles=self._plan.cycles,
                 done=sum(self._outcomes.values()),
-                total=loop.completions,
+                total=len(self._plan.requests),
                 unit="candidates",
                 n_valid=sum(n for o, n in self._outcomes.items() if o.is_valid),
-                n_accepted=accepted,
+                n_accepted=None if detail else self._accepted,
                 tokens_per_second=self._tokens / elapsed if self._tokens else None,
                 detail=detail or f"{len(self._stored)} written",
             )

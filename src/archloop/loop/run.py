@@ -1,7 +1,7 @@
 """The loop: the whole of a cycle on one screen.
 
-1. fine-tune -> adapter   2. generate   3. extract and check   4. probe   5. train   6. novelty
-7. select   8. commit, in one transaction. The stages are in :mod:`archloop.loop.stages`.
+learn -> ask -> generate and evaluate (streaming) -> decide -> commit. What is asked for, accepted
+and learnt is the strategy's (:mod:`archloop.search.strategy`); the steps are in files of their own.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archloop.config import RunConfig
-from archloop.loop import stages
+from archloop.loop.commit import commit_cycle
 from archloop.loop.context import RunContext, open_context
-from archloop.progress import Observer, Silent
+from archloop.loop.corpora import corpus_of, history_of
+from archloop.loop.learn import adapter_of
+from archloop.loop.pipeline import generate_and_evaluate
+from archloop.progress import Observer, Progress, Silent
 from archloop.store.run_dir import FINISHED, Run, RunDir
 
 
@@ -21,7 +24,7 @@ def run(
     run_dir: str | Path = "runs/embedded",
     observer: Observer | None = None,
 ) -> Run:
-    """Start a run, or go on with the one in ``run_dir``; returns it finished and open for reading.
+    """Start a run, or resume the one in ``run_dir``; returns it finished and open for reading.
 
     Args:
         config: ``None``: the configuration the run directory began with.
@@ -33,27 +36,36 @@ def run(
         RunLockedError: Another process is working on it.
     """
     root = Path(run_dir)
-    with RunDir(root).lock():
-        context = open_context(config, root, observer or Silent())
-        with context.store:
-            if context.store.get_meta(FINISHED) is None:
-                run_cycles(context)
+    with (
+        RunDir(root).lock(),
+        open_context(config, root, observer or Silent()) as context,
+    ):
+        if context.owed_cycles() or not context.is_finished:
+            run_cycles(context)
     return Run.open(root)
 
 
 def run_cycles(run: RunContext) -> None:
     """All cycles that are not committed yet, then the end of the run."""
-    stages.prepare(run)
-    run.pin()
-    committed = {stats.cycle for stats in run.store.cycles()}
-    for cycle in range(1, run.config.loop.cycles + 1):
-        if cycle not in committed:
-            work = stages.produce(run, cycle)  # 1 to 5
-            selected = stages.choose(run, cycle, work.corpus)  # 6, 7
-            stats = stages.commit(run, cycle, work, selected)  # 8
-            run.observer.message(
-                f"cycle {cycle}: {stats.n_gen} candidates, {stats.n_valid} valid, "
-                f"{stats.n_accepted} accepted"
-            )
-    stages.finish(run)
+    run.begin()
+    for cycle in run.owed_cycles():
+        adapter = adapter_of(run, cycle)  # learn
+        requests = run.requests(cycle)  # ask
+        evaluated = generate_and_evaluate(run, cycle, adapter, requests)
+        run.observer.update(Progress("select", cycle=cycle, cycles=run.config.loop.cycles))
+        decided = run.strategy.decide(history_of(run), cycle)
+        stats = commit_cycle(run, cycle, adapter, evaluated, decided)
+        run.observer.message(
+            f"cycle {cycle}: {stats.n_gen} candidates, {stats.n_valid} valid, "
+            f"{stats.n_accepted} accepted"
+        )
+    finish(run)
+
+
+def finish(run: RunContext) -> None:
+    """After the last cycle: the corpus with everything accepted and, if configured, its adapter."""
+    cycle = run.config.loop.cycles + 1
+    corpus_of(run, cycle)
+    if run.config.loop.final_finetune and run.config.finetune.enabled:
+        adapter_of(run, cycle)
     run.store.set_meta(FINISHED, datetime.now(UTC).isoformat(timespec="seconds"))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,6 +61,14 @@ class Sketch:
     """(permutations,) lower half of the least shingle hash in each part of the range of hashes."""
 
 
+@lru_cache(maxsize=8192)
+def _shingles(code: str, size: int, view: View) -> NDArray[np.uint64]:
+    """Shingles of code, kept: each cycle of a run compares with the seed networks anew."""
+    found = shingles(code, size, view)
+    found.flags.writeable = False
+    return found
+
+
 class NoveltyIndex:
     """Known networks, searchable by similarity.
 
@@ -92,7 +101,7 @@ class NoveltyIndex:
         Raises:
             CodeTokenError: The code is not a sequence of Python tokens.
         """
-        return self.sketch_of(shingles(code, self.config.shingle_size, self._view))
+        return self.sketch_of(_shingles(code, self.config.shingle_size, self._view))
 
     def sketch_of(self, found: NDArray[np.uint64]) -> Sketch:
         """The sketch of (S,) sorted unique shingle hashes, whatever they were made of."""

@@ -1,4 +1,4 @@
-"""Selection: which valid candidates of a cycle enter the corpus (paper, section 3, A.2).
+"""Selection: which valid candidates of a cycle are accepted (paper, section 3, A.2).
 
 Candidates are decided one after the other in index order, whatever order they were trained in, so
 the choice does not depend on timing. Each goes down the end of the ladder: ``near_duplicate``
@@ -7,43 +7,17 @@ before ``below_threshold`` before ``accepted``; only accepted ones count in J_ge
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
-from archloop.types import Outcome
+from archloop.types import Decision, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from archloop.config import SelectionConfig
+    from archloop.config import NoveltyConfig, SelectionConfig
+    from archloop.search.history import History
     from archloop.types import Candidate, GraphSketch, NoveltyScores
-
-
-class ValidCandidate(NamedTuple):
-    """What selection has to know of a candidate that was trained to the end of the epoch."""
-
-    id: str
-    code: str
-    first_epoch_accuracy: float
-    graph: GraphSketch | None = None
-    train_seconds: float | None = None
-
-    @classmethod
-    def of(cls, row: Candidate) -> Self:
-        """From the row of a valid candidate."""
-        accuracy = row.first_epoch_accuracy or 0.0
-        return cls(row.id, row.code or "", accuracy, row.graph, row.train_seconds)
-
-
-class Decision(NamedTuple):
-    """Where a valid candidate ended, and why."""
-
-    id: str
-    outcome: Outcome
-    """``near_duplicate``, ``below_threshold`` or ``accepted``."""
-    scores: NoveltyScores
-    rejection_count: int
-    """Near-duplicates rejected between the last accepted candidate and this one."""
 
 
 class Judge(Protocol):
@@ -58,8 +32,122 @@ class Judge(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class CycleDecisions:
+    """What was decided over one cycle."""
+
+    decisions: tuple[Decision, ...]
+    """One a valid candidate, in index order."""
+    threshold: float
+    """The first-epoch accuracy that a candidate had to reach."""
+
+
+def select(
+    candidates: Iterable[Candidate],
+    judge: Judge,
+    *,
+    limits: Callable[[Candidate], tuple[str, ...]],
+    reject_near_duplicates: bool = True,
+    rejection_count: int = 0,
+) -> Iterator[Decision]:
+    """Decide over candidates one after the other; the one loop that does.
+
+    Args:
+        candidates: With code, in index order.
+        judge: After ``start_cycle``; the accepted candidates are recorded in it.
+        limits: The configuration keys whose limits a candidate breaks; none: it may be accepted.
+        reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
+        rejection_count: Near-duplicates rejected before since the last accepted candidate.
+
+    Yields:
+        One decision a candidate, in the order given.
+
+    Raises:
+        CodeTokenError: The code of a candidate is not a sequence of Python tokens.
+        ValueError: A candidate has no code.
+    """
+    for candidate in candidates:
+        id, code, graph = candidate.id, candidate.code, candidate.graph
+        if code is None:
+            raise ValueError(f"{id}: a candidate without code cannot be selected")
+        scores = judge.judge(id, code, graph)
+        broken = limits(candidate)
+        if reject_near_duplicates and scores.is_near_duplicate:
+            outcome, reasons = Outcome.NEAR_DUPLICATE, scores.rejected_by
+        elif broken:
+            outcome, reasons = Outcome.BELOW_THRESHOLD, broken
+        else:
+            outcome, reasons = Outcome.ACCEPTED, ()
+            judge.accept(id, code, graph)
+        yield Decision(id, outcome, scores, rejection_count, reasons)
+        rejection_count = next_count(rejection_count, outcome)
+
+
+def next_count(count: int, outcome: Outcome) -> int:
+    """``rejection_count`` after one more decision."""
+    if outcome is Outcome.ACCEPTED:
+        return 0
+    return count + (outcome is Outcome.NEAR_DUPLICATE)
+
+
+def decide_cycle(
+    history: History, cycle: int, *, novelty: NoveltyConfig, selection: SelectionConfig
+) -> CycleDecisions:
+    """Decide over the valid candidates of a cycle: novel, accurate and within the limits of cost.
+
+    Args:
+        history: Earlier cycles as they were decided, and the candidates of this one.
+        cycle: Its number, from 1.
+        novelty: What a near-duplicate is.
+        selection: The accuracy to reach, and the limits.
+    """
+    from archloop.novelty import NoveltyJudge
+
+    judge = NoveltyJudge(novelty)
+    for known in history.seed_networks():
+        judge.add_known(known.id, known.code, known.graph)
+    for earlier in history.accepted_before(cycle):
+        judge.add_known(earlier.id, earlier.code or "", earlier.graph)
+    judge.start_cycle()
+    valid = history.valid(cycle)
+    accuracies = [stats.accuracies for stats in history.before(cycle)]
+    measured = [a for c in valid if (a := c.first_epoch_accuracy) is not None]
+    threshold = threshold_of(selection, [*accuracies, measured])
+    decisions = select(
+        valid,
+        judge,
+        limits=lambda candidate: broken_limits(candidate, selection, threshold),
+        reject_near_duplicates=novelty.enabled,
+        rejection_count=history.rejections_before(cycle),
+    )
+    return CycleDecisions(tuple(decisions), threshold)
+
+
+def broken_limits(
+    candidate: Candidate, selection: SelectionConfig, threshold: float
+) -> tuple[str, ...]:
+    """The keys whose limits a valid candidate breaks.
+
+    A candidate without an accuracy cannot reach the threshold; limits of a cost that was not
+    measured are not broken.
+    """
+    accuracy, seconds = candidate.first_epoch_accuracy, candidate.train_seconds
+    macs = candidate.measures.get("macs")
+    key = "min_accuracy" if threshold <= selection.min_accuracy else "percentile"
+    broken = {
+        f"selection.{key}": accuracy is None or accuracy < threshold,
+        "selection.max_macs": _above(macs, selection.max_macs),
+        "selection.max_train_seconds": _above(seconds, selection.max_train_seconds),
+    }
+    return tuple(key for key, is_broken in broken.items() if is_broken)
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit
+
+
 def threshold_of(config: SelectionConfig, accuracies: Sequence[Sequence[float]]) -> float:
-    """The first-epoch accuracy that the candidates of a cycle must reach.
+    """The first-epoch accuracy that the candidates of a cycle must reach (``>=``).
 
     Args:
         config: ``min_accuracy`` is the floor; ``percentile`` and ``window`` may raise it.
@@ -77,49 +165,3 @@ def threshold_of(config: SelectionConfig, accuracies: Sequence[Sequence[float]])
     high = min(low + 1, len(recent) - 1)
     value = recent[low] + (rank - low) * (recent[high] - recent[low])
     return max(config.min_accuracy, value)
-
-
-def select(
-    candidates: Iterable[ValidCandidate],
-    judge: Judge,
-    threshold: float,
-    *,
-    max_train_seconds: float | None = None,
-    reject_near_duplicates: bool = True,
-    rejection_count: int = 0,
-) -> list[Decision]:
-    """Decide over the valid candidates of one cycle.
-
-    Args:
-        candidates: In index order.
-        judge: After ``start_cycle``; the accepted candidates are recorded in it.
-        threshold: The first-epoch accuracy to reach (``>=``), see :func:`threshold_of`.
-        max_train_seconds: ``selection.max_train_seconds``; who trained for longer is below the
-            threshold too.
-        reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
-        rejection_count: Near-duplicates rejected in earlier cycles since the last accepted one.
-
-    Returns:
-        One decision a candidate, in the order given.
-    """
-    decisions: list[Decision] = []
-    limit = math.inf if max_train_seconds is None else max_train_seconds
-    for id, code, accuracy, graph, seconds in candidates:
-        scores = judge.judge(id, code, graph)
-        if reject_near_duplicates and scores.is_near_duplicate:
-            outcome = Outcome.NEAR_DUPLICATE
-        elif accuracy < threshold or (seconds or 0.0) > limit:
-            outcome = Outcome.BELOW_THRESHOLD
-        else:
-            outcome = Outcome.ACCEPTED
-            judge.accept(id, code, graph)
-        decisions.append(Decision(id, outcome, scores, rejection_count))
-        rejection_count = next_count(rejection_count, outcome)
-    return decisions
-
-
-def next_count(count: int, outcome: Outcome) -> int:
-    """``rejection_count`` after one more decision."""
-    if outcome is Outcome.ACCEPTED:
-        return 0
-    return count + (outcome is Outcome.NEAR_DUPLICATE)

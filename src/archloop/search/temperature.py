@@ -11,25 +11,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from archloop.config import RunConfig
+    from archloop.config import PaperSearch
     from archloop.types import CycleStats
 
 
-def temperature_of(config: RunConfig, committed: Iterable[CycleStats]) -> float:
+def temperature_of(lowest: float, search: PaperSearch, committed: Iterable[CycleStats]) -> float:
     """The sampling temperature of a cycle.
 
     Args:
-        config: ``generation.temperature`` is that of the first cycle and the lowest;
-            ``loop.temperature_step`` and what follows it say how it moves.
+        lowest: ``generation.temperature``, that of the first cycle.
+        search: ``temperature_step`` and the keys after it say how it moves.
         committed: The cycles before, oldest first.
     """
-    lowest, loop, steps = config.generation.temperature, config.loop, 0
-    if not loop.temperature_step:
+    if not search.temperature_step:
         return lowest
-    most = int((loop.temperature_max - lowest) / loop.temperature_step + 1e-9)
+    steps = 0
+    most = int((search.temperature_max - lowest) / search.temperature_step + 1e-9)
     for cycle in committed:
-        if cycle.n_valid < loop.least_valid * cycle.n_gen:
+        if cycle.n_valid < search.least_valid * cycle.n_gen:
             steps = max(steps - 1, 0)
-        elif cycle.n_near_duplicate > loop.most_near_duplicates * cycle.n_valid:
+        elif cycle.n_near_duplicate > search.most_near_duplicates * cycle.n_valid:
             steps = min(steps + 1, most)
-    return round(lowest + steps * loop.temperature_step, 6)
+    return round(lowest + steps * search.temperature_step, 6)

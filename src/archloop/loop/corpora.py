@@ -1,0 +1,95 @@
+"""The corpus of each cycle: a file of the run directory, the same whenever it is written."""
+
+from __future__ import annotations
+
+from archloop.config import RandomSearch
+from archloop.corpus.pairs import read_pairs, seeds_to_judge, write_pairs
+from archloop.corpus.seed_corpus import accepted_pair, seed_pairs
+from archloop.errors import UsageError
+from archloop.evaluation.graphs import graphs_of
+from archloop.loop.context import NO_ADAPTER, RunContext
+from archloop.machine.downloads import sha256_of
+from archloop.search.history import History, Known
+from archloop.store.run_dir import CORPORA
+from archloop.types import ChatPair
+
+
+def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
+    """The corpus a cycle starts from: the seed networks and all that earlier cycles accepted.
+
+    It is written to the run directory on first use, and the same each time.
+
+    Raises:
+        UsageError: A file of it is not the one that the run had.
+    """
+    file = run.paths.corpus(cycle)
+    if file.is_file():
+        _check_corpus(run, cycle)
+        return read_pairs(file)
+    if cycle == 1:
+        pairs = seed_pairs(run.config, run.observer)
+    else:
+        new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
+        adapter = run.paths.adapter(cycle - 1).name if run.has_adapter else NO_ADAPTER
+        llm = {"model": _writer(run), "adapter": adapter}
+        asked = {r.index: r.messages for r in run.store.requests(cycle - 1)}
+        pairs = corpus_of(run, cycle - 1) + [
+            # A generator without an LLM had no prompt; the network answers the run's.
+            accepted_pair(c, asked[c.index] or run.prompt, **llm)
+            for c in new
+        ]
+    write_pairs(file, pairs)
+    _check_corpus(run, cycle)
+    return pairs
+
+
+def _writer(run: RunContext) -> str:
+    """Name of what wrote the networks: the LLM, or a generator without one."""
+    config = run.config
+    return config.engine if isinstance(config.search, RandomSearch) else config.llm.model
+
+
+def _check_corpus(run: RunContext, cycle: int) -> None:
+    """Keep the hash of a corpus when it is first there, and refuse another one later.
+
+    Raises:
+        UsageError: It is not what the run had, so that its cycles would not follow from each other.
+    """
+    file = run.paths.corpus(cycle)
+    kept: dict[str, str] = run.store.get_meta(CORPORA, {})
+    committed = {stats.cycle: stats.corpus_sha256 for stats in run.store.cycles()}
+    found, before = sha256_of(file), kept.get(file.name, committed.get(cycle))
+    if before is None:
+        run.store.set_meta(CORPORA, kept | {file.name: found})
+    elif found != before:
+        raise UsageError(f"{file}: not the corpus that this run had (its SHA-256 was {before})")
+
+
+def history_of(run: RunContext) -> History:
+    """What the strategy of a run may know."""
+    return History(
+        record=run.store,
+        seed=run.config.seed,
+        task=run.task.info.name,
+        subject=run.subject,
+        max_params=run.config.task.max_params,
+        seed_networks=lambda: _seed_networks(run),
+        corpus=lambda cycle: corpus_of(run, cycle),
+    )
+
+
+def _seed_networks(run: RunContext) -> list[Known]:
+    """The seed networks with their graphs, traced once for all runs.
+
+    What an earlier cycle accepted counts as it was written, not in its cleaned form, so it comes
+    from the store.
+    """
+    seeds = seeds_to_judge(corpus_of(run, 1))
+    graphs = graphs_of(
+        list(seeds.values()),
+        shape=run.input_shape,
+        classes=run.task.info.classes,
+        executor=run.executor,
+        observer=run.observer,
+    )
+    return [Known(id, code, graph) for (id, code), graph in zip(seeds.items(), graphs, strict=True)]
