@@ -1,4 +1,4 @@
-"""The corpus of a run: the seeds, and what each cycle accepted, as chat pairs in JSONL.
+"""The seed corpus of a run, and accepted networks as chat pairs.
 
 The seed corpus is built once for a configuration and kept in the cache.
 """
@@ -29,12 +29,12 @@ from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, ChatPair, Message, Verdict
 
 _BUILD_VERSION = 3
-"""Raised when the same configuration gives another seed corpus than before."""
+"""Increased when the same configuration gives another seed corpus than before."""
 
 
 @dataclass(frozen=True)
 class SeedCorpus:
-    """The built seeds: pairs, and the report of how they came to be."""
+    """The files of a built seed corpus: the pairs, and the report of every step."""
 
     folder: Path
 
@@ -55,7 +55,7 @@ class SeedCorpus:
 
 
 def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
-    """The configured seeds as pairs, built on first use."""
+    """The configured seed networks as pairs; built on first use."""
     if config.seeds.source == "none":
         return []
     if config.seeds.source == "packaged":
@@ -65,7 +65,7 @@ def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
 
 
 def _as_seed(pair: ChatPair) -> ChatPair:
-    """A pair that another run may have generated; in this one it is a seed."""
+    """A pair that another run may have generated, as a seed network of this run."""
     meta = {k: v for k, v in pair.meta.items() if k not in ("generated", "cycle")}
     return replace(pair, meta=meta)
 
@@ -118,14 +118,14 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
             report.lemur_records = records.result() if records else None
         write_pairs(corpus.pairs_file, pairs)
         write_text(corpus.report_markdown, report.to_markdown())
-        # Last, as its presence says that the folder is whole.
+        # Written last: its presence says that the folder is complete.
         write_text(corpus.report_json, json.dumps(report.to_json(), indent=2) + "\n")
     return corpus
 
 
 @contextmanager
 def _starting(config: SandboxConfig) -> Iterator[Future[Sandbox]]:
-    """A sandbox that gets ready while networks are read and cleaned."""
+    """A sandbox that starts while networks are read and cleaned."""
     with ThreadPoolExecutor(1) as pool:
         sandbox = pool.submit(Sandbox, config)
         try:
@@ -138,7 +138,7 @@ def _starting(config: SandboxConfig) -> Iterator[Future[Sandbox]]:
 def _probe(
     sandbox: Sandbox, config: SandboxConfig, codes: Iterable[str], observer: Observer
 ) -> list[Verdict]:
-    """Build every network on the meta device, in order; each as soon as it comes."""
+    """Build every network on the meta device as soon as it comes; verdicts are in order."""
     subject, verdicts = PROBE_SUBJECT, []
 
     def probe(code: str) -> Verdict:
@@ -169,7 +169,7 @@ def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
 def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
     """An accepted network as a pair: the prompt it was sampled with, its cleaned source.
 
-    A source that cannot be cleaned stands as it was written, so that it does not stop the run.
+    A source that cannot be cleaned is used as it was written, so that it does not stop the run.
     """
     assert candidate.code is not None
     try:

@@ -21,7 +21,7 @@ _SMALLEST_CHUNK = 64
 """Networks that a process gets at a time, at least."""
 _CHUNKS_PER_PROCESS = 2
 _IDLE_SECONDS = 5
-"""After which an idle worker process ends and gives its memory back."""
+"""An idle worker process ends after this time and releases its memory."""
 
 
 @dataclass(frozen=True)
