@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,17 @@ from archloop.progress import Silent
 from archloop.search.selection import threshold_of
 from archloop.search.temperature import temperature_of
 from archloop.store.run_dir import Run, RunDir
+from archloop.types import Candidate
 
 RUNS = Path(__file__).parents[2] / "docs" / "runs"
 NAMES = sorted(path.parent.name for path in RUNS.glob("*/run.db"))
+
+
+def _scores(row: Candidate) -> dict[str, Any]:
+    """Everything of a row; the first runs named a seed network without ``seed:``."""
+    fields = asdict(row)
+    names = {key: (fields[key] or "").removeprefix("seed:") for key in ("nearest", "nearest_graph")}
+    return fields | names
 
 
 @pytest.mark.slow
@@ -38,7 +47,7 @@ def test_a_published_run_judged_again_is_what_is_stored(tmp_path: Path, name: st
     found = [(a, b) for a, b in rejudge(root, config) if a.cycle in committed]
     assert len(found) == sum(s.n_valid for s in stats) == len(decided)
     for before, after in found:
-        assert asdict(after) == asdict(before)
+        assert _scores(after) == _scores(before)
         assert decided[after.id].outcome is after.outcome
     assert len({after.outcome for _, after in found}) > 1, "something was accepted, something not"
 
