@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,13 +29,10 @@ def wilson_interval(k: int, n: int, confidence: float = 0.95) -> tuple[float, fl
         raise ValueError(f"k = {k}: expected 0 <= k <= n = {n}")
     if n == 0:
         return (0.0, 1.0)
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p, spread = k / n, z * z / n
-    centre = (p + spread / 2) / (1 + spread)
-    half = z * math.sqrt(p * (1 - p) / n + spread / (4 * n)) / (1 + spread)
-    low = 0.0 if k == 0 else max(0.0, centre - half)
-    high = 1.0 if k == n else min(1.0, centre + half)
-    return (low, high)
+    from scipy.stats import binomtest  # scipy.stats takes most of a second to load
+
+    interval = binomtest(k, n).proportion_ci(confidence, method="wilson")
+    return (float(interval.low), float(interval.high))
 
 
 def t_interval(values: Iterable[float], confidence: float = 0.95) -> tuple[float, float]:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,7 +27,7 @@ from archloop.corpus.seeds.prepare import prepare, prepare_all
 from archloop.corpus.seeds.quarantine import quarantine_reason
 from archloop.corpus.seeds.report import SeedReport
 from archloop.corpus.seeds.split import split
-from archloop.errors import UsageError
+from archloop.errors import ArchloopError, UsageError
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.types import Candidate, Outcome, Verdict
 
@@ -364,6 +367,27 @@ def test_processes_give_what_one_gives() -> None:
     codes = [network(20 + i, f"n{i}") for i in range(270)] + ["class Net(", "x = 1", "\ud800"]
     assert prepare_all(codes, "unparse", 2) == [prepare(code) for code in codes]
     assert prepare_all([], "unparse", 2) == []
+
+
+def test_a_script_without_a_main_guard_runs_once(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from archloop.corpus.seeds.prepare import prepare_all\n"
+        "print('runs')\n"
+        "print(len(prepare_all(['x = 1'] * 300, 'unparse', 2)))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["runs", "300"]
+
+
+def _dies(_codes: Sequence[str], _style: str) -> None:
+    os._exit(3)
+
+
+def test_a_lost_process_is_one_error_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("archloop.corpus.seeds.prepare._prepare_chunk", _dies)
+    with pytest.raises(ArchloopError, match="a process that cleans networks was lost"):
+        prepare_all(["x = 1"] * 300, "unparse", 2)
 
 
 def test_each_dropped_network_is_named_with_its_step_and_likeness() -> None:

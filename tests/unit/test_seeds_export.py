@@ -94,6 +94,19 @@ def test_an_exported_run_is_laid_out_as_lemur_is_and_is_a_source(tmp_path: Path)
     assert [(n.name, n.accuracy) for n in again] == [(name, 0.5)]
 
 
+def test_accepted_networks_of_a_published_run_come_out_of_its_database(tmp_path: Path) -> None:
+    published = Path(__file__).parents[2] / "docs" / "runs" / "embedded-fp32"
+    before = sorted(path.name for path in published.iterdir())
+    with Run.open(published) as run:
+        names = export_run(run, tmp_path)
+        accepted = run.store.accepted()
+        assert len(names) == len(set(names)) == sum(c.n_accepted for c in run.cycles()) == 225
+    for name, candidate in zip(names, accepted, strict=True):
+        code = (tmp_path / "nn" / f"{name}.py").read_text()
+        assert code.strip() == (candidate.code or "").strip()
+    assert sorted(path.name for path in published.iterdir()) == before, "the run is only read"
+
+
 def test_the_data_set_is_the_one_in_use(tmp_path: Path) -> None:
     root = finished_run(tmp_path / "run", "task.name=auto")
     with Store(RunDir(root).database) as store:

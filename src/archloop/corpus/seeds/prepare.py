@@ -1,16 +1,13 @@
-"""The costly steps without the sandbox: parse, contract, cleaning, policy, quarantine.
+"""Static preparation of seed networks: parse, contract, cleaning, policy, quarantine.
 
-They are done in processes of their own (:mod:`archloop.corpus.seeds.job`), one a core. Nothing of a
-network is executed.
+Large sources are prepared by a pool of processes. Nothing of a network is executed.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import threading
+import gc
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from archloop.code.clean import Style, clean_tree
@@ -20,8 +17,11 @@ from archloop.errors import ArchloopError
 from archloop.types import Outcome, Verdict
 
 UNPARSABLE = "does not parse"
-_ROUND = 64
-"""Networks on one line: neighbours, which share methods."""
+_SMALLEST_CHUNK = 64
+"""Networks that a process gets at a time, at least."""
+_CHUNKS_PER_PROCESS = 8
+_IDLE_SECONDS = 5
+"""After which an idle worker process ends and gives its memory back."""
 
 
 @dataclass(frozen=True)
@@ -57,50 +57,39 @@ def prepare(code: str, style: Style = "unparse") -> Prepared:
 
 
 def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prepared]:
-    """Every network, in order; in this process where starting others would take longer.
+    """All steps for every network, in order.
+
+    The work is done in this process where starting others would take longer.
+
+    Args:
+        codes: Sources of the networks; those of similar networks should be neighbours.
+        style: How cleaned code is written.
+        processes: At most this many processes work at the same time.
 
     Raises:
-        ArchloopError: A process was lost.
+        ArchloopError: A worker process died.
     """
-    processes = min(processes, len(codes) // (2 * _ROUND))
+    processes = min(processes, len(codes) // (2 * _SMALLEST_CHUNK))
     if processes < 2:
         return [prepare(code, style) for code in codes]
-    found: list[Prepared | None] = [None] * len(codes)
-    rounds = list(range(0, len(codes), _ROUND))
-    # Each has a stretch of its own, as neighbours share methods; who is done first takes from the
-    # end of the longest that is left.
-    share = -(-len(rounds) // processes)
-    stretches = [rounds[i * share : (i + 1) * share] for i in range(processes)]
-    lock = threading.Lock()
-    faults: list[Exception] = []
+    from joblib import Parallel, delayed
 
-    def next_round(own: list[int]) -> int | None:
-        with lock:
-            longest = max(stretches, key=len)
-            return own.pop(0) if own else longest.pop() if longest else None
+    # Similar networks share methods, and a process cleans equal methods once: large chunks keep
+    # neighbours together, several chunks a process keep all processes busy until the end.
+    size = max(_SMALLEST_CHUNK, -(-len(codes) // (processes * _CHUNKS_PER_PROCESS)))
+    chunks = (codes[start : start + size] for start in range(0, len(codes), size))
+    # joblib's processes do not import the caller's script again, as those of the standard library
+    # do: a script without a main guard would start a second run there.
+    pool = Parallel(n_jobs=processes, batch_size=1, idle_worker_timeout=_IDLE_SECONDS)
+    try:
+        found = pool(delayed(_prepare_chunk)(chunk, style) for chunk in chunks)
+    except BrokenProcessPool as error:
+        raise ArchloopError(f"seeds: a process that cleans networks was lost: {error}") from error
+    return [one for chunk in found for one in chunk]
 
-    def serve(own: list[int]) -> None:
-        command = [sys.executable, "-P", "-m", "archloop.corpus.seeds.job", style]
-        try:
-            with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8"
-            ) as process:
-                assert process.stdin is not None
-                assert process.stdout is not None
-                while (start := next_round(own)) is not None:
-                    process.stdin.write(json.dumps(codes[start : start + _ROUND]) + "\n")
-                    process.stdin.flush()
-                    rows = json.loads(process.stdout.readline())
-                    found[start : start + _ROUND] = [Prepared(*row) for row in rows]
-                process.stdin.close()
-        except (OSError, ValueError) as error:
-            faults.append(error)
 
-    threads = [threading.Thread(target=serve, args=(own,)) for own in stretches]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if faults:
-        raise ArchloopError(f"seeds: a process that cleans networks was lost: {faults[0]}")
-    return [one for one in found if one is not None]
+def _prepare_chunk(codes: Sequence[str], style: Style) -> list[Prepared]:
+    """Runs in a worker process."""
+    # Syntax trees contain no reference cycles, so the collector would walk them for nothing.
+    gc.disable()
+    return [prepare(code, style) for code in codes]
