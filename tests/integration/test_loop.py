@@ -7,25 +7,23 @@ killed many times.
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from archloop.corpus.seed_corpus.pairs import make_pair, read_pairs, write_pairs
 from safetensors.numpy import save_file
 
 from archloop.code.chat import render_code
 from archloop.config import RunConfig, resolve
-from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.errors import (
     ConfigError,
     DivergedError,
@@ -36,20 +34,16 @@ from archloop.errors import (
 from archloop.llm.finetuning import FinetuneJob
 from archloop.llm.generation.job import GenerationJob, Sampled, generate
 from archloop.llm.models import resolve_adapter
-from archloop.loop import pipeline, stages
-from archloop.loop.context import RunContext, open_context
 from archloop.loop.rejudge import rejudge
 from archloop.loop.run import run
-from archloop.progress import Silent
+from archloop.progress import Progress, Silent
 from archloop.search.prompts import CIFAR10, PromptTemplate
-from archloop.store.run_dir import Run, RunDir
+from archloop.store.run_dir import SESSIONS, Run, RunDir
 from archloop.store.store import Store
 from archloop.types import Completion
 from conftest import network
+from tiny_llm import random_llm
 
-pytestmark = pytest.mark.slow
-
-KILLS = int(os.environ.get("ARCHLOOP_TEST_KILLS", "3"))
 CYCLES, COMPLETIONS = 2, 8
 
 
@@ -249,44 +243,111 @@ def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_a
     assert seen == [{1}, {1, 2}]
 
 
-def start(source: Path, root: Path) -> subprocess.Popen[bytes]:
-    text = json.dumps(config(source).model_dump(mode="json"))
+KILLED_AT: dict[str, Callable[[Run], bool]] = {
+    "first verdict": lambda run: bool(run.store.candidates(1)),
+    "fine-tune of cycle 2": lambda run: has_checkpoint(run, 2),
+    "first completion of cycle 2": lambda run: bool(run.store.completions(2)),
+    "last fine-tune": lambda run: has_checkpoint(run, 3),
+}
+"""What a run has come to when it is killed, in this order."""
+
+
+def has_checkpoint(run: Run, cycle: int) -> bool:
+    folder = run.paths.adapter(cycle)
+    return any(folder.with_name(f"{folder.name}.checkpoints").glob("*/trainer_state.json"))
+
+
+def fine_tuned(source: Path, llm: Path) -> RunConfig:
+    """With fine-tunes of a tiny LLM before the second cycle and after it."""
+    tree: dict[str, object] = {
+        "llm": {"model": str(llm), "warm_start": str(source / "adapter"), "dtype": "float32"},
+        "finetune": {
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.1,
+            "lr": 1e-3,
+            "warmup_steps": 0,
+            "batch_size": 2,
+            "grad_accumulation": 1,
+            "epochs": 1000,
+            "max_steps": 60,
+            "max_length": 2048,
+        },
+        "loop": {"cycles": CYCLES, "completions": COMPLETIONS, "final_finetune": True},
+    }
+    return config(source, **tree)
+
+
+def kill_at(tree: RunConfig, root: Path, reached: Callable[[Run], bool]) -> None:
+    """Start a run, or go on with it, and kill it when it has come so far."""
     code = (
-        "import json, sys; from archloop.config import resolve; from archloop.loop.run import run; "
-        "run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
+        "import json, sys, archloop; from archloop.config import resolve; "
+        "archloop.run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
     )
-    return subprocess.Popen([sys.executable, "-c", code, text, str(root)])
-
-
-def test_a_killed_run_ends_like_an_unbroken_one(
-    source: Path, unbroken: Path, tmp_path: Path
-) -> None:
-    root, rng = tmp_path / "run", random.Random(7)
-    kept: set[tuple[object, object]] = set()
-    for _ in range(KILLS):
-        process = start(source, root)
-        time.sleep(rng.uniform(0.5, 12.0))
-        process.send_signal(signal.SIGKILL)
+    text = json.dumps(tree.model_dump(mode="json"))
+    process = subprocess.Popen([sys.executable, "-c", code, text, str(root)])
+    try:
+        while True:
+            assert process.poll() is None, "the run ended before it was killed"
+            # Before the run has begun there is nothing to open.
+            with suppress(UsageError), Run.open(root) as opened:
+                if reached(opened):
+                    return
+            time.sleep(0.01)
+    finally:
+        process.kill()
         process.wait()
-        if RunDir(root).database.is_file() and RunDir(root).config.is_file():
-            finished = {(r["id"], r["first_epoch_accuracy"]) for r in rows(root)}
-            assert kept <= finished, "a finished candidate was lost or evaluated again"
-            kept = finished
-    process = start(source, root)
-    assert process.wait(300) == 0
-    assert rows(root) == rows(unbroken)
-    with Run.open(root) as killed, Run.open(unbroken) as whole:
-        assert [c.corpus_sha256 for c in killed.cycles()] == [
-            c.corpus_sha256 for c in whole.cycles()
-        ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_an_unbroken_one(source: Path, tmp_path: Path) -> None:
+    tree = fine_tuned(source, random_llm(tmp_path / "llm"))
+    whole, root = tmp_path / "whole", tmp_path / "run"
+    run(tree, whole).close()
+    kept: set[tuple[object, object]] = set()
+    for reached in KILLED_AT.values():
+        kill_at(tree, root, reached)
+        finished = {(r["id"], r["first_epoch_accuracy"]) for r in rows(root)}
+        assert kept <= finished, "a finished candidate was lost or evaluated again"
+        kept = finished
+    assert not RunDir(root).adapter(3).exists(), "killed before the last adapter was there"
+    run(tree, root).close()
+    assert rows(root) == rows(whole)
+    for cycle in (1, 2, 3):
+        paths = [(RunDir(r).corpus(cycle), RunDir(r).adapter(cycle)) for r in (root, whole)]
+        (corpus, adapter), (same_corpus, same_adapter) = paths
+        assert corpus.read_bytes() == same_corpus.read_bytes()
+        weights = "adapter_model.safetensors"
+        assert (adapter / weights).read_bytes() == (same_adapter / weights).read_bytes()
+
+
+class Told:
+    """Keeps all that a run tells of."""
+
+    def __init__(self) -> None:
+        self.all: list[object] = []
+
+    def update(self, progress: Progress) -> None:
+        self.all.append(progress)
+
+    def message(self, text: str) -> None:
+        self.all.append(text)
 
 
 def test_a_finished_run_is_not_run_again(source: Path, unbroken: Path) -> None:
-    before = rows(unbroken)
-    started = time.monotonic()
-    run(config(source), unbroken).close()
+    def state() -> dict[str, tuple[int, int]]:
+        files = (p for p in unbroken.rglob("*") if p.is_file() and not p.name.startswith("run."))
+        return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
+
+    before, files, told = rows(unbroken), state(), Told()
+    with Run.open(unbroken) as opened:
+        sessions = opened.store.get_meta(SESSIONS)
+    run(config(source), unbroken, told).close()
+    assert told.all == []
     assert rows(unbroken) == before
-    assert time.monotonic() - started < 5
+    assert state() == files
+    with Run.open(unbroken) as opened:
+        assert opened.store.get_meta(SESSIONS) == sessions
 
 
 def test_a_changed_configuration_is_refused_by_key(source: Path, unbroken: Path) -> None:
@@ -381,7 +442,7 @@ def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path)
 
 def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
     with RunDir(unbroken).lock():
-        code = "from archloop.loop.run import run; import sys; run(None, sys.argv[1])"
+        code = "from archloop.loop.run.run import run; import sys; run(None, sys.argv[1])"
         other = subprocess.run(
             [sys.executable, "-c", code, str(unbroken)], capture_output=True, text=True, check=False
         )
