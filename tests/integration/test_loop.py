@@ -11,37 +11,39 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
-from archloop.corpus.seed_corpus.pairs import make_pair, read_pairs, write_pairs
 from safetensors.numpy import save_file
 
 from archloop.code.chat import render_code
 from archloop.config import RunConfig, resolve
+from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.errors import (
+    ArchloopError,
     ConfigError,
     DivergedError,
     NothingToLearnError,
     RunLockedError,
     UsageError,
 )
-from archloop.llm.finetuning import FinetuneJob
-from archloop.llm.generation.job import GenerationJob, Sampled, generate
+from archloop.llm.finetuning import FinetuneResult
+from archloop.llm.finetuning.learner import LearningJob
 from archloop.llm.models import resolve_adapter
+from archloop.loop.context import open_context
+from archloop.loop.corpora import corpus_of
 from archloop.loop.rejudge import rejudge
-from archloop.loop.run import run
+from archloop.loop.run import run, run_cycles
 from archloop.progress import Progress, Silent
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.store.run_dir import SESSIONS, Run, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion
 from conftest import network
+from made_runs import add_texts
 from tiny_llm import random_llm
 
 CYCLES, COMPLETIONS = 2, 8
@@ -72,8 +74,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("source")
     with Store(RunDir(root).database) as store:
         for cycle in range(1, CYCLES + 1):
-            texts = enumerate(answers(cycle))
-            store.add_completions([Completion(cycle, i, t, i, 100, "stop") for i, t in texts])
+            add_texts(store, cycle, answers(cycle))
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"lora": np.zeros(1)}, root / "adapter" / "adapter_model.safetensors")
@@ -166,8 +167,7 @@ def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_p
     again.mkdir()
     with Store(RunDir(again).database) as store:
         for cycle in (1, 2):
-            texts = enumerate(answers(1)[:1] * 2)
-            store.add_completions([Completion(cycle, i, t, i, 1, "stop") for i, t in texts])
+            add_texts(store, cycle, answers(1)[:1] * 2)
     changed = {
         "generation": {"engine": "replay", "replay_from": str(again), "batch_size": 2},
         "loop": {"cycles": 2, "completions": 2},
@@ -214,18 +214,22 @@ def test_seeds_are_traced_at_the_size_that_candidates_are_trained_at(
     assert [a.near_dup_graph_train for _, a in again] == [True]
 
 
+class Failing:
+    """A learner whose every fine-tune fails; it remembers the cycles of what it was taught."""
+
+    def __init__(self, error: type[ArchloopError]) -> None:
+        self.error, self.seen = error, list[set[int]]()
+
+    def learn(self, job: LearningJob, on_progress: object) -> FinetuneResult:
+        self.seen.append({p.meta["cycle"] for p in read_pairs(job.lessons)})
+        raise self.error("no")
+
+
 @pytest.mark.parametrize("error", [DivergedError, NothingToLearnError])
 def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    source: Path, tmp_path: Path, error: type[ArchloopError]
 ) -> None:
-    seen: list[set[int]] = []
-
-    def fail(job: FinetuneJob, *_: object) -> None:
-        seen.append({p.meta["cycle"] for p in read_pairs(job.corpus)})
-        raise error("no")
-
-    monkeypatch.setattr(stages, "finetune", fail)
-    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
+    root, learner = tmp_path / "run", Failing(error)
     folder = tmp_path / "adapter"
     shutil.copytree(resolve_adapter("smollm2-135m-lemur"), folder)
     changed: dict[str, dict[str, object]] = {
@@ -234,13 +238,16 @@ def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_a
         "loop": {"cycles": 2, "completions": 1, "final_finetune": True},
     }
     with pytest.raises(ConfigError, match=r"finetune\.lora_r.*has r 16, alpha 32"):
-        run(config(source, **changed), tmp_path / "run")
-    assert not RunDir(tmp_path / "run").config.exists(), "refused before the run has begun"
+        run(config(source, **changed), root)
+    assert not RunDir(root).config.exists(), "refused before the run has begun"
     changed["finetune"]["lora_alpha"] = 32
-    run(config(source, **changed), tmp_path / "run").close()
-    lineage = json.loads((RunDir(tmp_path / "run").adapter(2) / "lineage.json").read_text())
+    with open_context(config(source, **changed), root, Silent()) as context:
+        context.learner = learner
+        run_cycles(context)
+        assert [sorted(s.decided) for s in context.store.cycles()] == [[], ["adapter_rejected"]]
+    lineage = json.loads((RunDir(root).adapter(2) / "lineage.json").read_text())
     assert (lineage["taken_over_from"], lineage["rejected"]) == ("cycle_01", "no")
-    assert seen == [{1}, {1, 2}]
+    assert learner.seen == [{1}, {1, 2}]
 
 
 KILLED_AT: dict[str, Callable[[Run], bool]] = {
@@ -404,45 +411,55 @@ def test_a_run_that_lost_a_part_is_not_begun_anew(
     assert not (root / "config.json").exists() or missing == "run.db"
 
 
-def test_a_run_goes_on_without_the_folder_of_its_warm_start(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_without_the_folder_of_its_warm_start(unbroken: Path, tmp_path: Path) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     settings = json.loads((root / "config.json").read_text())
     settings["llm"]["warm_start"] = "gone"
+    settings["loop"]["cycles"] = CYCLES + 1
     (root / "config.json").write_text(json.dumps(settings))
-    context = open_context(None, root, Silent())
-    with context.store:
-        stages.prepare(context)
-        monkeypatch.setattr(context.store, "cycles", list)
-        stages.prepare(context)  # in its first cycle it has the adapter too
-        shutil.rmtree(context.paths.adapter(1))
-        with pytest.raises(ConfigError, match=r"llm\.warm_start: 'gone'"):
-            stages.prepare(context)
+    with open_context(None, root, Silent()) as context:
+        context.begin()
+    shutil.rmtree(RunDir(root).adapter(1))
+    with open_context(None, root, Silent()) as context:
+        context.begin()  # later cycles have adapters of their own
 
 
 def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     first, second = (RunDir(root).corpus(cycle) for cycle in (1, 2))
     right = second.read_bytes()
-    with open_context(None, root, Silent()).store as store:
-        context = RunContext(RunDir(root).read_config(), RunDir(root), store, Silent())
+    with open_context(None, root, Silent()) as context:
         second.unlink()
-        stages.corpus_of(context, 2)
+        corpus_of(context, 2)
         assert second.read_bytes() == right
         pairs = read_pairs(second)
         write_pairs(second, pairs[:-1])
         with pytest.raises(UsageError, match=r"cycle_02\.jsonl: not the corpus"):
-            stages.corpus_of(context, 2)
+            corpus_of(context, 2)
         second.unlink()
         write_pairs(first, pairs[:1])
         with pytest.raises(UsageError, match=r"cycle_01\.jsonl: not the corpus"):
-            stages.corpus_of(context, 2)
+            corpus_of(context, 2)
+
+
+def test_a_finished_run_can_be_extended_and_is_like_one_planned_longer(
+    source: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    short = {"cycles": 1, "completions": COMPLETIONS}
+    root, told = tmp_path / "run", Told()
+    run(config(source, loop=short), root).close()
+    run(config(source), root, told).close()
+    assert rows(root) == rows(unbroken)
+    assert told.all[0] == f"resuming: 1 of {CYCLES} cycles are done"
+    with Run.open(root) as longer:
+        assert (longer.state(), len(longer.cycles())) == ("finished", CYCLES)
+    with pytest.raises(ConfigError, match=r"loop\.cycles: 2 -> 1"):
+        run(config(source, loop=short), root)
 
 
 def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
     with RunDir(unbroken).lock():
-        code = "from archloop.loop.run.run import run; import sys; run(None, sys.argv[1])"
+        code = "from archloop.loop.run import run; import sys; run(None, sys.argv[1])"
         other = subprocess.run(
             [sys.executable, "-c", code, str(unbroken)], capture_output=True, text=True, check=False
         )
@@ -456,51 +473,6 @@ def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path:
     assert len(rows(tmp_path / "run")) == 3
     # finetune.enabled = false: there is no last fine-tune either.
     assert not RunDir(tmp_path / "run").adapter(2).exists()
-
-
-def test_a_batch_begun_before_an_interruption_is_ended_with_enough_valid_too(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
-
-    def interrupted(job: GenerationJob) -> Iterator[Sampled]:
-        yield from islice(generate(job), 2)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pipeline, "generate", interrupted)
-        run(config(source, **changed), tmp_path / "run")
-    run(config(source, **changed), tmp_path / "run").close()
-    assert [row["id"] for row in rows(tmp_path / "run")] == ["c01-0000", "c01-0001", "c01-0002"]
-
-
-def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "run"
-    changed = {"generation": {"engine": "vllm"}, "loop": {"cycles": 1, "completions": 3}}
-    with Store(RunDir(source).database, read_only=True) as store:
-        texts = store.completions(1)[:3]
-    begun: list[int] = []
-
-    def interrupted(_: object) -> Iterator[Sampled]:
-        yield Sampled(texts[0], None)
-        raise KeyboardInterrupt
-
-    def rest(_: object) -> Iterator[Sampled]:
-        with Store(RunDir(root).database, read_only=True) as store:
-            begun.append(len(store.pending(1)))
-        yield from (Sampled(text, None) for text in texts)
-
-    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
-    monkeypatch.setattr(stages, "require_engine", lambda _: None)  # it is not installed everywhere
-    monkeypatch.setattr(pipeline, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config(source, **changed), root)
-    monkeypatch.setattr(pipeline, "generate", rest)
-    run(config(source, **changed), root).close()
-    assert begun == [0]
-    assert len(rows(root)) == 3
 
 
 def test_without_novelty_near_duplicates_are_counted_and_not_rejected(
@@ -526,8 +498,7 @@ def test_seeds_count_in_novelty_whatever_they_are_called(
     copy = tmp_path / "copy"
     copy.mkdir()
     with Store(RunDir(copy).database) as store:
-        text = render_code(network(init="self.seed = 1"))
-        store.add_completions([Completion(1, 0, text, 0, 1, "stop")])
+        add_texts(store, 1, [render_code(network(init="self.seed = 1"))])
     changed = {
         "seeds": {"source": kind, "path": str(seeds[kind])},
         "generation": {"engine": "replay", "replay_from": str(copy), "batch_size": 1},
