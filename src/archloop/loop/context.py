@@ -197,6 +197,8 @@ class RunContext:
             has_first_adapter=bool(self.store.cycles()) or self.paths.adapter(1).is_dir(),
             has_adapter=self.has_adapter,
         )
+        if not self.paths.config.is_file() or self.paths.read_config() != self.config:
+            _write_config(self.paths, self.config)
         if loads_llm(self.config):
             _ = self.model_dir  # downloaded now, so that a run does not stop after its first steps
         if self.has_begun:
@@ -282,8 +284,6 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     try:
         if _has_begun(paths, store):
             _refuse_another_run(paths, store, before, config)
-        if config != before:
-            _write_config(paths, config)
     except BaseException:
         store.close()
         raise
