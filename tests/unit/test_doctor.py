@@ -15,8 +15,9 @@ from archloop.config import RunConfig, load_config
 from archloop.doctor import diagnose as doctor
 from archloop.doctor import requirements as machine
 from archloop.doctor.diagnose import Check, diagnose
+from archloop.doctor.preflight import preflight, preflight_rows
 from archloop.doctor.requirements import Gpu
-from archloop.errors import ConfigError
+from archloop.errors import ConfigError, UsageError
 from archloop.machine.downloads import cache_dir
 from archloop.tasks import open_source
 from archloop.tasks.arrays import decoded_folder
@@ -122,7 +123,6 @@ def test_a_local_llm_is_measured_by_its_own_shape(tmp_path: Path) -> None:
     [
         ("llm.warm_start=no-such-adapter", "warm-start adapter", "no-such-adapter"),
         ("task.name=no-such-task", "task", "no-such-task"),
-        ("seeds.source=lemurs", "seeds", "one of lemur, directory, jsonl, run, packaged, none"),
         ("llm.model=models/My LLM", "LLM", "models/My LLM"),
         ("llm.model=modèle", "LLM", "modèle"),
         ("sandbox.workers=1024", "memory", "1024 candidates"),
@@ -159,8 +159,9 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("ARCHLOOP_CACHE", str(tmp_path / "file"))
-    check = look("embedded")["disk, cache"]
-    assert (check.ok, check.detail) == (False, f"{tmp_path}/file cannot be written: File exists")
+    check = look("embedded")["cache"]
+    assert check.ok is False
+    assert f"{tmp_path}/file: the cache cannot be written: File exists" in check.needed
     assert "ARCHLOOP_CACHE" in check.needed
 
 
@@ -197,7 +198,7 @@ def test_a_server_is_asked_what_it_serves(monkeypatch: pytest.MonkeyPatch) -> No
     assert checks["API key"].ok
     assert checks["caps"].ok is None
     assert checks["GPU"].ok
-    assert checks["package openai"].ok
+    assert checks["generation engine"].ok
     assert "package trl" not in checks, "nothing is fine-tuned"
     assert "secret" not in str(checks)
     assert other["LLM"].ok is None
@@ -225,14 +226,15 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("A_KEY", raising=False)
     assert look_at_server("http://127.0.0.1:9/v1")["LLM"].ok is False
     check = look_at_server("http://127.0.0.1:9/v1", "openai.api_key_env=A_KEY")["API key"]
-    assert (check.ok, check.needed) == (False, "the key in the variable A_KEY")
+    assert check.ok is False
+    assert check.needed == "openai.api_key_env: the variable A_KEY is not set"
 
 
 @pytest.mark.parametrize(("engine", "extra"), [("vllm", "vllm"), ("openai", "openai")])
 def test_a_missing_extra_is_named(engine: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, extra, None)
     preset = {"openai": "openai", "vllm": "embedded"}[engine]
-    check = look(load_config(preset, [f"generation.engine={engine}"]))[f"package {extra}"]
+    check = look(load_config(preset, [f"generation.engine={engine}"]))["generation engine"]
     assert check.ok is False
     assert f"pip install 'archloop[{extra}]'" in check.needed
 
@@ -312,3 +314,42 @@ def test_a_run_that_does_not_fine_tune_needs_no_memory_for_it(
     small += ("finetune.gradient_checkpointing=false",)
     assert gpu_check(monkeypatch, 12, *small).ok is False
     assert gpu_check(monkeypatch, 12, *small, "finetune.enabled=false").ok
+
+
+@pytest.mark.parametrize(
+    ("preset", "overrides"),
+    [
+        ("smoke", ["task.name=no-such-task"]),
+        ("smoke", ["prompt.user=a network, please"]),
+        ("smoke", ["llm.warm_start=no-such-adapter"]),
+        ("embedded", ["finetune.lora_r=8"]),
+        ("smoke", ["llm.warm_start=none", "seeds.source=none"]),
+        ("smoke", ["seeds.source=packaged", "seeds.path=nobody"]),
+        ("smoke", ["seeds.source=directory", "seeds.path=no-such-folder"]),
+        ("smoke", ["seeds.source=run", "seeds.path=."]),
+        ("smoke", ["llm.model=./no-such-llm"]),
+        ("smoke", ["generation.engine=replay", "generation.replay_from=nowhere"]),
+        ("openai", ["openai.base_url=http://127.0.0.1:9/v1", "openai.api_key_env=A_KEY_UNSET"]),
+    ],
+    ids=lambda value: value[-1] if isinstance(value, list) else value,
+)
+def test_run_raises_what_doctor_shows(preset: str, overrides: list[str]) -> None:
+    if preset == "openai":
+        overrides = [*overrides, "llm.model=m"]
+    config = load_config(preset, overrides)
+    (failed,) = (check for check in preflight_rows(config) if check.ok is False)
+    with pytest.raises(UsageError) as raised:
+        preflight(config)
+    assert str(raised.value) == failed.needed
+    assert failed in diagnose(config, attack_sandbox=False)
+
+
+def test_a_run_that_has_begun_needs_neither_its_seeds_nor_its_warm_start() -> None:
+    config = load_config(
+        "smoke", ["seeds.source=jsonl", "seeds.path=gone", "llm.warm_start=no-such-adapter"]
+    )
+    preflight(config, begun=True, has_first_adapter=True)
+    with pytest.raises(UsageError, match=r"llm\.warm_start"):
+        preflight(config, begun=True)
+    with pytest.raises(UsageError, match=r"seeds\.path"):
+        preflight(config, has_first_adapter=True)

@@ -35,7 +35,7 @@ class LLMConfig(Section):
 class SeedsConfig(Section):
     """Where the first corpus comes from."""
 
-    source: str = "lemur"
+    source: Literal["lemur", "packaged", "directory", "jsonl", "run", "none"] = "lemur"
     """``lemur``, ``packaged`` (the corpus that comes with a packaged adapter), ``directory``,
     ``jsonl``, ``run`` (what an earlier run accepted) or ``none``."""
     path: str | None = None

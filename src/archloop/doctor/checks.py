@@ -16,7 +16,6 @@ from urllib.parse import quote
 from archloop.config import RunConfig
 from archloop.config.engines import OpenAIConfig
 from archloop.errors import ConfigError
-from archloop.llm.generation import EXTRAS
 from archloop.machine.downloads import WheelAsset, cache_dir
 
 _REACH_SECONDS = 5.0
@@ -37,7 +36,7 @@ class Check:
 
 
 def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
-    """The packages that the configuration uses, and how to install those that are not here.
+    """The packages that the configuration uses beside its engine, and how to install missing ones.
 
     Args:
         config: The configuration.
@@ -46,10 +45,6 @@ def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
     wanted = {"transformers": ("transformers", ""), "datasets": ("datasets", "")}
     if config.finetune.enabled:
         wanted |= {"peft": ("peft", ""), "accelerate": ("accelerate", "")}
-    engine = config.generation.engine
-    if engine in EXTRAS:
-        module, install = EXTRAS[engine]
-        wanted[module] = (install, f" (for generation.engine = {engine!r})")
     if config.finetune.enabled and config.finetune.optimizer == "paged_adamw_8bit":
         why = " (for finetune.optimizer = 'paged_adamw_8bit')"
         wanted["bitsandbytes"] = ("'archloop[cuda]'", why)
@@ -68,16 +63,12 @@ def packages(config: RunConfig, *, on_gpu: bool) -> Iterator[Check]:
 
 
 def server(config: RunConfig) -> Iterator[Check]:
-    """Whether the OpenAI-compatible server answers, takes the key and serves the LLM."""
+    """Whether the OpenAI-compatible server answers, accepts the key and serves the LLM."""
     remote = config.openai
     try:
         key = remote.api_key()
-    except ConfigError as error:
-        name = remote.api_key_env
-        yield Check("API key", False, str(error), f"the key in the variable {name}")
+    except ConfigError:  # the pre-flight check has named it
         return
-    if key is not None:
-        yield Check("API key", True, f"in {remote.api_key_env}")
     yield _serves(config.llm.model, remote, key)
     if remote.cap_tokens is None and remote.cap_cost is None:
         needed = "openai.cap_tokens or openai.cap_cost, where tokens cost money"

@@ -1,25 +1,27 @@
-"""What a machine lacks for a configuration, found out before a run is started.
+"""What a machine lacks for a configuration.
 
-Nothing is downloaded; a network is asked only whether it can be reached, and not at all with
-``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.doctor.requirements`), the sandbox is
-really tried.
+The checks that ``archloop run`` makes too (:mod:`archloop.doctor.preflight`) come with what a run
+cannot check quickly: packages, GPU, memory, disk, downloads, a server, the sandbox. Nothing is
+downloaded; the network is only asked whether a file can be reached, and not at all with
+``HF_HUB_OFFLINE=1``. Memory is estimated (:mod:`archloop.doctor.requirements`); the sandbox is
+really attacked.
 """
 
 from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from archloop.config import EMBEDDED, RunConfig, load_config
-from archloop.corpus.seed_corpus import packaged_corpus
 from archloop.doctor import checks
 from archloop.doctor.checks import Check
+from archloop.doctor.preflight import preflight_rows
 from archloop.doctor.requirements import CANDIDATE_GIB, GIB, LIBRARIES_GIB, Machine, llm_settings
-from archloop.errors import ConfigError, IsolationError, UsageError
+from archloop.errors import IsolationError
 from archloop.files import not_writable
-from archloop.llm.models import adapter_mismatch, check_files, local_llm, resolve_adapter
+from archloop.llm.models import local_llm
 from archloop.machine.downloads import LEMUR_WHEEL, SMOLLM2_WHEEL, cache_dir
 from archloop.machine.footprint import weight_bytes
 from archloop.machine.hardware import (
@@ -52,9 +54,13 @@ def diagnose(
         config = load_config(config)
     config = on_this_machine(config)
     machine = Machine.of(config, run_dir)
-    looks = [_python, _torch, _gpu, _processor, _memory, _packages, _llm]
-    looks += [_seeds, _task, _disk, _isolation]
-    found = [check for look in looks for check in look(machine)]
+    required = list(preflight_rows(config))
+    # What failed already is not looked at again.
+    failed = {check.name for check in required if check.ok is False}
+    looks = [_python, _torch, _gpu, _processor, _memory, _packages]
+    looks += [look for name, look in _MORE.items() if name not in failed]
+    looks += [_disk, _isolation]
+    found = [*required, *(check for look in looks for check in look(machine))]
     if attack_sandbox and found[-1].ok:
         found += _attacks(machine)
     return found
@@ -163,34 +169,20 @@ def _packages(machine: Machine) -> Iterator[Check]:
 
 
 def _llm(machine: Machine) -> Iterator[Check]:
+    """Whether the LLM can be had where it is no local folder."""
     config = machine.config.llm
     if machine.remote:
         yield from checks.server(machine.config)
-        return
-    if config.model == EMBEDDED:
+    elif config.model == EMBEDDED:
         ready = any((cache_dir() / "models").glob(f"{EMBEDDED}-{SMOLLM2_WHEEL.version}-*"))
         yield Check("LLM", True, "ready") if ready else checks.wheel("LLM", SMOLLM2_WHEEL)
-    else:
-        yield _named_llm(machine)
-    if config.warm_start is not None:
-        try:
-            folder, finetune = resolve_adapter(config.warm_start), machine.config.finetune
-            goes_on = finetune.enabled and finetune.init == "previous"
-            wrong = adapter_mismatch(folder, finetune) if goes_on else None
-            yield Check("warm-start adapter", not wrong, config.warm_start, wrong or "")
-        except UsageError as error:
-            yield Check("warm-start adapter", False, "not found", str(error))
+    elif local_llm(config.model) is None:
+        yield _hub_llm(machine)
 
 
-def _named_llm(machine: Machine) -> Check:
-    """The LLM in a folder, in the Hugging Face cache, or on the hub."""
+def _hub_llm(machine: Machine) -> Check:
+    """The LLM in the Hugging Face cache, or on the hub."""
     config = machine.config.llm
-    try:
-        if folder := local_llm(config.model):
-            check_files(folder)
-            return Check("LLM", True, config.model)
-    except UsageError as error:
-        return Check("LLM", False, config.model, str(error))
     if llm_settings(machine.config) is not None:
         return Check("LLM", True, f"{config.model}: in the Hugging Face cache")
     size = machine.shape and weight_bytes(machine.shape, "bfloat16") / GIB
@@ -199,28 +191,9 @@ def _named_llm(machine: Machine) -> Check:
 
 
 def _seeds(machine: Machine) -> Iterator[Check]:
-    from archloop.corpus.seeds import SOURCES
-
-    source, path = machine.config.seeds.source, machine.config.seeds.path
-    if source == "lemur" and path is None:
+    seeds = machine.config.seeds
+    if seeds.source == "lemur" and seeds.path is None:
         yield checks.wheel("seeds", LEMUR_WHEEL)
-    elif source == "packaged":
-        try:
-            packaged_corpus(path or "")
-            yield Check("seeds", True, f"packaged with {path}")
-        except ConfigError as error:
-            yield Check("seeds", False, "not found", str(error))
-    elif source in SOURCES:
-        there = path is not None and Path(path).exists()
-        missing = f"{Path(path or '').absolute()} does not exist (seeds.path)"
-        yield Check("seeds", there, path or "none named", "" if there else missing)
-    elif source != "none":
-        yield Check("seeds", False, source, f"one of {', '.join(SOURCES)}, packaged, none")
-    replay = machine.config.generation.replay_from
-    if replay is not None:
-        there = (Path(replay) / "run.db").is_file()
-        missing = f"no run in {Path(replay).absolute()}"
-        yield Check("replayed run", there, replay, "" if there else missing)
 
 
 def _task(machine: Machine) -> Iterator[Check]:
@@ -229,11 +202,7 @@ def _task(machine: Machine) -> Iterator[Check]:
     from archloop.tasks.huggingface import HubSource
 
     name = machine.config.task.name
-    try:
-        source = open_source("cifar10" if name == "auto" else name)
-    except UsageError as error:
-        yield Check("task", False, name, str(error))
-        return
+    source = open_source("cifar10" if name == "auto" else name)
     if not isinstance(source, HubSource):
         yield Check("task", True, f"{source.title}: on this machine")
         return
@@ -250,15 +219,20 @@ def _task(machine: Machine) -> Iterator[Check]:
     yield Check(check.name, check.ok, check.detail, needed)
 
 
+_MORE: dict[str, Callable[[Machine], Iterator[Check]]] = {
+    "LLM": _llm,
+    "seeds": _seeds,
+    "task": _task,
+}
+"""What doctor looks at beyond the pre-flight check of the same name."""
+
+
 def _disk(machine: Machine) -> Iterator[Check]:
     """Room for what is not there yet: LLM, seeds and images in the cache, adapters in the run."""
     config, shape = machine.config, machine.shape
     copies = 2 if config.generation.engine == "openvino" else 1
     weights = copies * weight_bytes(shape, config.llm.dtype) / GIB if shape else 0.0
-    if reason := not_writable(cache_dir()):
-        detail = f"{cache_dir().absolute()} cannot be written: {reason}"
-        yield Check("disk, cache", False, detail, "a folder that can, named in ARCHLOOP_CACHE")
-    else:
+    if not not_writable(cache_dir()):
         yield checks.room("disk, cache", cache_dir(), 1.0 + weights)
     adapters = 0.0
     if shape is not None:

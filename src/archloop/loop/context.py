@@ -11,12 +11,13 @@ from typing import Self
 
 from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.config.derived import derive_seed
+from archloop.doctor.preflight import loads_llm, preflight
 from archloop.errors import ConfigError, UsageError
 from archloop.evaluation.executor import Executor, build_executor
 from archloop.files import write_text
 from archloop.llm.finetuning.learner import Learner, build_learner
 from archloop.llm.generation.session import GeneratorSession
-from archloop.llm.models import adapter_mismatch, read_settings, resolve_adapter, resolve_model
+from archloop.llm.models import read_settings, resolve_model
 from archloop.machine.footprint import LLMShape, finetune_bytes
 from archloop.machine.hardware import (
     free_memory,
@@ -186,9 +187,20 @@ class RunContext:
 
         Raises:
             UsageError: Naming the key that is wrong, or what is missing.
+            AssetError: The LLM is not here and cannot be downloaded.
         """
         committed = self.config.loop.cycles - len(self.owed_cycles())
-        preflight(self)
+        preflight(
+            self.config,
+            begun=self.has_begun,
+            # The warm start is copied once; later cycles have adapters of their own.
+            has_first_adapter=bool(self.store.cycles()) or self.paths.adapter(1).is_dir(),
+            has_adapter=self.has_adapter,
+        )
+        if not self.paths.config.is_file() or self.paths.read_config() != self.config:
+            _write_config(self.paths, self.config)
+        if loads_llm(self.config):
+            _ = self.model_dir  # downloaded now, so that a run does not stop after its first steps
         if self.has_begun:
             planned = self.config.loop.cycles
             self.observer.message(f"resuming: {committed} of {planned} cycles are done")
@@ -272,10 +284,6 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     try:
         if _has_begun(paths, store):
             _refuse_another_run(paths, store, before, config)
-        else:
-            _check_warm_start(config)
-        if config != before:
-            _write_config(paths, config)
     except BaseException:
         store.close()
         raise
@@ -305,15 +313,6 @@ def _refuse_another_run(
         f"{missing}: missing or empty, though the run has begun; put it back, or give another "
         "--run-dir to a new run"
     )
-
-
-def _check_warm_start(config: RunConfig) -> None:
-    """Refuse an adapter that a later cycle could not go on from, before the run has begun."""
-    finetune, warm = config.finetune, config.llm.warm_start
-    if warm is None or not finetune.enabled or finetune.init != "previous":
-        return
-    if mismatch := adapter_mismatch(resolve_adapter(warm), finetune):
-        raise ConfigError(mismatch)
 
 
 def _write_config(paths: RunDir, config: RunConfig) -> None:

@@ -26,7 +26,7 @@ def open_source(config: SeedsConfig) -> SeedSource:
     """The configured seed source.
 
     Raises:
-        ConfigError: An unknown name.
+        ConfigError: No corpus is built from this source.
         UsageError: Its file or folder is missing or empty.
     """
     path = Path(config.path or "")
@@ -43,5 +43,5 @@ def open_source(config: SeedsConfig) -> SeedSource:
             return RunSource(path)
         case other:
             raise ConfigError(
-                f"seeds.source: {other!r} unknown; allowed: {', '.join(SOURCES)}, packaged, none"
+                f"seeds.source: {other!r} builds no corpus; allowed here: {', '.join(SOURCES)}"
             )
