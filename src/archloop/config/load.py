@@ -90,9 +90,8 @@ class RunConfig(Section):
             raise ValueError(f"generation.replay_from: only with generation.engine = {names}")
         self.finetune.check()
         search, lowest = self.search, self.generation.temperature
-        moves = isinstance(search, PaperSearch) and search.temperature_step > 0
-        if moves and search.temperature_max < lowest:
-            raise ValueError("search.temperature_max: below generation.temperature")
+        if isinstance(search, PaperSearch):
+            search.check(lowest)
         sections = {name: traits.section for name, traits in ENGINES.items()}
         check_sections(chosen, {name: getattr(self, name) for name in sections if sections[name]})
         if not ENGINES[chosen].local:
