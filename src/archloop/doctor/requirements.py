@@ -10,9 +10,9 @@ from typing import NamedTuple, Self
 
 from archloop.config import EMBEDDED, RunConfig
 from archloop.errors import UsageError
+from archloop.evaluation.local import worker_count
 from archloop.llm.models import read_settings
 from archloop.machine.footprint import LLMShape, finetune_bytes, generation_bytes
-from archloop.machine.hardware import usable_cores
 
 GIB = 2**30
 
@@ -76,8 +76,7 @@ class Machine(NamedTuple):
     @property
     def workers(self) -> int:
         """Candidates evaluated at the same time."""
-        sandbox = self.config.sandbox
-        return sandbox.workers or max(1, usable_cores() // sandbox.threads)
+        return worker_count(self.config.sandbox)
 
     def finetune_gib(self, shape: LLMShape) -> float:
         """GiB that a fine-tune of an LLM takes, libraries included; 0: there is none."""
