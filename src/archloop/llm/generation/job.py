@@ -96,9 +96,13 @@ def generate(job: GenerationJob) -> Iterator[Sampled]:
         if event["event"] == "sampled":
             text, spent = event["data"]["text"], event["data"]["spent"]
             yield Sampled(
-                Completion(cycle=job.cycle, **text) if text else None,
+                _completion(job.cycle, text) if text else None,
                 Spent.from_json(spent) if spent else None,
             )
+
+
+def _completion(cycle: int, text: dict[str, Any]) -> Completion:
+    return Completion(cycle, text["index"], text["text"], text["n_tokens"], text["finish_reason"])
 
 
 def _work(job: dict[str, Any], emit: Emit) -> dict[str, Any]:
