@@ -73,7 +73,7 @@ def _number(file: Path) -> int:
 
 
 def nvidia_gpus() -> list[tuple[str, int]]:
-    """Name and memory in MiB of each NVIDIA GPU, as reported by its driver; empty without a driver."""
+    """Name and memory in MiB of each NVIDIA GPU, from its driver; none without a driver."""
     rows = [line.rpartition(",") for line in _nvidia_smi("name,memory.total")]
     return [(name.strip(), int(mib)) for name, _, mib in rows if mib.strip().isdecimal()]
 

@@ -43,7 +43,7 @@ def session() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, usable cores, memory in GiB, GPUs and operating system, without the host's name."""
+    """Processor, usable cores, memory in GiB, GPUs, operating system; not the host's name."""
     import psutil
 
     return {
