@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archloop.machine import hardware as provenance
+from archloop.machine import session
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def mean_sd(values: Sequence[float]) -> str:
 
 def machine() -> str:
     """What the figures were measured on."""
-    found, versions = provenance.machine(), provenance.versions()
+    found, versions = session.machine(), session.versions()
     return (
         f"{found['cores']} cores of {found['processor']}, {found['memory_gib']} GiB, "
         f"Python {versions['python']}, torch {versions['torch']}"

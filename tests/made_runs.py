@@ -7,7 +7,7 @@ from pathlib import Path
 
 from archloop.code.chat import render_code
 from archloop.config import RunConfig, load_config
-from archloop.machine.hardware import session
+from archloop.machine.session import session
 from archloop.store.run_dir import FINISHED, SESSIONS, RunDir
 from archloop.store.store import Store
 from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict

@@ -21,7 +21,7 @@ from archloop.evaluation.alone import Source, evaluate_many
 from archloop.llm.generation.job import GenerationJob, generate
 from archloop.llm.models import resolve_model
 from archloop.loop.context import task_prompt
-from archloop.machine.hardware import machine, versions
+from archloop.machine.session import machine, versions
 from archloop.novelty import NoveltyIndex
 from archloop.stats import wilson_interval
 from archloop.types import Completion
@@ -81,13 +81,13 @@ def card(adapter: Path, m: dict[str, object]) -> str:
     low, high = m["wilson_95"]  # type: ignore[misc]
     decoding = m["decoding"]
     assert isinstance(decoding, dict)
-    provenance = (Path(__file__).parent / "adapter_provenance.md").read_text().strip()
+    history = (Path(__file__).parent / "adapter_history.md").read_text().strip()
     return f"""# smollm2-135m-lemur
 
 A LoRA adapter (r {lineage["finetune"]["lora_r"]}, alpha {lineage["finetune"]["lora_alpha"]}, bfloat16) for
 SmolLM2-135M-Instruct (Apache-2.0) that writes PyTorch networks under archloop's candidate contract.
 
-{provenance}
+{history}
 
 Final loss {lineage["loss"]} nats a token (mean of the last tenth of the steps); corpus SHA-256
 `{lineage["corpus_sha256"]}`.

@@ -56,7 +56,7 @@ def sandbox(blobs: TaskData) -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Sandbox]:
+def short_limits() -> Iterator[Sandbox]:
     """For networks that never get as far as the epoch."""
     with Sandbox(LIMITS.model_copy(update={"build_seconds": 2.0})) as made:
         yield made
@@ -89,10 +89,10 @@ def leftovers(sandbox: Sandbox) -> list[str]:
 
 @pytest.mark.parametrize("file", sorted(HOSTILE.glob("*.py")), ids=lambda file: file.stem)
 def test_a_hostile_network_is_an_outcome(
-    file: Path, sandbox: Sandbox, hasty: Sandbox, honest_accuracy: float
+    file: Path, sandbox: Sandbox, short_limits: Sandbox, honest_accuracy: float
 ) -> None:
     if file.stem in NEVER_BUILT:
-        verdict = hasty.probe(file.read_text(), shape=(1, 8, 8), classes=4)
+        verdict = short_limits.probe(file.read_text(), shape=(1, 8, 8), classes=4)
     else:
         verdict = sandbox.evaluate(file.read_text(), seed=3, max_params=MAX_PARAMS)
     assert verdict.outcome.value in header(file, "expected"), verdict
@@ -103,7 +103,7 @@ def test_a_hostile_network_is_an_outcome(
         assert verdict.error
         assert verdict.error.isprintable()
         assert verdict.first_epoch_accuracy is None
-    assert leftovers(sandbox) == leftovers(hasty) == []
+    assert leftovers(sandbox) == leftovers(short_limits) == []
     assert not Path("/tmp/archloop-hostile").exists()
 
 

@@ -20,7 +20,7 @@ from archloop.config import FinetuneConfig
 from archloop.errors import UsageError
 from archloop.llm.finetuning import packing
 from archloop.llm.finetuning.dataset import IGNORED, EncodedPair
-from archloop.llm.finetuning.linear import quicken
+from archloop.llm.finetuning.linear import patch_lora_forward
 from archloop.llm.finetuning.loading import adapted, check_packing, check_targets
 from archloop.llm.finetuning.loss import check_head, give_loss
 from archloop.llm.models import attention_window
@@ -98,7 +98,7 @@ def test_a_batch_has_the_loss_and_the_gradients_of_its_pairs_apart(
         AttentionInterface.register(packing.ATTENTION, packing.attend)
         base.set_attn_implementation(packing.ATTENTION)
     give_loss(base)
-    assert quicken(model) == 2 * len(TARGETS)
+    assert patch_lora_forward(model) == 2 * len(TARGETS)
     batch = packing.Collator(packed, share)(rows)
     loss = model(**batch)["loss"]
     assert loss.item() == pytest.approx(wanted_loss.item(), abs=1e-4)
@@ -224,5 +224,5 @@ def test_what_is_adapted_is_counted() -> None:
 
 
 def test_dropout_and_biases_stay_with_peft() -> None:
-    assert quicken(with_adapter(llm(), lora_dropout=0.1)) == 0
-    assert quicken(with_adapter(llm(attention_bias=True))) == 2 * 3
+    assert patch_lora_forward(with_adapter(llm(), lora_dropout=0.1)) == 0
+    assert patch_lora_forward(with_adapter(llm(attention_bias=True))) == 2 * 3

@@ -312,6 +312,15 @@ class PaperSearch(Section):
     most_near_duplicates: Fraction = 0.10
     least_valid: Fraction = 0.85
 
+    def check(self, lowest: float) -> None:
+        """Refuse a highest temperature below ``generation.temperature``.
+
+        Raises:
+            ValueError: It is.
+        """
+        if self.temperature_step and self.temperature_max < lowest:
+            raise ValueError("search.temperature_max: below generation.temperature")
+
 
 class RandomSearch(Section):
     """The random baseline: networks from a small grammar, no LLM and no learning.

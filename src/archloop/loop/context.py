@@ -24,8 +24,8 @@ from archloop.machine.hardware import (
     nvidia_gpus,
     on_this_machine,
     resolved_precision,
-    session,
 )
+from archloop.machine.session import session
 from archloop.progress import Observer
 from archloop.search.prompts import PromptSubject, PromptTemplate
 from archloop.search.strategy import Strategy, build_strategy

@@ -35,7 +35,7 @@ class ReportedRun:
     pinned: dict[str, str]
     """The digests that are fixed for the run, and the task."""
     sessions: tuple[dict[str, Any], ...]
-    """What :func:`archloop.machine.hardware.session` recorded, once for each start of the run."""
+    """What :func:`archloop.machine.session.session` recorded, once for each start of the run."""
     summary: RunSummary
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]

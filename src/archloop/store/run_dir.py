@@ -24,7 +24,7 @@ FINISHED = "finished_at"
 """Meta key in the store: when the run ended as planned; absent before."""
 
 SESSIONS = "sessions"
-"""Meta key in the store: :func:`archloop.machine.hardware.session` of each start of the run."""
+"""Meta key in the store: :func:`archloop.machine.session.session` of each start of the run."""
 
 PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""

@@ -44,7 +44,7 @@ class _Product(torch.autograd.Function):
         return of_x, None, of_a, of_b, None
 
 
-def quicken(model: Any) -> int:
+def patch_lora_forward(model: Any) -> int:
     """Let the plain LoRA layers of a PEFT model compute this way; returns how many do.
 
     What PEFT can do besides (dropout, biases, variants, quantised bases) stays with PEFT.

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesC
 from archloop.config import FinetuneConfig
 from archloop.errors import ConfigError, MissingExtraError, UsageError
 from archloop.llm.finetuning.job import FinetuneJob
-from archloop.llm.finetuning.linear import quicken
+from archloop.llm.finetuning.linear import patch_lora_forward
 from archloop.llm.finetuning.loss import check_head, give_loss
 from archloop.llm.finetuning.packing import ATTENTION, attend
 from archloop.llm.models import adapter_mismatch, check_adapter, loading
@@ -60,7 +60,7 @@ def load(job: FinetuneJob) -> Any:
     model = _with_adapter(base, job)
     give_loss(base)
     if not torch.cuda.is_available():
-        quicken(model)
+        patch_lora_forward(model)
     return in_autocast(model)
 
 

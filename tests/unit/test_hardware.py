@@ -10,7 +10,7 @@ import pytest
 from archloop.config import RunConfig, load_config
 from archloop.errors import ConfigError
 from archloop.loop.context import RunContext, open_context
-from archloop.machine import hardware as provenance
+from archloop.machine import hardware
 from archloop.progress import Silent
 from archloop.types import Completion
 
@@ -18,12 +18,12 @@ from archloop.types import Completion
 @pytest.fixture
 def bf16(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A machine that multiplies bfloat16 in hardware; ``without`` makes it another one."""
-    monkeypatch.setattr(provenance, "computes_in_bf16", lambda: True)
+    monkeypatch.setattr(hardware, "computes_in_bf16", lambda: True)
     return monkeypatch
 
 
 def without(machine: pytest.MonkeyPatch) -> None:
-    machine.setattr(provenance, "computes_in_bf16", lambda: False)
+    machine.setattr(hardware, "computes_in_bf16", lambda: False)
 
 
 def opened(config: RunConfig | None, root: Path) -> RunContext:
@@ -39,11 +39,11 @@ def test_bf16_is_what_the_processor_says(
 ) -> None:
     file = tmp_path / "cpuinfo"
     file.write_text(f"model name\t: X\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(provenance, "_CPUINFO", file)
-    monkeypatch.setattr(provenance, "_nvidia_smi", lambda _query: [])
-    assert provenance.computes_in_bf16() is there
-    assert provenance.resolved_dtype("auto") == ("bfloat16" if there else "float32")
-    assert provenance.resolved_precision("auto") == ("bf16" if there else "fp32")
+    monkeypatch.setattr(hardware, "_CPUINFO", file)
+    monkeypatch.setattr(hardware, "_nvidia_smi", lambda _query: [])
+    assert hardware.computes_in_bf16() is there
+    assert hardware.resolved_dtype("auto") == ("bfloat16" if there else "float32")
+    assert hardware.resolved_precision("auto") == ("bf16" if there else "fp32")
 
 
 @pytest.mark.parametrize(
@@ -58,19 +58,19 @@ def test_bf16_is_what_the_processor_says(
 def test_a_gpu_that_torch_does_not_see_does_not_count(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, torch: str, visible: str | None, there: bool
 ) -> None:
-    monkeypatch.setattr(provenance, "_CPUINFO", tmp_path / "none")
-    monkeypatch.setattr(provenance, "_nvidia_smi", lambda _query: ["9.0"])
-    monkeypatch.setattr(provenance, "version", lambda _name: torch)
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(hardware, "_nvidia_smi", lambda _query: ["9.0"])
+    monkeypatch.setattr(hardware, "version", lambda _name: torch)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert provenance.computes_in_bf16() is there
+    assert hardware.computes_in_bf16() is there
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
     for _ in range(2):
-        assert provenance.resolved_dtype(dtype) == dtype
+        assert hardware.resolved_dtype(dtype) == dtype
         without(bf16)
 
 
@@ -114,22 +114,22 @@ def test_another_machines_precision_is_named(bf16: pytest.MonkeyPatch, tmp_path:
 
 
 def test_a_containers_memory_is_its_own(tmp_path: Path) -> None:
-    machine = provenance.free_memory(tmp_path)
+    machine = hardware.free_memory(tmp_path)
     assert machine > 100 << 20
-    for folder, limit, usage, cache in provenance._MEMORY_FILES:
+    for folder, limit, usage, cache in hardware._MEMORY_FILES:
         group = tmp_path / limit / folder
         group.mkdir(parents=True)
         (group / usage).write_text(f"{90 << 20}\n")
         (group / "memory.stat").write_text(f"anon 7\n{cache} {20 << 20}\nfile 9\n")
         (group / limit).write_text(f"{100 << 20}\n")
-        assert provenance.free_memory(tmp_path / limit) == 30 << 20
+        assert hardware.free_memory(tmp_path / limit) == 30 << 20
         (group / limit).write_text("max\n")
-        assert provenance.free_memory(tmp_path / limit) > 100 << 20
+        assert hardware.free_memory(tmp_path / limit) > 100 << 20
 
 
 def test_a_containers_cores_are_its_own(tmp_path: Path) -> None:
-    machine = provenance.usable_cores(tmp_path)
-    for version, files in enumerate(provenance._QUOTA_FILES):
+    machine = hardware.usable_cores(tmp_path)
+    for version, files in enumerate(hardware._QUOTA_FILES):
         groups = tmp_path / str(version)
         for quota, cores in [
             ("50000", 1),
@@ -141,4 +141,4 @@ def test_a_containers_cores_are_its_own(tmp_path: Path) -> None:
             for file, text in zip(files, texts, strict=True):
                 (groups / file).parent.mkdir(parents=True, exist_ok=True)
                 (groups / file).write_text(f"{text}\n")
-            assert provenance.usable_cores(groups) == cores
+            assert hardware.usable_cores(groups) == cores
