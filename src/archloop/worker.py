@@ -1,9 +1,9 @@
 """Work in a Python process of its own that streams JSON events: the LLM's memory goes with it.
 
 A job, or one command after another, travels as a JSON line on stdin, events come back as JSON lines
-on a pipe of their own; what libraries print goes to stderr. The process dies with its parent: it holds the read end of
-stdin open and leaves when that closes. It leads a process group, so that processes which a library
-starts (vLLM's engine, the ranks of a fine-tune) end with it.
+on a pipe of their own; what libraries print goes to stderr. The process dies with its parent: it
+holds the read end of stdin open and leaves when that closes. It leads a process group, so that
+processes which a library starts (vLLM's engine, the ranks of a fine-tune) end with it.
 """
 
 from __future__ import annotations
