@@ -17,7 +17,7 @@ from archloop.prompts import CIFAR10, PromptTemplate
 from archloop.provenance import resolved_dtype
 from conftest import network
 
-pytestmark = [pytest.mark.llm, pytest.mark.slow]
+pytestmark = pytest.mark.llm
 CONFIG = FinetuneConfig(
     lora_r=4,
     lora_alpha=8,
