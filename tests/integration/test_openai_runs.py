@@ -32,8 +32,6 @@ from conftest import network
 from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, good_answer, loop_config, requests
 from scripted_server import Reply, ScriptedServer, scripted
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass(frozen=True)
 class RealServer:
