@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 
 from archloop.config import ProtocolConfig, SandboxConfig, TaskConfig
-from archloop.evaluation.executors import build_executor
+from archloop.evaluation.executor import Evaluate, in_order
+from archloop.evaluation.local import LocalExecutor
 from archloop.machine.hardware import usable_cores
-from archloop.sandbox import Sandbox
 from archloop.tasks import load_task
 from archloop.types import Outcome, Verdict
 from benchmarks import networks
@@ -39,20 +39,15 @@ def main(candidates: int) -> None:
     config = SandboxConfig()
     verdicts: list[Verdict] = []
     looks: list[dict[str, float]] = []
-    with (
-        Sandbox(config, task=task, protocol=protocol) as sandbox,
-        build_executor(sandbox, config) as executor,
-    ):
-        me, server = psutil.Process(), psutil.Process(sandbox.server_pid)
+    with LocalExecutor(config, {"digits": task}, protocol) as executor:
+        executor.submit(Evaluate(code, seed=0)).result()  # starts the fork server
+        pid = executor.server_pids["digits"]
+        me, server = psutil.Process(), psutil.Process(pid)
         started = time.perf_counter()
         for first in range(0, candidates, EVERY):
             since = time.perf_counter()
-            for seed in range(first, first + EVERY):
-                executor.submit(
-                    code, seed=seed, max_params=None, on_done=lambda d: verdicts.append(d.verdict())
-                )
-            while len(verdicts) < first + EVERY:
-                time.sleep(0.005)
+            jobs = (Evaluate(code, seed=seed) for seed in range(first, first + EVERY))
+            verdicts += [evaluated.verdict for evaluated in in_order(executor, jobs)]
             looks.append(
                 {
                     "candidates": first + EVERY,
@@ -65,7 +60,7 @@ def main(candidates: int) -> None:
                 }
             )
         seconds = time.perf_counter() - started
-        assert server.is_running(), "the fork server was replaced"
+        assert executor.server_pids == {"digits": pid}, "the fork server was replaced"
     valid = sum(v.outcome is Outcome.VALID for v in verdicts)
     out = Path("out")
     out.mkdir(exist_ok=True)

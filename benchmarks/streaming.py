@@ -31,28 +31,35 @@ def all_rows() -> Iterator[Row]:
     if len(cores) < 2:
         yield Row("streaming", "needs two cores")
         return
-    sample = pipeline.generate
-
-    def on_its_own_core(job: Any) -> Iterator[Any]:
-        # A process started by this thread inherits its core.
-        os.sched_setaffinity(0, {cores[1]})
-        yield from sample(job)
-
     os.sched_setaffinity(0, {cores[0]})
-    pipeline.generate = on_its_own_core  # type: ignore[assignment]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield from _cycle(Path(folder))
+            yield from _cycle(Path(folder), cores[1])
     finally:
-        pipeline.generate = sample
         os.sched_setaffinity(0, cores)
 
 
-def _cycle(folder: Path) -> Iterator[Row]:
+class _OnCore:
+    """Samples as a session does, in a process that is held to one core."""
+
+    def __init__(self, session: Any, core: int) -> None:
+        self._session, self._core = session, core
+
+    def generate(self, *args: Any) -> Iterator[Any]:
+        # A process started by this thread inherits its core.
+        os.sched_setaffinity(0, {self._core})
+        yield from self._session.generate(*args)
+
+    def close(self) -> None:
+        self._session.close()
+
+
+def _cycle(folder: Path, core: int) -> Iterator[Row]:
     config = load_config("embedded", [f"loop.completions={COMPLETIONS}"])
-    run = open_context(config, folder, Silent())
-    with run.store:
-        pipeline.generate_and_evaluate(run, 1, resolve_adapter("smollm2-135m-lemur"))
+    with open_context(config, folder, Silent()) as run:
+        run.generator = _OnCore(run.generator, core)  # type: ignore[assignment]
+        adapter = resolve_adapter("smollm2-135m-lemur")
+        pipeline.generate_and_evaluate(run, 1, adapter, run.requests(1))
         (found,) = timelines(run.store.spans())
     assert None not in (found.generate, found.evaluate, found.longest, found.wall)
     most = MOST * max(found.generate, found.evaluate) + found.longest

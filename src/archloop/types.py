@@ -147,7 +147,6 @@ class Completion:
     index: int
     """Position within the cycle, from 0."""
     text: str
-    seed: int
     n_tokens: int
     finish_reason: FinishReason
 

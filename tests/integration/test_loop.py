@@ -7,16 +7,13 @@ killed many times.
 from __future__ import annotations
 
 import json
-import os
-import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -27,29 +24,28 @@ from archloop.code.chat import render_code
 from archloop.config import RunConfig, resolve
 from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.errors import (
+    ArchloopError,
     ConfigError,
     DivergedError,
     NothingToLearnError,
     RunLockedError,
     UsageError,
 )
-from archloop.llm.finetuning import FinetuneJob
-from archloop.llm.generation.job import GenerationJob, Sampled, generate
+from archloop.llm.finetuning import FinetuneResult
+from archloop.llm.finetuning.learner import LearningJob
 from archloop.llm.models import resolve_adapter
-from archloop.loop import pipeline, stages
-from archloop.loop.context import RunContext, open_context
+from archloop.loop.context import open_context
+from archloop.loop.corpora import corpus_of
 from archloop.loop.rejudge import rejudge
-from archloop.loop.run import run
-from archloop.progress import Silent
+from archloop.loop.run import run, run_cycles
+from archloop.progress import Progress, Silent
 from archloop.search.prompts import CIFAR10, PromptTemplate
-from archloop.store.run_dir import Run, RunDir
+from archloop.store.run_dir import SESSIONS, Run, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion
 from conftest import network
+from made_runs import add_texts
+from tiny_llm import random_llm
 
-pytestmark = pytest.mark.slow
-
-KILLS = int(os.environ.get("ARCHLOOP_TEST_KILLS", "3"))
 CYCLES, COMPLETIONS = 2, 8
 
 
@@ -78,8 +74,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("source")
     with Store(RunDir(root).database) as store:
         for cycle in range(1, CYCLES + 1):
-            texts = enumerate(answers(cycle))
-            store.add_completions([Completion(cycle, i, t, i, 100, "stop") for i, t in texts])
+            add_texts(store, cycle, answers(cycle))
     (root / "adapter").mkdir()
     (root / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     save_file({"lora": np.zeros(1)}, root / "adapter" / "adapter_model.safetensors")
@@ -172,8 +167,7 @@ def test_a_network_accepted_before_is_a_near_duplicate_later(source: Path, tmp_p
     again.mkdir()
     with Store(RunDir(again).database) as store:
         for cycle in (1, 2):
-            texts = enumerate(answers(1)[:1] * 2)
-            store.add_completions([Completion(cycle, i, t, i, 1, "stop") for i, t in texts])
+            add_texts(store, cycle, answers(1)[:1] * 2)
     changed = {
         "generation": {"engine": "replay", "replay_from": str(again), "batch_size": 2},
         "loop": {"cycles": 2, "completions": 2},
@@ -220,18 +214,22 @@ def test_seeds_are_traced_at_the_size_that_candidates_are_trained_at(
     assert [a.near_dup_graph_train for _, a in again] == [True]
 
 
+class Failing:
+    """A learner whose every fine-tune fails; it remembers the cycles of what it was taught."""
+
+    def __init__(self, error: type[ArchloopError]) -> None:
+        self.error, self.seen = error, list[set[int]]()
+
+    def learn(self, job: LearningJob, _on_progress: object) -> FinetuneResult:
+        self.seen.append({p.meta["cycle"] for p in read_pairs(job.lessons)})
+        raise self.error("no")
+
+
 @pytest.mark.parametrize("error", [DivergedError, NothingToLearnError])
 def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_again(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+    source: Path, tmp_path: Path, error: type[ArchloopError]
 ) -> None:
-    seen: list[set[int]] = []
-
-    def fail(job: FinetuneJob, *_: object) -> None:
-        seen.append({p.meta["cycle"] for p in read_pairs(job.corpus)})
-        raise error("no")
-
-    monkeypatch.setattr(stages, "finetune", fail)
-    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
+    root, learner = tmp_path / "run", Failing(error)
     folder = tmp_path / "adapter"
     shutil.copytree(resolve_adapter("smollm2-135m-lemur"), folder)
     changed: dict[str, dict[str, object]] = {
@@ -240,53 +238,123 @@ def test_after_a_failed_fine_tune_the_last_adapter_stays_and_its_pairs_are_new_a
         "loop": {"cycles": 2, "completions": 1, "final_finetune": True},
     }
     with pytest.raises(ConfigError, match=r"finetune\.lora_r.*has r 16, alpha 32"):
-        run(config(source, **changed), tmp_path / "run")
-    assert not RunDir(tmp_path / "run").config.exists(), "refused before the run has begun"
+        run(config(source, **changed), root)
+    assert not RunDir(root).config.exists(), "refused before the run has begun"
     changed["finetune"]["lora_alpha"] = 32
-    run(config(source, **changed), tmp_path / "run").close()
-    lineage = json.loads((RunDir(tmp_path / "run").adapter(2) / "lineage.json").read_text())
+    with open_context(config(source, **changed), root, Silent()) as context:
+        context.learner = learner
+        run_cycles(context)
+        assert [sorted(s.decided) for s in context.store.cycles()] == [[], ["adapter_rejected"]]
+    lineage = json.loads((RunDir(root).adapter(2) / "lineage.json").read_text())
     assert (lineage["taken_over_from"], lineage["rejected"]) == ("cycle_01", "no")
-    assert seen == [{1}, {1, 2}]
+    assert learner.seen == [{1}, {1, 2}]
 
 
-def start(source: Path, root: Path) -> subprocess.Popen[bytes]:
-    text = json.dumps(config(source).model_dump(mode="json"))
+KILLED_AT: dict[str, Callable[[Run], bool]] = {
+    "first verdict": lambda run: bool(run.store.candidates(1)),
+    "fine-tune of cycle 2": lambda run: has_checkpoint(run, 2),
+    "first completion of cycle 2": lambda run: bool(run.store.completions(2)),
+    "last fine-tune": lambda run: has_checkpoint(run, 3),
+}
+"""What a run has come to when it is killed, in this order."""
+
+
+def has_checkpoint(run: Run, cycle: int) -> bool:
+    folder = run.paths.adapter(cycle)
+    return any(folder.with_name(f"{folder.name}.checkpoints").glob("*/trainer_state.json"))
+
+
+def fine_tuned(source: Path, llm: Path) -> RunConfig:
+    """With fine-tunes of a tiny LLM before the second cycle and after it."""
+    tree: dict[str, object] = {
+        "llm": {"model": str(llm), "warm_start": str(source / "adapter"), "dtype": "float32"},
+        "finetune": {
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.1,
+            "lr": 1e-3,
+            "warmup_steps": 0,
+            "batch_size": 2,
+            "grad_accumulation": 1,
+            "epochs": 1000,
+            "max_steps": 60,
+            "max_length": 2048,
+        },
+        "loop": {"cycles": CYCLES, "completions": COMPLETIONS, "final_finetune": True},
+    }
+    return config(source, **tree)
+
+
+def kill_at(tree: RunConfig, root: Path, reached: Callable[[Run], bool]) -> None:
+    """Start a run, or go on with it, and kill it when it has come so far."""
     code = (
-        "import json, sys; from archloop.config import resolve; from archloop.loop.run import run; "
-        "run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
+        "import json, sys, archloop; from archloop.config import resolve; "
+        "archloop.run(resolve(json.loads(sys.argv[1])), sys.argv[2])"
     )
-    return subprocess.Popen([sys.executable, "-c", code, text, str(root)])
-
-
-def test_a_killed_run_ends_like_an_unbroken_one(
-    source: Path, unbroken: Path, tmp_path: Path
-) -> None:
-    root, rng = tmp_path / "run", random.Random(7)
-    kept: set[tuple[object, object]] = set()
-    for _ in range(KILLS):
-        process = start(source, root)
-        time.sleep(rng.uniform(0.5, 12.0))
-        process.send_signal(signal.SIGKILL)
+    text = json.dumps(tree.model_dump(mode="json"))
+    process = subprocess.Popen([sys.executable, "-c", code, text, str(root)])
+    try:
+        while True:
+            assert process.poll() is None, "the run ended before it was killed"
+            # Before the run has begun there is nothing to open.
+            with suppress(UsageError), Run.open(root) as opened:
+                if reached(opened):
+                    return
+            time.sleep(0.01)
+    finally:
+        process.kill()
         process.wait()
-        if RunDir(root).database.is_file() and RunDir(root).config.is_file():
-            finished = {(r["id"], r["first_epoch_accuracy"]) for r in rows(root)}
-            assert kept <= finished, "a finished candidate was lost or evaluated again"
-            kept = finished
-    process = start(source, root)
-    assert process.wait(300) == 0
-    assert rows(root) == rows(unbroken)
-    with Run.open(root) as killed, Run.open(unbroken) as whole:
-        assert [c.corpus_sha256 for c in killed.cycles()] == [
-            c.corpus_sha256 for c in whole.cycles()
-        ]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_like_an_unbroken_one(source: Path, tmp_path: Path) -> None:
+    tree = fine_tuned(source, random_llm(tmp_path / "llm"))
+    whole, root = tmp_path / "whole", tmp_path / "run"
+    run(tree, whole).close()
+    kept: set[tuple[object, object]] = set()
+    for reached in KILLED_AT.values():
+        kill_at(tree, root, reached)
+        finished = {(r["id"], r["first_epoch_accuracy"]) for r in rows(root)}
+        assert kept <= finished, "a finished candidate was lost or evaluated again"
+        kept = finished
+    assert not RunDir(root).adapter(3).exists(), "killed before the last adapter was there"
+    run(tree, root).close()
+    assert rows(root) == rows(whole)
+    for cycle in (1, 2, 3):
+        paths = [(RunDir(r).corpus(cycle), RunDir(r).adapter(cycle)) for r in (root, whole)]
+        (corpus, adapter), (same_corpus, same_adapter) = paths
+        assert corpus.read_bytes() == same_corpus.read_bytes()
+        weights = "adapter_model.safetensors"
+        assert (adapter / weights).read_bytes() == (same_adapter / weights).read_bytes()
+
+
+class Told:
+    """Keeps all that a run tells of."""
+
+    def __init__(self) -> None:
+        self.all: list[object] = []
+
+    def update(self, progress: Progress) -> None:
+        self.all.append(progress)
+
+    def message(self, text: str) -> None:
+        self.all.append(text)
 
 
 def test_a_finished_run_is_not_run_again(source: Path, unbroken: Path) -> None:
-    before = rows(unbroken)
-    started = time.monotonic()
-    run(config(source), unbroken).close()
+    def state() -> dict[str, tuple[int, int]]:
+        files = (p for p in unbroken.rglob("*") if p.is_file() and not p.name.startswith("run."))
+        return {str(p): (p.stat().st_mtime_ns, p.stat().st_ino) for p in files}
+
+    before, files, told = rows(unbroken), state(), Told()
+    with Run.open(unbroken) as opened:
+        sessions = opened.store.get_meta(SESSIONS)
+    run(config(source), unbroken, told).close()
+    assert told.all == []
     assert rows(unbroken) == before
-    assert time.monotonic() - started < 5
+    assert state() == files
+    with Run.open(unbroken) as opened:
+        assert opened.store.get_meta(SESSIONS) == sessions
 
 
 def test_a_changed_configuration_is_refused_by_key(source: Path, unbroken: Path) -> None:
@@ -343,40 +411,50 @@ def test_a_run_that_lost_a_part_is_not_begun_anew(
     assert not (root / "config.json").exists() or missing == "run.db"
 
 
-def test_a_run_goes_on_without_the_folder_of_its_warm_start(
-    unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_goes_on_without_the_folder_of_its_warm_start(unbroken: Path, tmp_path: Path) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     settings = json.loads((root / "config.json").read_text())
     settings["llm"]["warm_start"] = "gone"
+    settings["loop"]["cycles"] = CYCLES + 1
     (root / "config.json").write_text(json.dumps(settings))
-    context = open_context(None, root, Silent())
-    with context.store:
-        stages.prepare(context)
-        monkeypatch.setattr(context.store, "cycles", list)
-        stages.prepare(context)  # in its first cycle it has the adapter too
-        shutil.rmtree(context.paths.adapter(1))
-        with pytest.raises(ConfigError, match=r"llm\.warm_start: 'gone'"):
-            stages.prepare(context)
+    with open_context(None, root, Silent()) as context:
+        context.begin()
+    shutil.rmtree(RunDir(root).adapter(1))
+    with open_context(None, root, Silent()) as context:
+        context.begin()  # later cycles have adapters of their own
 
 
 def test_a_corpus_that_others_changed_is_refused(unbroken: Path, tmp_path: Path) -> None:
     root = shutil.copytree(unbroken, tmp_path / "run")
     first, second = (RunDir(root).corpus(cycle) for cycle in (1, 2))
     right = second.read_bytes()
-    with open_context(None, root, Silent()).store as store:
-        context = RunContext(RunDir(root).read_config(), RunDir(root), store, Silent())
+    with open_context(None, root, Silent()) as context:
         second.unlink()
-        stages.corpus_of(context, 2)
+        corpus_of(context, 2)
         assert second.read_bytes() == right
         pairs = read_pairs(second)
         write_pairs(second, pairs[:-1])
         with pytest.raises(UsageError, match=r"cycle_02\.jsonl: not the corpus"):
-            stages.corpus_of(context, 2)
+            corpus_of(context, 2)
         second.unlink()
         write_pairs(first, pairs[:1])
         with pytest.raises(UsageError, match=r"cycle_01\.jsonl: not the corpus"):
-            stages.corpus_of(context, 2)
+            corpus_of(context, 2)
+
+
+def test_a_finished_run_can_be_extended_and_is_like_one_planned_longer(
+    source: Path, unbroken: Path, tmp_path: Path
+) -> None:
+    short = {"cycles": 1, "completions": COMPLETIONS}
+    root, told = tmp_path / "run", Told()
+    run(config(source, loop=short), root).close()
+    run(config(source), root, told).close()
+    assert rows(root) == rows(unbroken)
+    assert f"resuming: 1 of {CYCLES} cycles are done" in told.all
+    with Run.open(root) as longer:
+        assert (longer.state(), len(longer.cycles())) == ("finished", CYCLES)
+    with pytest.raises(ConfigError, match=r"loop\.cycles: 2 -> 1"):
+        run(config(source, loop=short), root)
 
 
 def test_a_second_process_is_refused(source: Path, unbroken: Path) -> None:
@@ -395,51 +473,6 @@ def test_a_cycle_can_end_at_a_number_of_valid_candidates(source: Path, tmp_path:
     assert len(rows(tmp_path / "run")) == 3
     # finetune.enabled = false: there is no last fine-tune either.
     assert not RunDir(tmp_path / "run").adapter(2).exists()
-
-
-def test_a_batch_begun_before_an_interruption_is_ended_with_enough_valid_too(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    changed = {"loop": {"cycles": 1, "completions": COMPLETIONS, "valid_target": 2}}
-
-    def interrupted(job: GenerationJob) -> Iterator[Sampled]:
-        yield from islice(generate(job), 2)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(pipeline, "generate", interrupted)
-        run(config(source, **changed), tmp_path / "run")
-    run(config(source, **changed), tmp_path / "run").close()
-    assert [row["id"] for row in rows(tmp_path / "run")] == ["c01-0000", "c01-0001", "c01-0002"]
-
-
-def test_vllm_loads_when_no_candidate_holds_memory_of_the_gpu(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = tmp_path / "run"
-    changed = {"generation": {"engine": "vllm"}, "loop": {"cycles": 1, "completions": 3}}
-    with Store(RunDir(source).database, read_only=True) as store:
-        texts = store.completions(1)[:3]
-    begun: list[int] = []
-
-    def interrupted(_: object) -> Iterator[Sampled]:
-        yield Sampled(texts[0], None)
-        raise KeyboardInterrupt
-
-    def rest(_: object) -> Iterator[Sampled]:
-        with Store(RunDir(root).database, read_only=True) as store:
-            begun.append(len(store.pending(1)))
-        yield from (Sampled(text, None) for text in texts)
-
-    monkeypatch.setattr(RunContext, "model_dir", Path("nowhere"))
-    monkeypatch.setattr(stages, "require_engine", lambda _: None)  # it is not installed everywhere
-    monkeypatch.setattr(pipeline, "generate", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        run(config(source, **changed), root)
-    monkeypatch.setattr(pipeline, "generate", rest)
-    run(config(source, **changed), root).close()
-    assert begun == [0]
-    assert len(rows(root)) == 3
 
 
 def test_without_novelty_near_duplicates_are_counted_and_not_rejected(
@@ -465,8 +498,7 @@ def test_seeds_count_in_novelty_whatever_they_are_called(
     copy = tmp_path / "copy"
     copy.mkdir()
     with Store(RunDir(copy).database) as store:
-        text = render_code(network(init="self.seed = 1"))
-        store.add_completions([Completion(1, 0, text, 0, 1, "stop")])
+        add_texts(store, 1, [render_code(network(init="self.seed = 1"))])
     changed = {
         "seeds": {"source": kind, "path": str(seeds[kind])},
         "generation": {"engine": "replay", "replay_from": str(copy), "batch_size": 1},

@@ -46,7 +46,10 @@ class Writer:
     """Set when somebody closed the iterator."""
 
     def generate(
-        self, batches: Sequence[Sequence[Request]], adapter: Path | None, spent: Spent
+        self,
+        batches: Sequence[Sequence[Request]],
+        adapter: Path | None,  # noqa: ARG002 - of the protocol
+        spent: Spent,  # noqa: ARG002
     ) -> Iterator[Sampled]:
         self.asked.append([[r.index for r in batch] for batch in batches])
         done = 0
@@ -84,6 +87,26 @@ class Table:
             accuracy = 0.5 if outcome.is_valid else None
             verdict = Verdict(outcome, n_params=5, first_epoch_accuracy=accuracy)
             future.set_result(Evaluated(verdict, 1.0, 2.0))
+        return future
+
+
+class Later(Table):
+    """Answers from another thread, a moment later or never."""
+
+    def __init__(self, *, never: bool = False) -> None:
+        super().__init__()
+        self.never, self.n_open = never, 0
+
+    def submit(self, job: Evaluate) -> Future[Evaluated]:
+        done, future = super().submit(job), Future[Evaluated]()
+        self.n_open += 1
+
+        def answer() -> None:
+            self.n_open -= 1
+            future.set_result(done.result())
+
+        if not self.never:
+            threading.Timer(0.05, answer).start()
         return future
 
 
@@ -174,6 +197,35 @@ def test_a_cycle_ends_at_a_batch_with_enough_valid_ones(store: Store) -> None:
     work(store, writer, Table(outcomes={0: Outcome.TRAIN_ERROR}), valid_target=2)
     assert writer.asked == [[[0, 1]], [[2, 3]]]
     assert outcomes(store) == ["train_error", "valid", "valid", "valid"]
+
+
+def test_a_batch_begun_before_an_interruption_is_ended_with_enough_valid_too(
+    store: Store,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work(store, Writer(most=3, error=KeyboardInterrupt()), valid_target=2, size=4)
+    again = Writer()
+    work(store, again, valid_target=2, size=4)
+    assert again.asked == [[[0, 1, 2, 3]]]
+    assert outcomes(store) == ["valid"] * 4
+
+
+def test_an_engine_that_weighs_the_gpu_loads_when_no_candidate_holds_memory_of_it(
+    store: Store,
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work(store, Writer(most=2, error=KeyboardInterrupt()), Later(never=True), engine="vllm")
+    open_before: list[int] = []
+    table = Later()
+
+    class Loading(Writer):
+        def generate(self, *args: Any) -> Iterator[Sampled]:
+            open_before.append(table.n_open)
+            yield from super().generate(*args)
+
+    work(store, Loading(), table, engine="vllm")
+    assert open_before == [0]
+    assert outcomes(store) == ["valid"] * N
 
 
 def test_a_fault_of_the_harness_ends_the_cycle_and_the_writing(store: Store) -> None:

@@ -8,32 +8,31 @@ from archloop.search.prompts import CIFAR10, PromptSubject, PromptTemplate, para
 
 
 def test_the_prompt_says_what_the_paper_says() -> None:
-    system, user = PromptTemplate().render(CIFAR10, 500_000)
-    assert "expert PyTorch" in system["content"]
-    assert "first-epoch accuracy" in system["content"]
-    for fact in (
-        "CIFAR-10",
-        "(N, 3, 32, 32)",
-        "(N, 10)",
-        "500,000",
-        "train_setup(self, prm)",
-        "learn(self, train_data)",
-        "__init__(self, in_shape, out_shape, prm, device)",
-        "supported_hyperparameters()",
-        "{'lr', 'momentum'}",
-        "no pretrained weights",
-        "one Python code block",
-    ):
-        assert fact in user["content"]
-    assert "{dataset}" not in user["content"]
+    """Word for word: with another text the packaged adapter and older runs do not compare."""
+    assert PromptTemplate().render(CIFAR10, 500_000) == [
+        {
+            "role": "system",
+            "content": "You are an expert PyTorch architecture designer. "
+            "Maximise first-epoch accuracy.",
+        },
+        {
+            "role": "user",
+            "content": "Dataset: CIFAR-10. Input: (N, 3, 32, 32). Output: (N, 10) logits. "
+            "At most 500,000 parameters.\n"
+            "Write class Net(nn.Module) with __init__(self, in_shape, out_shape, prm, device), "
+            "forward(self, x), train_setup(self, prm), learn(self, train_data), and a function "
+            "supported_hyperparameters() returning {'lr', 'momentum'}. Import torch and torch.nn "
+            "as nn. Standard layers only, no pretrained weights, no data loading. "
+            "Answer with one Python code block.",
+        },
+    ]
 
 
 def test_the_subject_reaches_the_prompt() -> None:
-    user = PromptTemplate().render(PromptSubject("Digits", (1, 8, 8), 3), 1_000)[1]["content"]
-    assert "Digits" in user
-    assert "(N, 1, 8, 8)" in user
-    assert "(N, 3)" in user
-    assert "1,000" in user
+    template = PromptTemplate("sys", "{classes}|{dataset}|{max_params}|{shape}|{other} {'lr'}")
+    system, user = template.render(PromptSubject("Digits", (1, 8, 8), 3), 1_000)
+    assert system["content"] == "sys"
+    assert user["content"] == "3|Digits|1,000|(N, 1, 8, 8)|{other} {'lr'}"
 
 
 def test_a_changed_template_has_another_digest() -> None:

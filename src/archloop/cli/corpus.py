@@ -50,6 +50,8 @@ def build_command(
     from archloop.corpus.seeds import SOURCES
     from archloop.corpus.seeds.split import SHARES
     from archloop.errors import UsageError
+    from archloop.evaluation.executor import build_executor
+    from archloop.evaluation.probing import seed_prober
     from archloop.files import check_new, filling
 
     name, colon, below = (seed_source or "").partition(":")
@@ -67,8 +69,8 @@ def build_command(
             f"name one with --source: {', '.join(SOURCES)}"
         )
     check_new(out)
-    with open_screen() as screen:
-        corpus = seed_corpus(config, screen)
+    with open_screen() as screen, build_executor(config.sandbox) as executor:
+        corpus = seed_corpus(config, screen, seed_prober(executor, screen))
     with filling(out) as folder:
         for file in (corpus.pairs_file, corpus.report_json, corpus.report_markdown):
             shutil.copyfile(file, folder / file.name)

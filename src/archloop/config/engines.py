@@ -1,19 +1,22 @@
-"""Settings of single generation engines: the sections ``[openai]`` and ``[vllm]``.
+"""The generation engines: what the rest of the program must know of each, and their own sections.
 
-They are apart from the decoding, which is fixed for a run: where the LLM is reached, what may be
-spent and how much memory is taken can change when a run goes on.
+A new engine is one file with a class that fulfils
+:class:`~archloop.llm.generation.generator.Generator`, and one line in :data:`ENGINES`. The sections
+``[openai]`` and ``[vllm]`` are apart from the decoding, which is fixed for a run: where the LLM is
+reached, what may be spent and how much memory is taken can change when a run goes on.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from archloop.config.sections import Seconds, Section
+from archloop.config.base import Seconds, Section
 from archloop.errors import ConfigError
 
 _OWN = {
@@ -148,8 +151,98 @@ class VLLMConfig(Section):
     """GPUs that the LLM is spread over."""
 
 
-SECTIONS: dict[str, type[Section]] = {"openai": OpenAIConfig, "vllm": VLLMConfig}
-"""The section of each engine that has one."""
+Batching = Literal["step", "continuous", "separate"]
+"""``step``: a batch's sequences advance together until the last one ends; ``continuous``: a request
+takes the place of one that ended, so that ``generation.batch_size`` sequences run at a time as long
+as requests are left; ``separate``: completions do not depend on what is sampled beside them."""
+
+
+@dataclass(frozen=True)
+class EngineTraits:
+    """What an engine is like, for all who do not sample themselves."""
+
+    factory: str
+    """``package.module:Class``; the class is called with an
+    :class:`~archloop.llm.generation.EngineSetup`."""
+    batching: Batching
+    loads_llm: bool = True
+    """It loads the LLM from a folder."""
+    takes_adapters: bool = True
+    """A run with it has adapters: it samples with them, or repeats a run that did."""
+    local: bool = True
+    """``False``: the LLM is on a server."""
+    billed: bool = False
+    """Every answer may cost money: what is spent is counted, and only what is missing is asked."""
+    needs_gpu: bool = False
+    """It does not run without a CUDA GPU."""
+    loads_alone: bool = False
+    """While it loads, nothing else may take or give back memory of the GPU."""
+    gpu_share: str | None = None
+    """Key of its section that holds the share of each GPU's memory that it takes, whatever it
+    needs."""
+    repeats: bool = False
+    """It repeats a stored run, ``generation.replay_from``, with the fine-tunes if they are on."""
+    selectable: bool = True
+    """Whether ``generation.engine`` may name it; the others belong to a search of their own."""
+    disk_copies: int = 1
+    """Copies of the LLM's weights in the cache."""
+    module: str | None = None
+    """The module it needs, where that may be absent."""
+    install: str = ""
+    """What ``pip install`` gets that module by."""
+    section: type[Section] | None = None
+    """Its own section of the configuration, which has the engine's name."""
+
+
+_HOME = "archloop.llm.generation"
+ENGINES: dict[str, EngineTraits] = {
+    "transformers": EngineTraits(
+        f"{_HOME}.transformers_engine:TransformersGenerator",
+        "step",
+    ),
+    "openvino": EngineTraits(
+        f"{_HOME}.openvino_engine:OpenVINOGenerator",
+        "continuous",
+        disk_copies=2,
+        module="openvino_genai",
+        install="openvino-genai",
+    ),
+    "vllm": EngineTraits(
+        f"{_HOME}.vllm_engine:VLLMGenerator",
+        "continuous",
+        needs_gpu=True,
+        loads_alone=True,
+        gpu_share="gpu_memory_utilization",
+        module="vllm",
+        install="'archloop[vllm]'",
+        section=VLLMConfig,
+    ),
+    "openai": EngineTraits(
+        f"{_HOME}.openai_engine:OpenAIGenerator",
+        "separate",
+        loads_llm=False,
+        takes_adapters=False,
+        local=False,
+        billed=True,
+        module="openai",
+        install="'archloop[openai]'",
+        section=OpenAIConfig,
+    ),
+    "replay": EngineTraits(
+        f"{_HOME}.replay:ReplayGenerator",
+        "step",
+        loads_llm=False,
+        repeats=True,
+    ),
+    "grammar": EngineTraits(
+        f"{_HOME}.grammar_engine:GrammarGenerator",
+        "step",
+        loads_llm=False,
+        takes_adapters=False,
+        selectable=False,
+    ),
+}
+"""Every engine by its name."""
 
 FIXED = {"openai.limit_field", "openai.extra_body"}
 """Keys of these sections that decide what is sampled."""
@@ -158,17 +251,20 @@ FIXED = {"openai.limit_field", "openai.extra_body"}
 def may_change(key: str) -> bool:
     """Whether a run may go on with another value of a dotted key."""
     section = key.partition(".")[0]
-    return section in SECTIONS and not any(key == f or key.startswith(f + ".") for f in FIXED)
+    has_section = section in ENGINES and ENGINES[section].section is not None
+    return has_section and not any(key == f or key.startswith(f + ".") for f in FIXED)
 
 
 def check_sections(engine: str, sections: dict[str, Section]) -> None:
-    """Refuse keys of engines that are not used; ``replay`` takes those of the run it repeats.
+    """Refuse keys of engines that are not used.
+
+    An engine that repeats a stored run takes those of that run.
 
     Raises:
         ValueError: Naming one of them.
     """
     for name, section in sections.items():
-        if engine in (name, "replay"):
+        if engine == name or ENGINES[engine].repeats:
             continue
         unused = type(section)()
         for key in type(section).model_fields:

@@ -17,7 +17,15 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from archloop.config.engines import OpenAIConfig, VLLMConfig, check_sections, may_change
+from archloop.config.base import Section
+from archloop.config.engines import (
+    ENGINES,
+    EngineTraits,
+    OpenAIConfig,
+    VLLMConfig,
+    check_sections,
+    may_change,
+)
 from archloop.config.sections import (
     EMBEDDED,
     SEARCHES,
@@ -29,9 +37,9 @@ from archloop.config.sections import (
     PaperSearch,
     PromptConfig,
     ProtocolConfig,
+    RandomSearch,
     SandboxConfig,
     SearchConfig,
-    Section,
     SeedsConfig,
     SelectionConfig,
     TaskConfig,
@@ -58,30 +66,43 @@ class RunConfig(Section):
     finetune: FinetuneConfig = FinetuneConfig()
     loop: LoopConfig = LoopConfig()
 
+    @property
+    def engine(self) -> str:
+        """Name of the engine that answers; a random search has one of its own."""
+        return "grammar" if isinstance(self.search, RandomSearch) else self.generation.engine
+
+    @property
+    def engine_traits(self) -> EngineTraits:
+        """What the engine that answers is like."""
+        return ENGINES[self.engine]
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.llm.revision and self.llm.model == EMBEDDED:
             raise ValueError("llm.revision: only with the id of an LLM on the Hugging Face Hub")
         if self.seeds.source in ("directory", "jsonl", "run", "packaged") and not self.seeds.path:
             raise ValueError(f"seeds.path: required by seeds.source = {self.seeds.source!r}")
-        if self.generation.engine == "replay" and not self.generation.replay_from:
-            raise ValueError("generation.replay_from: required by generation.engine = 'replay'")
-        if self.generation.replay_from and self.generation.engine != "replay":
-            raise ValueError("generation.replay_from: only with generation.engine = 'replay'")
+        chosen = self.generation.engine
+        if ENGINES[chosen].repeats and not self.generation.replay_from:
+            raise ValueError(f"generation.replay_from: required by generation.engine = {chosen!r}")
+        if self.generation.replay_from and not ENGINES[chosen].repeats:
+            names = " or ".join(repr(name) for name, traits in ENGINES.items() if traits.repeats)
+            raise ValueError(f"generation.replay_from: only with generation.engine = {names}")
         self.finetune.check()
         search, lowest = self.search, self.generation.temperature
-        moves = isinstance(search, PaperSearch) and search.temperature_step > 0
-        if moves and search.temperature_max < lowest:
-            raise ValueError("search.temperature_max: below generation.temperature")
-        check_sections(self.generation.engine, {"openai": self.openai, "vllm": self.vllm})
-        if self.generation.engine == "openai":
+        if isinstance(search, PaperSearch):
+            search.check(lowest)
+        sections = {name: traits.section for name, traits in ENGINES.items()}
+        check_sections(chosen, {name: getattr(self, name) for name in sections if sections[name]})
+        if ENGINES[chosen].section is OpenAIConfig and not self.openai.base_url:
+            raise ValueError(f"openai.base_url: required by generation.engine = {chosen!r}")
+        if not ENGINES[chosen].local:
             self._check_remote()
         return self
 
     def _check_remote(self) -> None:
         """Refuse what makes no sense where the LLM is on a server: its weights are not here."""
-        if not self.openai.base_url:
-            raise ValueError("openai.base_url: required by generation.engine = 'openai'")
+        engine = self.generation.engine
         wrong = {
             "llm.warm_start": self.llm.warm_start is not None,
             "finetune.enabled": self.finetune.enabled,
@@ -93,7 +114,7 @@ class RunConfig(Section):
             values = {"llm.warm_start": "none", "seeds.max_tokens": "none"}
             right = ", ".join(f"{key}={values.get(key, 'false')}" for key in keys)
             raise ValueError(
-                f"generation.engine = 'openai' cannot fine-tune or load the LLM, which is on a "
+                f"generation.engine = {engine!r} cannot fine-tune or load the LLM, which is on a "
                 f"server; set {right}"
             )
 

@@ -3,57 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import NoneType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Discriminator, Field, Tag, field_validator
 
+from archloop.config.base import Fraction, Mebibytes, Seconds, Section
+from archloop.config.engines import ENGINES
 from archloop.types import Isolation, LRSchedule, Training
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Field(gt=0, le=7 * 24 * 3600)]
-Mebibytes = Annotated[int, Field(le=2**24)]
 EMBEDDED = "smollm2-135m"
 """The LLM that comes as a package."""
 NoveltyKind = Literal["lexical", "normalized", "graph"]
-
-
-class Section(BaseModel):
-    """Keys of one section; unknown ones and numbers without end are refused, and none changes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _unset(cls, keys: Any) -> Any:
-        """``"none"`` unsets a key that may be ``None``, for which TOML has no word."""
-        if not isinstance(keys, Mapping):
-            return keys
-        may = {k for k in cls.model_fields if NoneType in cls._kinds_of(k)}
-        return {k: None if v == "none" and k in may else v for k, v in keys.items()}
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """``true`` is no 1."""
-        kinds = cls._kinds_of(info.field_name or "")
-        if isinstance(value, bool) and bool not in kinds and {int, float} & kinds:
-            raise ValueError("a number, not true or false")
-        return value
-
-    @classmethod
-    def _kinds_of(cls, field: str) -> set[Any]:
-        annotation = cls.model_fields[field].annotation
-        return {annotation, *get_args(annotation)}
 
 
 class LLMConfig(Section):
@@ -116,7 +76,8 @@ class PromptConfig(Section):
 class GenerationConfig(Section):
     """Decoding; its hash is fixed for the whole run."""
 
-    engine: Literal["transformers", "openvino", "vllm", "openai", "replay"] = "transformers"
+    engine: str = "transformers"
+    """A name in :data:`~archloop.config.engines.ENGINES` that can be chosen."""
     replay_from: str | None = None
     """Run directory whose stored completions the ``replay`` engine repeats."""
     temperature: float = Field(0.2, ge=0.0, le=5.0)
@@ -128,6 +89,14 @@ class GenerationConfig(Section):
     batch_size: int = Field(16, ge=1, le=10_000)
     """Sequences sampled at a time; part of what makes a run repeatable. Of ``openai`` only the
     steps in which ``loop.valid_target`` is looked at."""
+
+    @field_validator("engine")
+    @classmethod
+    def _engine(cls, value: str) -> str:
+        allowed = [name for name, traits in ENGINES.items() if traits.selectable]
+        if value not in allowed:
+            raise ValueError(f"allowed: {', '.join(map(repr, allowed))}")
+        return value
 
 
 class TaskConfig(Section):
@@ -342,6 +311,15 @@ class PaperSearch(Section):
     """The highest that ``temperature_step`` leads to."""
     most_near_duplicates: Fraction = 0.10
     least_valid: Fraction = 0.85
+
+    def check(self, lowest: float) -> None:
+        """Refuse a highest temperature below ``generation.temperature``.
+
+        Raises:
+            ValueError: It is.
+        """
+        if self.temperature_step and self.temperature_max < lowest:
+            raise ValueError("search.temperature_max: below generation.temperature")
 
 
 class RandomSearch(Section):

@@ -7,14 +7,16 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TypeVar
 
 from archloop.code.chat import code_sha256, extract_code, render_code
 from archloop.errors import UsageError
 from archloop.files import replacing
 from archloop.types import ChatPair, Message
+
+T = TypeVar("T")
 
 
 def make_pair(prompt: Sequence[Message], code: str, meta: Mapping[str, Any]) -> ChatPair:
@@ -73,29 +75,37 @@ def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
 
 
 def read_pairs(file: Path) -> list[ChatPair]:
-    """A corpus file.
+    """A corpus file; see :func:`read_rows`."""
+    return list(read_rows(file, pair_from_json))
+
+
+def read_rows(file: Path, parse: Callable[[Any], T]) -> Iterator[T]:
+    """The rows of a chat JSONL file, which may be compressed (``.gz``), one after the other.
+
+    Args:
+        file: One JSON value a line.
+        parse: Makes a row of the value, or raises what a wrong one leads to.
 
     Raises:
         UsageError: Naming the file that cannot be read, or its line that is no chat row.
     """
     if not file.is_file():
         raise UsageError(f"{file}: no such corpus file")
-    pairs: list[ChatPair] = []
     try:
-        with _open(file) as lines:
-            for line in lines:
-                pairs.append(pair_from_json(json.loads(line)))
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _parsed(f"{file}:{number}", line, parse)
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{file}: not a readable corpus file ({error})") from None
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise UsageError(f"{file}:{len(pairs) + 1}: not a chat row ({error})") from None
-    return pairs
 
 
-def _open(file: Path) -> IO[str]:
-    if file.suffix == ".gz":
-        return gzip.open(file, "rt", encoding="utf-8")
-    return file.open(encoding="utf-8")
+def _parsed(where: str, line: bytes, parse: Callable[[Any], T]) -> T:
+    try:
+        return parse(json.loads(line.decode("utf-8")))
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{where}: not a readable corpus file ({error})") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{where}: not a chat row ({error})") from None
 
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:

@@ -6,17 +6,16 @@ The seed corpus is built once for a configuration and kept in the cache.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from archloop.code.clean import clean_source
-from archloop.config import RunConfig, SandboxConfig, config_digest
+from archloop.config import RunConfig, config_digest
 from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.corpus.seeds import build_corpus, open_source
-from archloop.corpus.seeds.build import PROBE_SUBJECT
+from archloop.corpus.seeds.build import Probe
 from archloop.corpus.seeds.lemur import LemurSource
 from archloop.errors import ConfigError, UsageError
 from archloop.files import write_text
@@ -24,9 +23,8 @@ from archloop.llm.models import resolve_adapter, resolve_model
 from archloop.machine.downloads import cache_dir, lock
 from archloop.machine.hardware import usable_cores
 from archloop.progress import Observer, Progress
-from archloop.sandbox import Sandbox
 from archloop.search.prompts import PromptTemplate
-from archloop.types import Candidate, ChatPair, Message, Verdict
+from archloop.types import Candidate, ChatPair, Message
 
 _BUILD_VERSION = 3
 """Increased when the same configuration gives another seed corpus than before."""
@@ -54,13 +52,19 @@ class SeedCorpus:
         return self.folder / "report.md"
 
 
-def seed_pairs(config: RunConfig, observer: Observer) -> list[ChatPair]:
-    """The configured seed networks as pairs; built on first use."""
+def seed_pairs(config: RunConfig, observer: Observer, probe: Probe) -> list[ChatPair]:
+    """The configured seeds as pairs, built on first use.
+
+    Args:
+        config: Says where they come from.
+        observer: Told how far it is.
+        probe: As of :func:`archloop.corpus.seeds.build.build_corpus`.
+    """
     if config.seeds.source == "none":
         return []
     if config.seeds.source == "packaged":
         return [_as_seed(pair) for pair in read_pairs(packaged_corpus(config.seeds.path or ""))]
-    pairs = read_pairs(seed_corpus(config, observer).pairs_file)
+    pairs = read_pairs(seed_corpus(config, observer, probe).pairs_file)
     return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
 
 
@@ -82,8 +86,8 @@ def packaged_corpus(adapter: str) -> Path:
     return file
 
 
-def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
-    """The configured seed corpus in the cache, built on first use."""
+def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorpus:
+    """The configured seed corpus in the cache, built on first use; as :func:`seed_pairs`."""
     source = open_source(config.seeds)
     template = PromptTemplate.from_config(config.prompt)
     key = config_digest(
@@ -102,7 +106,7 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
         if corpus.report_json.is_file():
             return corpus
         observer.update(Progress("seeds", detail="reading and cleaning networks"))
-        with ThreadPoolExecutor(1) as pool, _starting(config.sandbox) as sandbox:
+        with ThreadPoolExecutor(1) as pool:
             lemur = source if isinstance(source, LemurSource) else None
             records = pool.submit(lemur.n_records) if lemur else None
             pairs, report = build_corpus(
@@ -111,7 +115,7 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
                 novelty=config.novelty,
                 template=template,
                 max_params=config.task.max_params,
-                probe=lambda codes: _probe(sandbox.result(), config.sandbox, codes, observer),
+                probe=probe,
                 count_tokens=lambda codes: _count_tokens(config, codes),
                 processes=usable_cores(),
             )
@@ -121,39 +125,6 @@ def seed_corpus(config: RunConfig, observer: Observer) -> SeedCorpus:
         # Written last: its presence says that the folder is complete.
         write_text(corpus.report_json, json.dumps(report.to_json(), indent=2) + "\n")
     return corpus
-
-
-@contextmanager
-def _starting(config: SandboxConfig) -> Iterator[Future[Sandbox]]:
-    """A sandbox that starts while networks are read and cleaned."""
-    with ThreadPoolExecutor(1) as pool:
-        sandbox = pool.submit(Sandbox, config)
-        try:
-            yield sandbox
-        finally:
-            if not sandbox.exception():
-                sandbox.result().close()
-
-
-def _probe(
-    sandbox: Sandbox, config: SandboxConfig, codes: Iterable[str], observer: Observer
-) -> list[Verdict]:
-    """Build every network on the meta device as soon as it comes; verdicts are in order."""
-    subject, verdicts = PROBE_SUBJECT, []
-
-    def probe(code: str) -> Verdict:
-        return sandbox.probe(code, shape=subject.shape, classes=subject.classes, meta=True)
-
-    # One more than there are cores: each of them waits for its process now and then.
-    with ThreadPoolExecutor(config.workers or usable_cores() + 1) as pool:
-        jobs = [pool.submit(probe, code) for code in codes]
-        for job in jobs:
-            verdicts.append(job.result())
-            if len(verdicts) % 20 == 0:
-                observer.update(
-                    Progress("seeds", done=len(verdicts), total=len(jobs), unit="networks built")
-                )
-    return verdicts
 
 
 def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from archloop.config import EMBEDDED, RandomSearch, RunConfig
+from archloop.config import EMBEDDED, RunConfig
 from archloop.corpus.seed_corpus import packaged_corpus
 from archloop.corpus.seeds import open_source
 from archloop.doctor.checks import Check
 from archloop.errors import ConfigError, UsageError
-from archloop.llm.generation import EXTRAS, require_engine
+from archloop.llm.generation import require_engine
 from archloop.llm.models import adapter_mismatch, check_files, local_llm, resolve_adapter
 from archloop.machine.downloads import cache_dir, check_cache
 from archloop.search.prompts import PromptTemplate
@@ -74,21 +74,15 @@ def preflight_rows(config: RunConfig) -> Iterator[Check]:
 
 
 def loads_llm(config: RunConfig) -> bool:
-    """Whether a run needs the LLM's files on this machine."""
-    if _is_remote(config) or isinstance(config.search, RandomSearch):
-        return False
-    return config.generation.engine != "replay" or config.finetune.enabled
+    """Whether a run needs the LLM's files on this machine: to sample, or to fine-tune it."""
+    traits = config.engine_traits
+    return traits.loads_llm or (traits.repeats and config.finetune.enabled)
 
 
 def _has_adapter(config: RunConfig) -> bool:
     """Whether a new run generates with adapters."""
     kept = config.finetune.enabled or config.llm.warm_start is not None
-    return loads_llm(config) and kept
-
-
-def _is_remote(config: RunConfig) -> bool:
-    """Whether the LLM is on a server."""
-    return config.generation.engine == "openai"
+    return config.engine_traits.takes_adapters and kept
 
 
 # Each check returns what was found, or ``None`` where the configuration does not need it.
@@ -100,13 +94,13 @@ def _cache(_plan: _Plan) -> str:
 
 
 def _engine(plan: _Plan) -> str:
-    require_engine(plan.config.generation)
-    engine = plan.config.generation.engine
-    return f"{engine}: installed" if engine in EXTRAS else engine
+    require_engine(plan.config.engine)
+    engine = plan.config.engine
+    return f"{engine}: installed" if plan.config.engine_traits.module else engine
 
 
 def _api_key(plan: _Plan) -> str | None:
-    if not _is_remote(plan.config) or plan.config.openai.api_key() is None:
+    if plan.config.engine_traits.local or plan.config.openai.api_key() is None:
         return None
     return f"in {plan.config.openai.api_key_env}"
 

@@ -10,9 +10,9 @@ from typing import NamedTuple, Self
 
 from archloop.config import EMBEDDED, RunConfig
 from archloop.errors import UsageError
+from archloop.evaluation.local import worker_count
 from archloop.llm.models import read_settings
 from archloop.machine.footprint import LLMShape, finetune_bytes, generation_bytes
-from archloop.machine.hardware import usable_cores
 
 GIB = 2**30
 
@@ -65,19 +65,18 @@ class Machine(NamedTuple):
     @property
     def remote(self) -> bool:
         """Whether the LLM is on a server."""
-        return self.config.generation.engine == "openai"
+        return not self.config.engine_traits.local
 
     @property
     def needs_gpu(self) -> bool:
         """Whether the configuration makes no sense on a CPU."""
         large = self.shape is not None and self.shape.n_params > _CPU_PARAMS
-        return large or self.config.generation.engine == "vllm"
+        return large or self.config.engine_traits.needs_gpu
 
     @property
     def workers(self) -> int:
         """Candidates evaluated at the same time."""
-        sandbox = self.config.sandbox
-        return sandbox.workers or max(1, usable_cores() // sandbox.threads)
+        return worker_count(self.config.sandbox)
 
     def finetune_gib(self, shape: LLMShape) -> float:
         """GiB that a fine-tune of an LLM takes, libraries included; 0: there is none."""
@@ -116,7 +115,7 @@ def llm_settings(config: RunConfig) -> Path | None:
 
 
 def _shape(config: RunConfig) -> LLMShape | None:
-    if config.generation.engine == "openai":
+    if not config.engine_traits.local:
         return None
     if config.llm.model == EMBEDDED:
         return _EMBEDDED_SHAPE

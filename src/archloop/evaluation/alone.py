@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -14,8 +15,7 @@ from archloop.code.policy import check
 from archloop.config import RunConfig, load_config
 from archloop.config.derived import derive_seed
 from archloop.errors import UsageError
-from archloop.evaluation.executors import Finished, build_executor
-from archloop.sandbox import Sandbox
+from archloop.evaluation.executor import Evaluate, Evaluated, Executor, build_executor
 from archloop.stats import share_interval
 from archloop.tasks import load_task
 from archloop.tasks.protocol import protocol_digest
@@ -74,10 +74,18 @@ def evaluate_many(
     task_data: TaskData | None = None,
     *,
     seeds: int = 1,
+    executor: Executor | None = None,
 ) -> Iterator[Evaluation]:
     """Evaluate networks, several at a time; rows come in completion order.
 
     Seeds depend on nothing but ``config.seed``, so a network's row is the same in any company.
+
+    Args:
+        sources: The networks.
+        config: Task, protocol, budget and limits.
+        task_data: The images, if loaded before.
+        seeds: Trainings of each network with different seeds.
+        executor: Trains them, and has the task by its name; ``None``: one is opened.
 
     Raises:
         UsageError: ``seeds`` is less than one.
@@ -85,37 +93,36 @@ def evaluate_many(
     if seeds < 1:
         raise UsageError(f"seeds: {seeds}; expected 1 or more")
     task = task_data or load_task(config.task, config.protocol)
-    shared = {
-        "isolation": config.sandbox.isolation,
-        "protocol": protocol_digest(config, task),
-        "training": config.protocol.training,
-    }
-    results: queue.Queue[tuple[int, int, Finished]] = queue.Queue()
-    with (
-        Sandbox(config.sandbox, task=task, protocol=config.protocol) as sandbox,
-        build_executor(sandbox, config.sandbox) as executor,
-    ):
-        wanted: dict[int, dict[int, Verdict | None]] = {}
-        for index, source in enumerate(sources):
-            fault = check(source.code)
-            wanted[index] = dict.fromkeys(range(1 if fault else seeds))
-            for n in wanted[index]:
-                if fault is not None:
-                    results.put((index, n, Finished(fault)))
-                    continue
-                executor.submit(
-                    source.code,
-                    seed=derive_seed(config.seed, "evaluate", n),
-                    max_params=config.task.max_params,
-                    on_done=lambda done, i=index, k=n: results.put((i, k, done)),  # type: ignore[misc]
-                )
-        while wanted:
-            index, n, finished = results.get()
-            wanted[index][n] = finished.verdict()
-            verdicts = [v for v in wanted[index].values() if v is not None]
-            if len(verdicts) == len(wanted[index]):
-                del wanted[index]
-                yield _row(index, sources[index], verdicts, shared)
+    protocol = protocol_digest(config, task)
+    with ExitStack() as stack:
+        trainer = executor or stack.enter_context(
+            build_executor(config.sandbox, task, config.protocol)
+        )
+        shared = {
+            "isolation": trainer.isolation,
+            "protocol": protocol,
+            "training": config.protocol.training,
+        }
+        faults = {i: fault for i, s in enumerate(sources) if (fault := check(s.code)) is not None}
+        submitted: dict[Future[Evaluated], tuple[int, int]] = {}
+        found: dict[int, dict[int, Verdict]] = {}
+        try:
+            for index, source in enumerate(sources):
+                for n in range(0 if index in faults else seeds):
+                    seed = derive_seed(config.seed, "evaluate", n)
+                    job = Evaluate(source.code, seed, config.task.max_params, task.info.name)
+                    submitted[trainer.submit(job)] = index, n
+            for index, fault in faults.items():
+                yield _row(index, sources[index], [fault], shared)
+            for future in as_completed(submitted):
+                index, n = submitted[future]
+                verdicts = found.setdefault(index, {})
+                verdicts[n] = future.result().verdict
+                if len(verdicts) == seeds:
+                    yield _row(index, sources[index], [verdicts[k] for k in range(seeds)], shared)
+        finally:
+            for future in submitted:
+                future.cancel()
 
 
 def _row(

@@ -1,39 +1,40 @@
-"""What an executor is."""
+"""What an executor is: jobs in, futures out; it owns the sandboxes that the jobs run in."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Protocol, Self
 
-from archloop.types import Verdict
+from archloop.config import ProtocolConfig, SandboxConfig
+from archloop.evaluation.jobs import Evaluate, Evaluated, Job, Probe, T, Trace, Traced
+from archloop.evaluation.local import LocalExecutor
+from archloop.types import Isolation, TaskData
 
-
-@dataclass(frozen=True)
-class Finished:
-    """A candidate that left the executor: with a verdict, or with a fault of the harness."""
-
-    result: Verdict | BaseException
-    begin: float = field(default_factory=time.time)
-    """When its evaluation began, in Unix time (seconds)."""
-    end: float = field(default_factory=time.time)
-
-    def verdict(self) -> Verdict:
-        """The verdict; a fault of the harness is raised here."""
-        if isinstance(self.result, BaseException):
-            raise self.result
-        return self.result
+__all__ = [
+    "Evaluate",
+    "Evaluated",
+    "Executor",
+    "Job",
+    "Probe",
+    "Trace",
+    "Traced",
+    "build_executor",
+    "in_order",
+]
 
 
 class Executor(Protocol):
-    """Evaluates candidates, several at a time, in any order."""
+    """Runs jobs, several at a time, in any order; opened once and used for hours."""
 
-    def submit(
-        self, code: str, *, seed: int, max_params: int | None, on_done: Callable[[Finished], None]
-    ) -> None:
-        """Queue a candidate; ``on_done`` is called from another thread when it is finished."""
+    @property
+    def isolation(self) -> Isolation:
+        """The isolation level of every network."""
+        ...
+
+    def submit(self, job: Job[T]) -> Future[T]:
+        """Queue a job; a fault of the harness is the exception of its future."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -46,3 +47,39 @@ class Executor(Protocol):
     ) -> None:
         """Drop what has not begun; wait for what has, or end it if an error is on its way."""
         ...
+
+
+def build_executor(
+    config: SandboxConfig,
+    tasks: TaskData | Mapping[str, TaskData] | None = None,
+    protocol: ProtocolConfig | None = None,
+) -> Executor:
+    """The executor for this machine.
+
+    Args:
+        config: Limits, isolation level, and how many networks at a time.
+        tasks: What networks are trained on, by the names in :attr:`Evaluate.task`; without any,
+            networks can be built and traced only.
+        protocol: How they are trained; required with tasks.
+
+    Raises:
+        IsolationError: The isolation level is not available on this machine.
+    """
+    if isinstance(tasks, TaskData):
+        tasks = {tasks.info.name: tasks}
+    return LocalExecutor(config, tasks or {}, protocol)
+
+
+def in_order(executor: Executor, jobs: Iterable[Job[T]]) -> Iterator[T]:
+    """Submit each job as it comes; results in the order of the jobs.
+
+    What has not begun when the caller stops reading is dropped.
+    """
+    futures: list[Future[T]] = []
+    try:
+        futures.extend(executor.submit(job) for job in jobs)
+        for future in futures:
+            yield future.result()
+    finally:
+        for future in futures:
+            future.cancel()

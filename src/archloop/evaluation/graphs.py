@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
 from archloop.code.chat import code_sha256
 from archloop.config import SandboxConfig
+from archloop.evaluation.executor import Executor, Trace, build_executor, in_order
 from archloop.files import replacing
 from archloop.machine.downloads import cache_dir, lock
-from archloop.machine.hardware import usable_cores
-from archloop.novelty import Graph, sketch_graph
+from archloop.novelty import sketch_graph
 from archloop.progress import Observer, Progress
-from archloop.sandbox import Sandbox
-from archloop.types import GraphSketch, Outcome, Verdict
+from archloop.types import GraphSketch, Outcome
 
 _VERSION = 3
 """Raised when tracing or the canonical form changes."""
@@ -30,8 +29,9 @@ def graphs_of(
     *,
     shape: tuple[int, int, int],
     classes: int,
-    config: SandboxConfig,
     observer: Observer,
+    executor: Executor | None = None,
+    config: SandboxConfig | None = None,
 ) -> list[GraphSketch | None]:
     """A sketch of each network's graph, in order; ``None`` for those that cannot be traced.
 
@@ -39,21 +39,19 @@ def graphs_of(
         codes: Sources that keep the candidate contract.
         shape: (channels, height, width) of an image.
         classes: Number of logits.
-        config: Limits and isolation level.
         observer: Told how far it is.
+        executor: Traces them; ``None``: one is opened if there is anything to trace.
+        config: Limits and isolation level of the one that is opened.
     """
     file = _file(shape, classes)
     with lock(f"graphs-{file.stem}"):
         known = dict(_read(file)) if file.is_file() else {}
         missing = {code_sha256(c): c for c in codes if code_sha256(c) not in known}
         if missing:
-            with Sandbox(config) as sandbox:
-                found = _trace(
-                    list(missing.values()),
-                    lambda code: sandbox.trace(code, shape=shape, classes=classes),
-                    config.workers or usable_cores(),
-                    observer,
-                )
+            jobs = [Trace(code, shape, classes) for code in missing.values()]
+            with ExitStack() as stack:
+                tracer = executor or stack.enter_context(build_executor(config or SandboxConfig()))
+                found = _traced(tracer, jobs, observer)
             traced = dict(zip(missing, found, strict=True))
             lasting = {d: graph for d, (end, graph) in traced.items() if end not in _PASSING}
             _write(file, known | lasting)
@@ -77,23 +75,16 @@ def _file(shape: tuple[int, int, int], classes: int) -> Path:
     return cache_dir() / "graphs" / f"v{_VERSION}-torch-{version('torch')}-{size}.jsonl"
 
 
-def _trace(
-    codes: Sequence[str],
-    trace: Callable[[str], tuple[Verdict, Graph | None]],
-    workers: int,
-    observer: Observer,
+def _traced(
+    executor: Executor, jobs: Sequence[Trace], observer: Observer
 ) -> list[tuple[Outcome, GraphSketch | None]]:
-    def sketch(code: str) -> tuple[Outcome, GraphSketch | None]:
-        verdict, graph = trace(code)
-        return verdict.outcome, None if graph is None else sketch_graph(graph)
-
     found: list[tuple[Outcome, GraphSketch | None]] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for one in pool.map(sketch, codes):
-            found.append(one)
-            if len(found) % 20 == 0:
-                done, total = len(found), len(codes)
-                observer.update(Progress("graphs", done=done, total=total, unit="networks"))
+    for traced in in_order(executor, jobs):
+        graph = traced.graph
+        found.append((traced.verdict.outcome, None if graph is None else sketch_graph(graph)))
+        if len(found) % 20 == 0:
+            done, total = len(found), len(jobs)
+            observer.update(Progress("graphs", done=done, total=total, unit="networks"))
     return found
 
 

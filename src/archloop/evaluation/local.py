@@ -1,43 +1,127 @@
-"""Evaluation on this machine: worker threads over one sandbox."""
+"""Evaluation on this machine: worker threads over one sandbox for each task."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from archloop.config import SandboxConfig
-from archloop.evaluation.executor import Finished
+from archloop.config import ProtocolConfig, SandboxConfig
+from archloop.errors import SandboxError
+from archloop.evaluation.jobs import Evaluate, Evaluated, Job, Probe, T, Trace, Traced
 from archloop.machine.hardware import usable_cores
-from archloop.sandbox import Sandbox
-from archloop.types import Verdict
+from archloop.sandbox import Sandbox, require
+from archloop.types import Isolation, TaskData
+
+
+def worker_count(config: SandboxConfig) -> int:
+    """Networks that are worked on at the same time, whatever is done with them.
+
+    ``sandbox.workers``, or as many as have ``sandbox.threads`` cores each: a network keeps its
+    cores busy from its fork to its verdict, so more of them only wait for each other.
+    """
+    return config.workers or max(1, usable_cores() // config.threads)
 
 
 class LocalExecutor:
-    """As many candidates at a time as ``sandbox.workers`` says, or as the cores allow."""
+    """An executor (:class:`archloop.evaluation.executor.Executor`) of threads on this machine.
 
-    def __init__(self, sandbox: Sandbox, config: SandboxConfig) -> None:
-        self._sandbox = sandbox
-        workers = config.workers or max(1, usable_cores() // config.threads)
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
+    It has a sandbox for each task, whose fork server holds the images, and one without images that
+    builds and traces under the default protocol, so that graphs are the same for every run. Each is
+    started when the first job needs it and ends with the executor.
 
-    def submit(
-        self, code: str, *, seed: int, max_params: int | None, on_done: Callable[[Finished], None]
+    Args:
+        config: Limits, isolation level, and how many networks at a time.
+        tasks: What networks are trained on, by name.
+        protocol: How they are trained.
+
+    Raises:
+        IsolationError: The isolation level is not available on this machine.
+    """
+
+    def __init__(
+        self,
+        config: SandboxConfig,
+        tasks: Mapping[str, TaskData],
+        protocol: ProtocolConfig | None = None,
     ) -> None:
-        """Queue a candidate; see :class:`~archloop.evaluation.executor.Executor`."""
+        require(config.isolation)
+        self._config, self._tasks, self._protocol = config, dict(tasks), protocol
+        self._pool = ThreadPoolExecutor(worker_count(config), thread_name_prefix="candidate")
+        self._lock = threading.Lock()
+        self._sandboxes: dict[str | None, Sandbox] = {}
+        """By task; ``None`` is the one without images."""
+        self._closed = False
 
-        def work() -> None:
-            result: Verdict | BaseException
-            begin = time.time()
-            try:
-                result = self._sandbox.evaluate(code, seed=seed, max_params=max_params)
-            except BaseException as fault:  # noqa: BLE001 - raised again by whoever reads the result
-                result = fault
-            on_done(Finished(result, begin, time.time()))
+    @property
+    def isolation(self) -> Isolation:
+        """The isolation level of every network."""
+        return self._config.isolation
 
-        self._pool.submit(work)
+    @property
+    def server_pids(self) -> dict[str | None, int]:
+        """Process ids of the fork servers in use, by task; ``None`` is the one without images."""
+        with self._lock:
+            return {task: sandbox.server_pid for task, sandbox in self._sandboxes.items()}
+
+    def submit(self, job: Job[T]) -> Future[T]:
+        """Queue a job; a fault of the harness is the exception of its future."""
+        future: Future[T] = self._pool.submit(self._work, job)
+        return future
+
+    def _work(self, job: Job[Any]) -> Any:
+        match job:
+            case Evaluate():
+                sandbox = self._sandbox(self._task_of(job))
+                begin = time.time()
+                verdict = sandbox.evaluate(job.code, seed=job.seed, max_params=job.max_params)
+                return Evaluated(verdict, begin, time.time())
+            case Probe():
+                return self._sandbox(None).probe(
+                    job.code,
+                    shape=job.shape,
+                    classes=job.classes,
+                    max_params=job.max_params,
+                    meta=job.meta,
+                )
+            case Trace():
+                sandbox = self._sandbox(None)
+                return Traced(*sandbox.trace(job.code, shape=job.shape, classes=job.classes))
+            case _:
+                raise SandboxError(f"no such job: {type(job).__name__}")
+
+    def _task_of(self, job: Evaluate) -> str:
+        """The name of its task.
+
+        Raises:
+            SandboxError: The executor has no such task.
+        """
+        if job.task is None and len(self._tasks) == 1:
+            return next(iter(self._tasks))
+        if job.task is None or job.task not in self._tasks:
+            asked = "a job without a task" if job.task is None else f"no task {job.task!r}"
+            raise SandboxError(f"{asked}; this executor has: {', '.join(self._tasks) or 'none'}")
+        return job.task
+
+    def _sandbox(self, task: str | None) -> Sandbox:
+        """The sandbox of a task, started on first use.
+
+        Raises:
+            SandboxError: The executor was closed, or the fork server did not start.
+        """
+        with self._lock:
+            if self._closed:
+                raise SandboxError("the executor was closed while a network ran")
+            if task not in self._sandboxes:
+                self._sandboxes[task] = (
+                    Sandbox(self._config)
+                    if task is None
+                    else Sandbox(self._config, task=self._tasks[task], protocol=self._protocol)
+                )
+            return self._sandboxes[task]
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +132,11 @@ class LocalExecutor:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is not None:
-            # Nobody waits for the results any more, and an epoch may take half an hour.
-            self._sandbox.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        """Drop what has not begun; wait for what has, or end it if an error is on its way."""
+        # With an error nobody waits for the results any more, and an epoch may take half an hour.
+        self._pool.shutdown(wait=kind is None, cancel_futures=True)
+        with self._lock:
+            self._closed = True
+            for sandbox in self._sandboxes.values():
+                sandbox.close()
+        self._pool.shutdown(wait=True)

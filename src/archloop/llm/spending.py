@@ -54,11 +54,16 @@ class Budget:
         self.spent = spent
         self._open = 0
         self._longest = (0, 0)
+        self._one_prompt = True
 
-    def expect(self, messages: Sequence[Message], max_new_tokens: int) -> None:
-        """The prompt of the coming requests: a token is at least a byte of it."""
-        size = sum(len(m["content"].encode()) + _MESSAGE_TOKENS for m in messages)
-        self._longest = (size, max_new_tokens)
+    def expect(self, prompts: Sequence[Sequence[Message]], max_new_tokens: int) -> None:
+        """The prompts of the coming requests: a token is at least a byte of the longest."""
+        sizes = [
+            sum(len(m["content"].encode()) + _MESSAGE_TOKENS for m in messages)
+            for messages in prompts
+        ]
+        self._longest = (max(sizes, default=0), max_new_tokens)
+        self._one_prompt = all(messages == prompts[0] for messages in prompts)
 
     def admits(self) -> bool:
         """Whether one more request fits under the caps, whatever is answered."""
@@ -77,9 +82,10 @@ class Budget:
         self._open -= 1
 
     def charge(self, prompt_tokens: int, completion_tokens: int) -> None:
-        """An answer, with what the server counted; from now on the prompt's length is known."""
+        """An answer, with what the server counted; one prompt's length is known from now on."""
         self._add(prompt_tokens, completion_tokens, answers=1)
-        self._longest = (max(prompt_tokens, 1), self._longest[1])
+        if self._one_prompt:
+            self._longest = (max(prompt_tokens, 1), self._longest[1])
 
     def charge_unanswered(self) -> None:
         """A request that may be billed although nothing came back."""
@@ -120,13 +126,3 @@ class Budget:
             f"{key}: {used} of {cap} is used and one more answer may take {more}; everything "
             f"answered is kept, and the same command with a higher {key} goes on"
         )
-
-
-@dataclass(frozen=True)
-class Remote:
-    """What the ``openai`` engine needs beside the decoding."""
-
-    server: OpenAIConfig
-    model: str
-    """The name that the server knows the LLM by."""
-    budget: Budget

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,9 @@ class RunContext:
         """The process that writes; it lives as long as the run, if memory allows."""
         traits = self.config.engine_traits
         model_dir = self.model_dir if traits.loads_llm else None
-        return GeneratorSession(self.config, model_dir, subject=self.subject)
+        # Of networks that are scaled (protocol.resize), what they get counts.
+        subject = replace(self.subject, shape=self.input_shape)
+        return GeneratorSession(self.config, model_dir, subject=subject)
 
     def seed(self, *parts: int | str) -> int:
         """A seed derived from the run's."""
@@ -197,6 +199,8 @@ class RunContext:
             has_first_adapter=bool(self.store.cycles()) or self.paths.adapter(1).is_dir(),
             has_adapter=self.has_adapter,
         )
+        if not self.paths.config.is_file() or self.paths.read_config() != self.config:
+            _write_config(self.paths, self.config)
         if loads_llm(self.config):
             _ = self.model_dir  # downloaded now, so that a run does not stop after its first steps
         if self.has_begun:
@@ -282,8 +286,6 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     try:
         if _has_begun(paths, store):
             _refuse_another_run(paths, store, before, config)
-        if config != before:
-            _write_config(paths, config)
     except BaseException:
         store.close()
         raise

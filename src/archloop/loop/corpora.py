@@ -7,6 +7,7 @@ from archloop.corpus.pairs import read_pairs, seeds_to_judge, write_pairs
 from archloop.corpus.seed_corpus import accepted_pair, seed_pairs
 from archloop.errors import UsageError
 from archloop.evaluation.graphs import graphs_of
+from archloop.evaluation.probing import seed_prober
 from archloop.loop.context import NO_ADAPTER, RunContext
 from archloop.machine.downloads import sha256_of
 from archloop.search.history import History, Known
@@ -27,7 +28,8 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         _check_corpus(run, cycle)
         return read_pairs(file)
     if cycle == 1:
-        pairs = seed_pairs(run.config, run.observer)
+        probe = seed_prober(run.executor, run.observer)
+        pairs = seed_pairs(run.config, run.observer, probe)
     else:
         new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
         adapter = run.paths.adapter(cycle - 1).name if run.has_adapter else NO_ADAPTER

@@ -4,7 +4,7 @@
 clock.
 """
 
-from archloop.sandbox.confine.confine import available_isolation, why_not
+from archloop.sandbox.confine.confine import available_isolation, require, why_not
 from archloop.sandbox.host.client import Sandbox
 
-__all__ = ["Sandbox", "available_isolation", "why_not"]
+__all__ = ["Sandbox", "available_isolation", "require", "why_not"]

@@ -38,6 +38,7 @@ from archloop.sandbox.confine.confine import confine, detach, limit, readable_pa
 from archloop.sandbox.confine.private_folder import remove_folder
 from archloop.sandbox.feed.feed import TrainingData, serve_feed
 from archloop.sandbox.host.gpus import show_only
+from archloop.sandbox.job import CandidateJob
 
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
@@ -154,7 +155,7 @@ def _fork(
             return 0
         for spec in setup["data"].values():
             os.close(spec["fd"])
-        job = wire.receive(sock)
+        job = CandidateJob.from_wire(wire.receive(sock))
         try:
             _confine(folder, setup, request["gpu"])
         except (OSError, RuntimeError) as error:  # CUDA raises RuntimeError

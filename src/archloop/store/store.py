@@ -1,4 +1,4 @@
-"""The record of a run: completions, verdicts and cycle statistics in one database, ``run.db``.
+"""The record of a run in one database, ``run.db``: what was asked for, answered, measured, decided.
 
 Guarantees: what a method wrote before it returned is there after the process was killed or the
 power failed; a method's rows appear together or not at all; other processes may read while one
@@ -8,25 +8,29 @@ covered: two runs writing the same database (the run directory's lock keeps them
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from archloop.errors import ArchloopError, UsageError
+from archloop.store import rows, schema2
+from archloop.store.rows import candidate_id
 from archloop.store.tables import (
     CANDIDATES,
     COMPLETIONS,
     CYCLES,
+    DECISIONS,
+    MEASURES,
     META,
+    REQUESTS,
     SCHEMA,
     SCHEMA_KEY,
     SPANS,
@@ -34,34 +38,21 @@ from archloop.store.tables import (
     database_url,
     open_engine,
 )
-from archloop.types import Candidate, Completion, CycleStats, GraphSketch, Outcome, Span, Verdict
-
-_SELECTION_FIELDS = (
-    "outcome",
-    "nn_jaccard_train",
-    "near_dup_text_train",
-    "nn_jaccard_gen",
-    "near_dup_text_gen",
-    "nn_normalized_train",
-    "nn_normalized_gen",
-    "nn_graph_train",
-    "nn_graph_gen",
-    "near_dup_graph_train",
-    "near_dup_graph_gen",
-    "rejection_count",
-    "nearest",
-    "nearest_graph",
+from archloop.types import (
+    Candidate,
+    Completion,
+    CycleStats,
+    Decision,
+    Outcome,
+    Request,
+    Span,
+    Verdict,
 )
-"""What the end of a cycle adds to a valid candidate."""
 
+_Keyed = TypeVar("_Keyed", Request, Completion)
 
 _DAMAGED = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
 """What a row with something else in it than the store writes raises."""
-
-
-def candidate_id(cycle: int, index: int) -> str:
-    """The id of a candidate, ``cNN-IIII``."""
-    return f"c{cycle:02d}-{index:04d}"
 
 
 class Store:
@@ -69,7 +60,8 @@ class Store:
 
     Args:
         url_or_path: A database file, or an SQLAlchemy URL.
-        read_only: Open an existing file and change nothing; works on a read-only disk too.
+        read_only: Open an existing file and change nothing; works on a read-only disk too, and with
+            a database of schema 2.
 
     Raises:
         UsageError: The file is missing (``read_only``), is no run database, or has another schema;
@@ -106,15 +98,22 @@ class Store:
             if not read_only and not sa.inspect(db).get_table_names():
                 TABLES.create_all(db)
                 db.execute(META.insert().values(key=SCHEMA_KEY, value=SCHEMA))
-            found = _get_meta(db, SCHEMA_KEY)
-        if found != SCHEMA:
-            raise UsageError(
-                f"{self._where}: written with schema {found}, this archloop reads schema {SCHEMA}; "
-                "open it with the version of archloop that wrote it, or a later one"
-            )
-        if not read_only:
-            with self._write() as db:
-                SPANS.create(db, checkfirst=True)
+            found = rows.get_meta(db, SCHEMA_KEY)
+            if found not in (SCHEMA, schema2.SCHEMA):
+                raise UsageError(
+                    f"{self._where}: written with schema {found}, this archloop writes schema "
+                    f"{SCHEMA}; open it with the version of archloop that wrote it, or a later one"
+                )
+            if found == SCHEMA:
+                return
+            if not read_only:
+                raise UsageError(
+                    f"{self._where}: written by {schema2.written_by(db)}: the run can be read and "
+                    "reported, but not continued; start a new one in another --run-dir"
+                )
+            copy = schema2.convert(db, self._where)
+        self._engine.dispose()
+        self._engine = copy
 
     @contextmanager
     def _write(self) -> Iterator[Connection]:
@@ -151,12 +150,45 @@ class Store:
         if key == SCHEMA_KEY:
             raise ValueError(f"{key!r} is the store's own key")
         with self._write() as db:
-            _set_meta(db, key, value)
+            rows.set_meta(db, key, value)
 
     def get_meta(self, key: str, default: Any = None) -> Any:
         """The JSON value under a key, or ``default``."""
         with self._read() as db:
-            return _get_meta(db, key, default)
+            return rows.get_meta(db, key, default)
+
+    def add_requests(self, requests: Sequence[Request]) -> None:
+        """Add requests, all or none; one that is there already and the same is passed over.
+
+        Raises:
+            ArchloopError: A different request has the same cycle and index, or the cycle is
+                committed.
+        """
+        with self._write() as db:
+            known = [r for cycle in {r.cycle for r in requests} for r in rows.requests(db, cycle)]
+            new = self._new(known, requests)
+            for cycle in {request.cycle for request in new}:
+                self._refuse_committed(db, cycle)
+            if new:
+                db.execute(REQUESTS.insert(), [rows.of_request(request) for request in new])
+
+    def _new(self, known: Sequence[_Keyed], given: Sequence[_Keyed]) -> list[_Keyed]:
+        """Those of the given that are not known."""
+        new: list[_Keyed] = []
+        found = {(old.cycle, old.index): old for old in known}
+        for item in given:
+            if (there := found.setdefault((item.cycle, item.index), item)) is item:
+                new.append(item)
+            elif there != item:
+                where = candidate_id(item.cycle, item.index)
+                what = type(item).__name__.lower()
+                raise ArchloopError(f"{self._where}: {where}: another {what} is there")
+        return new
+
+    def requests(self, cycle: int) -> list[Request]:
+        """The requests of a cycle, in index order."""
+        with self._read() as db:
+            return rows.requests(db, cycle)
 
     def add_completions(
         self, completions: Sequence[Completion], meta: Mapping[str, Any] | None = None
@@ -168,35 +200,33 @@ class Store:
             meta: Values to :meth:`set_meta` in the same transaction.
 
         Raises:
-            ArchloopError: A different completion has the same cycle and index, or the cycle is
-                committed.
+            ArchloopError: A different completion has the same cycle and index, there is no request
+                for one, or the cycle is committed.
         """
         with self._write() as db:
-            known = {
-                (c.cycle, c.index): c
-                for cycle in {c.cycle for c in completions}
-                for c in _completions(db, cycle)
-            }
-            new: list[dict[str, Any]] = []
-            for completion in completions:
-                key = (completion.cycle, completion.index)
-                if key not in known:
-                    known[key] = completion
-                    new.append(asdict(completion))
-                elif known[key] != completion:
-                    where = candidate_id(completion.cycle, completion.index)
-                    raise ArchloopError(f"{self._where}: {where} is there and is not the same")
-            for cycle in {row["cycle"] for row in new}:
+            cycles = {c.cycle for c in completions}
+            known = [c for cycle in cycles for c in rows.completions(db, cycle)]
+            new = self._new(known, completions)
+            for cycle in {completion.cycle for completion in new}:
                 self._refuse_committed(db, cycle)
             if new:
-                db.execute(COMPLETIONS.insert(), new)
+                try:
+                    db.execute(COMPLETIONS.insert(), [asdict(completion) for completion in new])
+                except IntegrityError:
+                    ids = ", ".join(candidate_id(c.cycle, c.index) for c in new[:3])
+                    raise ArchloopError(f"{self._where}: {ids}: not all were requested") from None
             for name, value in (meta or {}).items():
-                _set_meta(db, name, value)
+                rows.set_meta(db, name, value)
 
     def completions(self, cycle: int) -> list[Completion]:
         """The completions of a cycle, in index order."""
         with self._read() as db:
-            return _completions(db, cycle)
+            return rows.completions(db, cycle)
+
+    def n_completions(self, cycle: int) -> int:
+        """How many completions of a cycle there are."""
+        with self._read() as db:
+            return rows.count(db, COMPLETIONS, COMPLETIONS.c.cycle == cycle)
 
     def pending(self, cycle: int) -> list[Completion]:
         """The completions of a cycle without a verdict, in index order."""
@@ -205,7 +235,7 @@ class Store:
             CANDIDATES.c.index == COMPLETIONS.c.index,
         )
         with self._read() as db:
-            return _completions(db, cycle, ~judged)
+            return rows.completions(db, cycle, ~judged)
 
     def add_verdict(
         self,
@@ -224,20 +254,20 @@ class Store:
         Raises:
             ArchloopError: There is no such completion, it has a verdict, or its cycle is committed.
         """
-        row = asdict(verdict) | {
-            "cycle": cycle,
-            "index": index,
+        key = {"cycle": cycle, "index": index}
+        row = key | {
             "outcome": verdict.outcome.value,
+            "error": verdict.error,
             "code": code,
             "code_sha256": code_sha256,
+            "graph_hash": verdict.graph and verdict.graph.hash,
+            "graph_shingles": verdict.graph and verdict.graph.shingles,
             "isolation": isolation,
             "protocol": protocol,
             "training": training,
             "flags": list(verdict.flags),
         }
-        del row["output"], row["graph"], row["macs"]
-        row["graph_hash"] = verdict.graph and verdict.graph.hash
-        row["graph_shingles"] = verdict.graph and verdict.graph.shingles
+        measured = [key | measure for measure in rows.of_measures(verdict)]
         with self._write() as db:
             self._refuse_committed(db, cycle)
             try:
@@ -245,16 +275,33 @@ class Store:
             except IntegrityError:
                 where = f"{self._where}: {candidate_id(cycle, index)}"
                 raise ArchloopError(f"{where} has a verdict or was never generated") from None
+            if measured:
+                db.execute(MEASURES.insert(), measured)
 
     def candidates(self, cycle: int | None = None) -> list[Candidate]:
         """The completions with a verdict, of one cycle or of all, in (cycle, index) order."""
         with self._read() as db:
-            return _candidates(db, () if cycle is None else (CANDIDATES.c.cycle == cycle,))
+            return rows.candidates(db, () if cycle is None else (CANDIDATES.c.cycle == cycle,))
 
     def accepted(self) -> list[Candidate]:
         """All accepted candidates, in (cycle, index) order."""
         with self._read() as db:
-            return _candidates(db, (CANDIDATES.c.outcome == Outcome.ACCEPTED.value,))
+            return rows.candidates(db, (DECISIONS.c.outcome == Outcome.ACCEPTED.value,))
+
+    def n_accepted(self) -> int:
+        """How many candidates are accepted."""
+        with self._read() as db:
+            return rows.count(db, DECISIONS, DECISIONS.c.outcome == Outcome.ACCEPTED.value)
+
+    def outcome_counts(self, cycle: int | None = None) -> Counter[Outcome]:
+        """How many candidates of one cycle, or of all, have each outcome."""
+        with self._read() as db:
+            return rows.outcomes(db, cycle)
+
+    def decisions(self, cycle: int | None = None) -> list[Decision]:
+        """What was decided in one cycle, or in all, in (cycle, index) order."""
+        with self._read() as db:
+            return rows.decisions(db, cycle)
 
     def add_span(self, span: Span) -> None:
         """Keep when a piece of work was done."""
@@ -262,57 +309,56 @@ class Store:
             db.execute(SPANS.insert().values(asdict(span)))
 
     def spans(self) -> list[Span]:
-        """All spans in the order they were kept; none of a run from before there were any."""
+        """All spans in the order they were kept."""
         with self._read() as db:
-            if not sa.inspect(db).has_table(SPANS.name):
-                return []
-            rows = db.execute(SPANS.select().order_by(SPANS.c.id)).mappings()
-            return [Span(**{k: v for k, v in row.items() if k != "id"}) for row in rows]
+            found = db.execute(SPANS.select().order_by(SPANS.c.id)).mappings()
+            return [Span(**{k: v for k, v in row.items() if k != "id"}) for row in found]
 
     def cycles(self) -> list[CycleStats]:
         """The statistics of the committed cycles, in order."""
         with self._read() as db:
-            # By the fields' names: a column has the one that the first runs were stored with.
-            columns = [column.label(column.key) for column in CYCLES.c]
-            rows = _numbers(CYCLES, db.execute(sa.select(*columns).order_by(CYCLES.c.cycle)))
-            return [CycleStats(**{**row, "accuracies": tuple(row["accuracies"])}) for row in rows]
+            return rows.cycles(db)
 
-    def commit_cycle(self, stats: CycleStats, selected: Sequence[Candidate]) -> None:
-        """End a cycle in one transaction: final outcomes, novelty and statistics.
+    def commit_cycle(self, stats: CycleStats, decisions: Sequence[Decision]) -> None:
+        """End a cycle in one transaction: decisions and statistics.
 
         Args:
             stats: The counts, which must be those of the rows.
-            selected: The valid candidates with their final outcomes and similarities.
+            decisions: One for every valid candidate of the cycle, and for nothing else.
 
         Raises:
-            ArchloopError: The cycle is committed, a selected candidate is not one of its valid
-                ones, or the statistics differ from the rows. Nothing is written then.
+            ArchloopError: The cycle is committed, the decisions are not about its valid candidates,
+                or the statistics differ from the rows. Nothing is written then.
         """
         with self._write() as db:
             self._refuse_committed(db, stats.cycle)
-            for candidate in selected:
-                row = asdict(candidate)
-                done = db.execute(
-                    CANDIDATES.update()
-                    .where(
-                        CANDIDATES.c.cycle == stats.cycle,
-                        CANDIDATES.c.cycle == candidate.cycle,
-                        CANDIDATES.c.index == candidate.index,
-                        CANDIDATES.c.outcome == Outcome.VALID.value,
-                    )
-                    .values(
-                        {key: row[key] for key in _SELECTION_FIELDS}
-                        | {"outcome": candidate.outcome.value}
-                    )
-                )
-                if done.rowcount != 1:
-                    raise ArchloopError(
-                        f"{self._where}: {candidate.id} is not valid, or not of cycle {stats.cycle}"
-                    )
+            decided = self._decided(db, stats.cycle, decisions)
+            if decided:
+                db.execute(DECISIONS.insert(), decided)
             self._compare(db, stats)
-            row = asdict(stats)
-            del row["threshold"], row["temperature"], row["decided"]
-            db.execute(CYCLES.insert().values(row))
+            db.execute(CYCLES.insert().values(asdict(stats)))
+
+    def _decided(
+        self, db: Connection, cycle: int, decisions: Sequence[Decision]
+    ) -> list[dict[str, Any]]:
+        """The rows of a cycle's decisions, if there is one for each of its valid candidates."""
+        valid = sa.select(CANDIDATES.c.index).where(
+            CANDIDATES.c.cycle == cycle, CANDIDATES.c.outcome == Outcome.VALID.value
+        )
+        left = {candidate_id(cycle, index): index for index in db.scalars(valid)}
+        decided: list[dict[str, Any]] = []
+        for decision in decisions:
+            index = left.pop(decision.id, None)
+            where = f"{self._where}: {decision.id}"
+            if index is None:
+                why = f"not valid, not of cycle {cycle}, or decided twice"
+                raise ArchloopError(f"{where} is {why}")
+            if decision.outcome not in rows.DECIDED:
+                raise ArchloopError(f"{where}: {decision.outcome} is not a decision")
+            decided.append({"cycle": cycle, "index": index} | rows.of_decision(decision))
+        if left:
+            raise ArchloopError(f"{self._where}: nothing is decided about {min(left)}")
+        return decided
 
     def _refuse_committed(self, db: Connection, cycle: int) -> None:
         if db.scalar(sa.select(CYCLES.c.cycle).where(CYCLES.c.cycle == cycle)) is not None:
@@ -320,76 +366,20 @@ class Store:
 
     def _compare(self, db: Connection, stats: CycleStats) -> None:
         """Refuse statistics that say something else than the rows."""
-        rows = Counter(
-            {
-                Outcome(outcome): count
-                for outcome, count in db.execute(
-                    sa.select(CANDIDATES.c.outcome, sa.func.count())
-                    .where(CANDIDATES.c.cycle == stats.cycle)
-                    .group_by(CANDIDATES.c.outcome)
-                )
-            }
-        )
-        generated = db.scalar(sa.select(sa.func.count()).where(COMPLETIONS.c.cycle == stats.cycle))
+        found = rows.outcomes(db, stats.cycle)
+        generated = rows.count(db, COMPLETIONS, COMPLETIONS.c.cycle == stats.cycle)
         pairs = {
             "completions": (stats.n_gen, generated),
-            "candidates": (stats.n_gen, rows.total()),
-            "valid": (stats.n_valid, sum(n for o, n in rows.items() if o.is_valid)),
+            "candidates": (stats.n_gen, found.total()),
+            "valid": (stats.n_valid, sum(n for o, n in found.items() if o.is_valid)),
             "accuracies": (len(stats.accuracies), stats.n_valid),
-            "accepted": (stats.n_accepted, rows[Outcome.ACCEPTED]),
+            "accepted": (stats.n_accepted, found[Outcome.ACCEPTED]),
             "outcomes": (
                 {key: n for key, n in sorted(stats.outcomes.items()) if n},
-                {outcome.value: n for outcome, n in sorted(rows.items())},
+                {outcome.value: n for outcome, n in sorted(found.items())},
             ),
         }
-        for what, (said, found) in pairs.items():
-            if said != found:
+        for what, (said, there) in pairs.items():
+            if said != there:
                 where = f"{self._where}: cycle {stats.cycle}"
-                raise ArchloopError(f"{where}: statistics say {said} {what}, the rows {found}")
-
-
-def _get_meta(db: Connection, key: str, default: Any = None) -> Any:
-    row = db.execute(sa.select(META.c.value).where(META.c.key == key)).first()
-    return default if row is None else row.value
-
-
-def _set_meta(db: Connection, key: str, value: Any) -> None:
-    db.execute(META.delete().where(META.c.key == key))
-    db.execute(META.insert().values(key=key, value=value))
-
-
-def _completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> list[Completion]:
-    query = COMPLETIONS.select().where(COMPLETIONS.c.cycle == cycle, *where)
-    rows = _numbers(COMPLETIONS, db.execute(query.order_by(COMPLETIONS.c.index)))
-    return [Completion(**row) for row in rows]
-
-
-def _candidates(db: Connection, where: Sequence[sa.ColumnElement[bool]]) -> list[Candidate]:
-    query = CANDIDATES.select().where(*where)
-    ordered = query.order_by(CANDIDATES.c.cycle, CANDIDATES.c.index)
-    rows = _numbers(CANDIDATES, db.execute(ordered))
-    return [_candidate(dict(row)) for row in rows]
-
-
-def _numbers(table: sa.Table, rows: sa.CursorResult[Any]) -> Iterator[sa.RowMapping]:
-    """The rows, which SQLite lets hold text where a number belongs.
-
-    Raises:
-        ValueError: One does.
-    """
-    places = [i for i, c in enumerate(table.c) if isinstance(c.type, sa.Integer | sa.Double)]
-    numbers = operator.itemgetter(*places)
-    for row in rows:
-        if not {str, bytes}.isdisjoint(map(type, numbers(row))):
-            raise ValueError(f"text in place of a number: {row!r:.200}")
-        yield row._mapping  # noqa: SLF001 - the public name of a row as a mapping
-
-
-def _candidate(row: dict[str, Any]) -> Candidate:
-    hash, shingles = row.pop("graph_hash"), row.pop("graph_shingles")
-    row["outcome"], row["flags"] = Outcome(row["outcome"]), tuple(row["flags"])
-    return Candidate(
-        id=candidate_id(row["cycle"], row["index"]),
-        graph=None if hash is None else GraphSketch(hash, shingles),
-        **row,
-    )
+                raise ArchloopError(f"{where}: statistics say {said} {what}, the rows {there}")

@@ -11,9 +11,9 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from archloop.errors import UsageError
 
-SCHEMA = 2
-"""Raised when a table changes; a database of another schema is refused. A table that is only added
-leaves it: it is made when an older database is written to, and empty until then."""
+SCHEMA = 3
+"""Raised when a table changes. :mod:`archloop.store.schema2` reads databases of schema 2; all others
+are refused."""
 
 SCHEMA_KEY = "schema"
 _BUSY_SECONDS = 60.0
@@ -28,15 +28,30 @@ META = sa.Table(
     sa.Column("value", sa.JSON, nullable=False),
 )
 
+REQUESTS = sa.Table(
+    "requests",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("seed", sa.BigInteger, nullable=False),
+    sa.Column("task", sa.String, nullable=False),
+    sa.Column("messages", sa.JSON, nullable=False),
+    sa.Column("temperature", sa.Double, nullable=False),
+    sa.Column("origin", sa.JSON, nullable=False),
+)
+"""What a strategy asked for, before anything is sampled."""
+
 COMPLETIONS = sa.Table(
     "completions",
     TABLES,
     sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("text", sa.Text, nullable=False),
-    sa.Column("seed", sa.BigInteger, nullable=False),
     sa.Column("n_tokens", sa.Integer, nullable=False),
     sa.Column("finish_reason", sa.String, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["cycle", "index"], ["requests.cycle", "requests.index"], name="of_request"
+    ),
 )
 
 CANDIDATES = sa.Table(
@@ -48,33 +63,59 @@ CANDIDATES = sa.Table(
     sa.Column("error", sa.Text),
     sa.Column("code", sa.Text),
     sa.Column("code_sha256", sa.String),
-    sa.Column("n_params", sa.BigInteger),
-    sa.Column("first_epoch_accuracy", sa.Double),
-    sa.Column("train_seconds", sa.Double),
-    sa.Column("nn_jaccard_train", sa.Double),
-    sa.Column("near_dup_text_train", sa.Boolean),
-    sa.Column("nn_jaccard_gen", sa.Double),
-    sa.Column("near_dup_text_gen", sa.Boolean),
-    sa.Column("nn_normalized_train", sa.Double),
-    sa.Column("nn_normalized_gen", sa.Double),
-    sa.Column("nn_graph_train", sa.Double),
-    sa.Column("nn_graph_gen", sa.Double),
-    sa.Column("near_dup_graph_train", sa.Boolean),
-    sa.Column("near_dup_graph_gen", sa.Boolean),
-    sa.Column("rejection_count", sa.Integer),
-    sa.Column("nearest", sa.String),
-    sa.Column("nearest_graph", sa.String),
     sa.Column("graph_hash", sa.String),
     sa.Column("graph_shingles", sa.LargeBinary),
     sa.Column("isolation", sa.String),
     sa.Column("protocol", sa.String),
     sa.Column("training", sa.String),
-    sa.Column("harness_accuracy", sa.Double),
     sa.Column("flags", sa.JSON, nullable=False),
     sa.ForeignKeyConstraint(
         ["cycle", "index"], ["completions.cycle", "completions.index"], name="of_completion"
     ),
 )
+"""How far each completion came: ``outcome`` ends at ``valid``; what was selected is decided."""
+
+MEASURES = sa.Table(
+    "measures",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.Double, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["cycle", "index"], ["candidates.cycle", "candidates.index"], name="measured_candidate"
+    ),
+)
+"""What was measured of a candidate, by name; no row: it was not measured."""
+
+DECISIONS = sa.Table(
+    "decisions",
+    TABLES,
+    sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("index", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("outcome", sa.String, nullable=False, index=True),
+    sa.Column("rejected_by", sa.JSON, nullable=False),
+    sa.Column("rejection_count", sa.Integer, nullable=False),
+    sa.Column("nn_jaccard_train", sa.Double, nullable=False),
+    sa.Column("near_dup_text_train", sa.Boolean, nullable=False),
+    sa.Column("nn_jaccard_gen", sa.Double, nullable=False),
+    sa.Column("near_dup_text_gen", sa.Boolean, nullable=False),
+    sa.Column("nn_normalized_train", sa.Double, nullable=False),
+    sa.Column("nn_normalized_gen", sa.Double, nullable=False),
+    sa.Column("nn_graph_train", sa.Double),
+    sa.Column("nn_graph_gen", sa.Double),
+    sa.Column("near_dup_graph_train", sa.Boolean),
+    sa.Column("near_dup_graph_gen", sa.Boolean),
+    sa.Column("nearest", sa.String),
+    sa.Column("nearest_graph", sa.String),
+    sa.Column("near_duplicate_kinds", sa.JSON, nullable=False),
+    sa.ForeignKeyConstraint(
+        ["cycle", "index"], ["candidates.cycle", "candidates.index"], name="decided_candidate"
+    ),
+)
+"""What was decided about each valid candidate of a committed cycle, with the similarities that it
+was decided on. ``near_duplicate_kinds`` are the kinds of novelty that call it a near-duplicate,
+whether that rejects it or not."""
 
 CYCLES = sa.Table(
     "cycles",
@@ -82,7 +123,7 @@ CYCLES = sa.Table(
     sa.Column("cycle", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("n_gen", sa.Integer, nullable=False),
     sa.Column("n_valid", sa.Integer, nullable=False),
-    sa.Column("n_above_threshold", sa.Integer, key="n_at_floor", nullable=False),
+    sa.Column("n_at_floor", sa.Integer, nullable=False),
     sa.Column("n_near_duplicate", sa.Integer, nullable=False),
     sa.Column("n_accepted", sa.Integer, nullable=False),
     sa.Column("accuracies", sa.JSON, nullable=False),
@@ -92,6 +133,9 @@ CYCLES = sa.Table(
     sa.Column("outcomes", sa.JSON, nullable=False),
     sa.Column("wall_seconds", sa.Double),
     sa.Column("n_tokens", sa.Integer),
+    sa.Column("threshold", sa.Double),
+    sa.Column("temperature", sa.Double),
+    sa.Column("decided", sa.JSON, nullable=False),
 )
 
 SPANS = sa.Table(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from archloop.code.chat import extract_code
-from archloop.corpus.pairs import pair_from_json
+from archloop.corpus.pairs import pair_from_json, read_rows
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
 
@@ -53,17 +52,12 @@ class JsonlSource:
         An accuracy that is no number counts as not measured.
         """
         codes: dict[str, str] = {}
-        with self._path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    pair = pair_from_json(json.loads(line))
-                except (ValueError, AttributeError, RecursionError) as error:
-                    raise UsageError(f"{self._path}:{number}: not a chat row ({error})") from None
-                if code := extract_code(pair.code):
-                    name, family = pair.id, str(pair.meta.get("family", ""))
-                    while codes.setdefault(name, code) != code:
-                        name = f"{name}-{number}"
-                    yield SeedNetwork(name, family, code, pair.first_epoch_accuracy)
+        for number, pair in enumerate(read_rows(self._path, pair_from_json), 1):
+            if code := extract_code(pair.code):
+                name, family = pair.id, str(pair.meta.get("family", ""))
+                while codes.setdefault(name, code) != code:
+                    name = f"{name}-{number}"
+                yield SeedNetwork(name, family, code, pair.first_epoch_accuracy)
 
 
 def _read(file: Path) -> str:

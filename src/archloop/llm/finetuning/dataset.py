@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archloop.corpus.pairs import read_rows
 from archloop.errors import UsageError
 
 IGNORED = -100
@@ -28,23 +28,19 @@ def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
     Raises:
         UsageError: Naming the file and line that is no chat row ending with the assistant.
     """
-    rows = []
-    if not corpus.is_file():
-        raise UsageError(f"{corpus}: no such corpus file")
-    with corpus.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                messages = json.loads(line.decode("utf-8"))["messages"]
-                if messages[-1]["role"] != "assistant":
-                    raise ValueError("last message is not the assistant's")
-                if not all(isinstance(m["content"], str) for m in messages):
-                    raise ValueError("a message's content is not text")
-            except (ValueError, LookupError, TypeError, RecursionError) as error:
-                raise UsageError(f"{corpus}:{number}: not a chat row ({error})") from None
-            rows.append(messages)
+    rows = list(read_rows(corpus, _messages))
     if not rows:
         raise UsageError(f"{corpus}: the corpus is empty; nothing to fine-tune on")
     return rows
+
+
+def _messages(row: Any) -> list[dict[str, str]]:
+    messages: list[dict[str, str]] = row["messages"]
+    if messages[-1]["role"] != "assistant":
+        raise ValueError("last message is not the assistant's")
+    if not all(isinstance(m["content"], str) for m in messages):
+        raise ValueError("a message's content is not text")
+    return messages
 
 
 def encode_pair(tokenizer: Any, messages: Sequence[dict[str, str]]) -> EncodedPair:

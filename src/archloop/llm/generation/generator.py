@@ -1,43 +1,76 @@
-"""What a generation engine is, and what it gives back."""
+"""What a generation engine is, and what it is made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from archloop.types import FinishReason, Message
+from archloop.config.engines import EngineTraits
+from archloop.errors import ArchloopError
+from archloop.types import Completion, FinishReason, Request
 
-__all__ = ["FinishReason", "GeneratedText", "Generator"]
+if TYPE_CHECKING:
+    from archloop.config import RunConfig
+    from archloop.llm.spending import Budget
+    from archloop.search.prompts import PromptSubject
+
+__all__ = ["EngineSetup", "FinishReason", "Generator"]
 
 
 @dataclass(frozen=True)
-class GeneratedText:
-    """One sampled answer; the caller gives it its cycle."""
+class EngineSetup:
+    """Everything that an engine may need; each takes what it knows."""
 
-    index: int
-    seed: int
-    text: str
-    """Without special tokens."""
-    n_tokens: int
-    """Tokens sampled, the end token included."""
-    finish_reason: FinishReason
+    config: RunConfig
+    traits: EngineTraits
+    """Of the engine that is built."""
+    dtype: str
+    """Type that the LLM is computed in here, ``bfloat16`` or ``float32``."""
+    model_dir: Path | None = None
+    """The base LLM in Hugging Face layout: ``config.json``, safetensors, tokenizer with a chat
+    template; ``None``: the engine loads none."""
+    subject: PromptSubject | None = None
+    """The task that networks are for; ``None``: the prompts say it."""
+    budget: Budget | None = None
+    """What may be spent; ``None``: the engine costs nothing."""
+
+    def llm_folder(self) -> Path:
+        """The folder of the LLM, which this engine cannot do without."""
+        if self.model_dir is None:
+            raise ArchloopError(f"generation.engine = {self.config.engine!r}: no LLM was given")
+        return self.model_dir
 
 
 class Generator(Protocol):
-    """An LLM with its adapter and its decoding settings, ready to answer one fixed chat prompt."""
+    """An engine in the process that samples: the LLM with an adapter, or what takes its place."""
 
-    def generate(
-        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
-        """Sample one answer per request, each yielded as soon as it is complete.
+    @property
+    def traits(self) -> EngineTraits:
+        """As registered in :data:`archloop.config.engines.ENGINES`."""
+        ...
 
-        The same messages and requests give the same texts on the same machine, where the engine's
-        module does not say otherwise. Closing the iterator early drops what is unfinished.
+    def use(self, adapter: Path | None) -> None:
+        """Sample with this adapter from now on, or with none; called before the first request.
 
         Args:
-            messages: The chat prompt, ending with the user's message.
-            requests: (index, seed) pairs; a seed decides its answer's random draws alone.
+            adapter: A PEFT adapter folder; engines that take none pass over it.
+
+        Raises:
+            UsageError: The adapter does not fit the LLM or has no effect on it.
+        """
+        ...
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Answer every request once, each answer yielded as soon as it is complete.
+
+        Requests may differ in prompt and temperature. The same requests give the same texts on the
+        same machine, where the engine's module does not say otherwise. Closing the iterator early
+        drops what is unfinished.
+
+        Args:
+            requests: What is sampled together; a seed decides its answer's random draws alone.
         """
         ...
 

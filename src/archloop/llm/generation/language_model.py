@@ -7,6 +7,7 @@ per token.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,8 @@ from typing import Any
 import torch
 
 from archloop.errors import UsageError
-from archloop.llm.generation.generator import GeneratedText
 from archloop.llm.models import attention_window, check_adapter, load_tokenizer, loading
-from archloop.types import Message
+from archloop.types import Completion, FinishReason, Message, Request
 
 logger = logging.getLogger(__name__)
 
@@ -43,15 +43,26 @@ class ChatTokenizer:
         )
         return [int(token) for token in tokens["input_ids"]]
 
-    def finish(self, index: int, seed: int, tokens: Sequence[int]) -> GeneratedText:
-        """The result of one sequence of sampled tokens, with or without an end token last."""
+    def finish(self, request: Request, tokens: Sequence[int]) -> Completion:
+        """The answer that a sequence of sampled tokens is, with or without an end token last."""
         stopped = bool(tokens) and tokens[-1] in self.end_ids
         text: str = self._tokenizer.decode(
             list(tokens[:-1] if stopped else tokens),
             skip_special_tokens=True,
             clean_up_tokenization_spaces=False,
         )
-        return GeneratedText(index, seed, text, len(tokens), "stop" if stopped else "length")
+        reason: FinishReason = "stop" if stopped else "length"
+        return Completion(request.cycle, request.index, text, len(tokens), reason)
+
+
+def by_prompt(
+    requests: Sequence[Request],
+) -> list[tuple[tuple[Message, ...], list[Request]]]:
+    """Requests in groups of one prompt each, in the order in which the prompts come."""
+    groups: dict[str, list[Request]] = {}
+    for request in requests:
+        groups.setdefault(json.dumps(request.messages), []).append(request)
+    return [(same[0].messages, same) for same in groups.values()]
 
 
 def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:

@@ -19,17 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import openai
 from openai.types.chat import ChatCompletion
 
-from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError, CapReachedError, UsageError
-from archloop.llm.generation.generator import FinishReason, GeneratedText
-from archloop.llm.spending import Remote
+from archloop.llm.generation.generator import EngineSetup
+from archloop.llm.spending import Budget, Spent
 from archloop.text import encodable
-from archloop.types import Message
+from archloop.types import Completion, FinishReason, Request
 
 _REASONS: dict[str | None, FinishReason] = {
     "stop": "stop",
@@ -59,34 +59,38 @@ class _NoRetryLeftError(openai.OpenAIError):
 class OpenAIGenerator:
     """The ``openai`` engine."""
 
-    def __init__(self, decoding: GenerationConfig, remote: Remote) -> None:
+    def __init__(self, setup: EngineSetup) -> None:
         """Prepare the client; nothing is sent yet.
 
         Raises:
             UsageError: The variable that should hold the key is not set.
         """
-        self._decoding, self._server, self._model = decoding, remote.server, remote.model
-        self._budget = remote.budget
-        self._key = remote.server.api_key()
+        server = setup.config.openai
+        self.traits = setup.traits
+        self._decoding, self._server = setup.config.generation, server
+        self._model = setup.config.llm.model
+        self._budget = setup.budget or Budget(server, Spent())
+        self._key = server.api_key()
         self._attempt: ContextVar[_Attempt] = ContextVar("attempt")
         self._turn, self._next_start = asyncio.Lock(), 0.0
         self._runner = asyncio.Runner()
         self._client = openai.AsyncOpenAI(
             api_key=self._key or _NO_KEY,
-            base_url=remote.server.base_url,
-            max_retries=remote.server.retries,
+            base_url=server.base_url,
+            max_retries=server.retries,
             timeout=openai.Timeout(
-                remote.server.timeout_seconds,
-                connect=min(remote.server.timeout_seconds, _CONNECT_SECONDS),
+                server.timeout_seconds,
+                connect=min(server.timeout_seconds, _CONNECT_SECONDS),
             ),
             http_client=openai.DefaultAsyncHttpxClient(
                 event_hooks={"request": [self._before], "response": [self._after]}
             ),
         )
 
-    def generate(
-        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
+    def use(self, adapter: Path | None) -> None:
+        """The LLM is on a server, where no adapter of this run is."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Sample; see :class:`~archloop.llm.generation.generator.Generator`.
 
         After a failure, or when a cap is reached, nothing more is sent; what is under way is waited
@@ -97,13 +101,13 @@ class OpenAIGenerator:
             UsageError: The server refuses the requests.
             ArchloopError: It does not answer, or fails, after all retries.
         """
-        self._budget.expect(messages, self._decoding.max_new_tokens)
-        waiting, running = deque(requests), set[asyncio.Task[GeneratedText]]()
+        self._budget.expect([r.messages for r in requests], self._decoding.max_new_tokens)
+        waiting, running = deque(requests), set[asyncio.Task[Completion]]()
         failure: ArchloopError | None = None
         try:
             while True:
                 while waiting and failure is None and self._has_room(len(running)):
-                    running.add(self._start(messages, *waiting.popleft()))
+                    running.add(self._start(waiting.popleft()))
                 if not running:
                     break
                 for task in self._runner.run(_finished(running)):
@@ -124,25 +128,23 @@ class OpenAIGenerator:
     def _has_room(self, running: int) -> bool:
         return running < self._server.concurrency and self._budget.admits()
 
-    def _start(
-        self, messages: Sequence[Message], index: int, seed: int
-    ) -> asyncio.Task[GeneratedText]:
+    def _start(self, request: Request) -> asyncio.Task[Completion]:
         self._budget.open()
-        return self._runner.get_loop().create_task(self._answer(messages, index, seed))
+        return self._runner.get_loop().create_task(self._answer(request))
 
-    async def _answer(self, messages: Sequence[Message], index: int, seed: int) -> GeneratedText:
+    async def _answer(self, request: Request) -> Completion:
         attempt = _Attempt()
         self._attempt.set(attempt)
         try:
-            answer = await self._ask(messages, seed)
+            answer = await self._ask(request)
             attempt.unanswered = False
-            return self._text(index, seed, answer)
+            return self._text(request, answer)
         except _NoRetryLeftError:
             raise CapReachedError(self._budget.stop_line()) from None
         except openai.BadRequestError as error:
             if error.code != "content_filter":  # how some hosts say that they withhold an answer
                 raise self._fault(error) from None
-            return GeneratedText(index, seed, "", 0, "content_filter")
+            return Completion(request.cycle, request.index, "", 0, "content_filter")
         except (openai.OpenAIError, ValueError) as error:  # ValueError: a body that is no JSON
             raise self._fault(error) from None
         finally:
@@ -150,19 +152,19 @@ class OpenAIGenerator:
                 self._budget.charge_unanswered()
             self._budget.close()
 
-    async def _ask(self, messages: Sequence[Message], seed: int) -> ChatCompletion:
+    async def _ask(self, request: Request) -> ChatCompletion:
         config, server = self._decoding, self._server
         body: dict[str, Any] = {server.limit_field: config.max_new_tokens}
-        if config.temperature > 0:
+        if request.temperature > 0:
             body["top_p"] = config.top_p
             if config.top_k:
                 body["top_k"] = config.top_k  # not in the original interface, but widely known
-        chat: list[Any] = list(messages)
+        chat: list[Any] = list(request.messages)
         return await self._client.chat.completions.create(
             model=self._model,
             messages=chat,
-            seed=seed,
-            temperature=config.temperature,
+            seed=request.seed,
+            temperature=request.temperature,
             extra_body=body | server.extra_body,
         )
 
@@ -193,7 +195,7 @@ class OpenAIGenerator:
         if not response.is_success and response.status_code not in _MAYBE_BILLED:
             self._attempt.get().unanswered = False
 
-    def _text(self, index: int, seed: int, answer: ChatCompletion) -> GeneratedText:
+    def _text(self, request: Request, answer: ChatCompletion) -> Completion:
         """The completion in an answer; one without text is an empty completion."""
         if not isinstance(answer, ChatCompletion):
             raise UsageError(
@@ -208,13 +210,13 @@ class OpenAIGenerator:
             )
         self._budget.charge(used.prompt_tokens, used.completion_tokens)
         if not answer.choices:
-            return GeneratedText(index, seed, "", used.completion_tokens, "other")
+            return Completion(request.cycle, request.index, "", used.completion_tokens, "other")
         choice = answer.choices[0]
         message: Any = choice.message
         text = (message and (message.content or message.refusal)) or ""
         text = encodable(text)  # JSON may hold half a character (\ud83d)
         reason = _REASONS.get(choice.finish_reason, "other")
-        return GeneratedText(index, seed, text, used.completion_tokens, reason)
+        return Completion(request.cycle, request.index, text, used.completion_tokens, reason)
 
     def _fault(self, error: Exception) -> ArchloopError:
         """One line for what the client library raised, or made of a body that is no JSON."""
@@ -269,13 +271,13 @@ def _answered(error: openai.APIStatusError) -> str:
     return f"{error.status_code} {text}"
 
 
-async def _finished(running: set[asyncio.Task[GeneratedText]]) -> list[asyncio.Task[GeneratedText]]:
+async def _finished(running: set[asyncio.Task[Completion]]) -> list[asyncio.Task[Completion]]:
     """Wait for the first; the tasks that are done."""
     done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
     return list(done)
 
 
-async def _cancelled(running: set[asyncio.Task[GeneratedText]]) -> None:
+async def _cancelled(running: set[asyncio.Task[Completion]]) -> None:
     for task in running:
         task.cancel()
     for task in running:

@@ -16,13 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from archloop.config import GenerationConfig
 from archloop.errors import ArchloopError
 from archloop.files import naming
-from archloop.llm.generation.generator import GeneratedText
+from archloop.llm.generation.generator import EngineSetup
 from archloop.llm.models import loading
 from archloop.machine.downloads import cache_dir, lock
-from archloop.types import Message
+from archloop.types import Completion, Request
 
 logger = logging.getLogger(__name__)
 
@@ -47,37 +46,45 @@ def _precision(dtype: str) -> str:
 class OpenVINOGenerator:
     """The ``openvino`` engine."""
 
-    def __init__(
-        self, config: GenerationConfig, model_dir: Path, adapter_dir: Path | None, dtype: str
-    ) -> None:
-        """Convert the base LLM if the cache does not hold it, merge the adapter, load.
-
-        Raises:
-            UsageError: The adapter does not fit the LLM or has no effect on it.
-        """
+    def __init__(self, setup: EngineSetup) -> None:
+        """Read the tokenizer; :meth:`use` loads the LLM."""
         import openvino_genai as genai
         from transformers import AutoConfig
 
         from archloop.llm.generation.language_model import ChatTokenizer
 
         self._genai = genai
-        self._config = config
-        self._tokenizer = ChatTokenizer(model_dir)
-        with loading(model_dir):
-            self._model_config = AutoConfig.from_pretrained(model_dir)
+        self.traits = setup.traits
+        self._config, self._dtype = setup.config.generation, setup.dtype
+        self._model_dir = setup.llm_folder()
+        self._tokenizer = ChatTokenizer(self._model_dir)
+        with loading(self._model_dir):
+            self._model_config = AutoConfig.from_pretrained(self._model_dir)
         self._requests_made = 0
-        self._pipeline = self._load(model_dir, adapter_dir, dtype)
+        self._base: Path | None = None
+        self._pipeline: Any = None
 
-    def _load(self, model_dir: Path, adapter_dir: Path | None, dtype: str) -> Any:
+    def use(self, adapter: Path | None) -> None:
+        """Convert the base LLM if the cache does not hold it, merge the adapter, load.
+
+        Raises:
+            UsageError: The adapter does not fit the LLM or has no effect on it.
+        """
+        self._free()
+        self._pipeline = self._load(adapter)
+
+    def _load(self, adapter: Path | None) -> Any:
         import torch
 
         from archloop.llm.generation.language_model import load_language_model
         from archloop.llm.generation.openvino_conversion import converted_base, write_merged
 
-        base = converted_base(model_dir)
-        if adapter_dir is None:
-            return self._pipeline_from(base, dtype)
-        model, changed = load_language_model(model_dir, adapter_dir, torch.float32)
+        if self._base is None:  # found by the weights' SHA-256, which takes time
+            self._base = converted_base(self._model_dir)
+        base = self._base
+        if adapter is None:
+            return self._pipeline_from(base)
+        model, changed = load_language_model(self._model_dir, adapter, torch.float32)
         with lock("openvino-merged"):
             # While the lock is held none is in use: what is there was left by a kill.
             for left in cache_dir().glob(f"{_MERGED}*"):
@@ -86,41 +93,45 @@ class OpenVINOGenerator:
                 with naming(cache_dir()):
                     write_merged(base, model, changed, Path(name))
                 del model
-                return self._pipeline_from(Path(name), dtype)
+                return self._pipeline_from(Path(name))
 
-    def _pipeline_from(self, folder: Path, dtype: str) -> Any:
+    def _pipeline_from(self, folder: Path) -> Any:
         scheduler = self._genai.SchedulerConfig()
         scheduler.cache_size = 0  # grows with what the sequences need
         scheduler.enable_prefix_caching = True
         scheduler.max_num_seqs = self._config.batch_size
-        precision = _precision(dtype)
+        precision = _precision(self._dtype)
         # The default cache type is 8-bit; what is sampled should be the distribution of ``dtype``.
         properties = {"INFERENCE_PRECISION_HINT": precision, "KV_CACHE_PRECISION": precision}
         return self._genai.ContinuousBatchingPipeline(folder, scheduler, "CPU", properties)
 
-    def generate(
-        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Sample; see :class:`~archloop.llm.generation.generator.Generator`."""
         import numpy as np
         import openvino as ov
 
-        from archloop.llm.generation.language_model import require_reach
+        from archloop.llm.generation.language_model import by_prompt, require_reach
 
-        tokens = self._tokenizer.encode(messages)
-        require_reach(self._model_config, len(tokens) + self._config.max_new_tokens)
-        prompt = ov.Tensor(np.array([tokens], dtype=np.int64))
-        self._prefill(prompt)
-        running = {
-            index: (seed, self._add(prompt, self._settings(seed))) for index, seed in requests
-        }
+        prompts: list[tuple[Any, list[Request]]] = []
+        for messages, same in by_prompt(requests):
+            tokens = self._tokenizer.encode(messages)
+            require_reach(self._model_config, len(tokens) + self._config.max_new_tokens)
+            prompts.append((ov.Tensor(np.array([tokens], dtype=np.int64)), same))
+        for prompt, _ in prompts:
+            self._prefill(prompt)
+        added = [
+            (request, self._add(prompt, self._settings(request)))
+            for prompt, same in prompts
+            for request in same
+        ]
+        running = dict(enumerate(added))
         try:
             while running:
                 self._pipeline.step()
-                for index, (seed, handle) in list(running.items()):
+                for number, (request, handle) in list(running.items()):
                     if self._is_finished(handle):
-                        del running[index]
-                        yield self._result(index, seed, handle)
+                        del running[number]
+                        yield self._result(request, handle)
         finally:
             self._drop([handle for _, handle in running.values()])
 
@@ -134,15 +145,15 @@ class OpenVINOGenerator:
         self._requests_made += 1
         return self._pipeline.add_request(self._requests_made, prompt, settings)
 
-    def _settings(self, seed: int) -> Any:
+    def _settings(self, request: Request) -> Any:
         config = self._config
         settings = self._limits(config.max_new_tokens)
-        settings.do_sample = config.temperature > 0
+        settings.do_sample = request.temperature > 0
         if settings.do_sample:
-            settings.temperature = config.temperature
+            settings.temperature = request.temperature
             settings.top_k = config.top_k or sys.maxsize
             settings.top_p = config.top_p
-            settings.rng_seed = seed
+            settings.rng_seed = request.seed
         return settings
 
     def _limits(self, max_new_tokens: int) -> Any:
@@ -159,9 +170,9 @@ class OpenVINOGenerator:
             raise ArchloopError("OpenVINO dropped a sequence: its cache does not fit into memory")
         return bool(status == "FINISHED")
 
-    def _result(self, index: int, seed: int, handle: Any) -> GeneratedText:
+    def _result(self, request: Request, handle: Any) -> Completion:
         (output,) = handle.read_all()
-        return self._tokenizer.finish(index, seed, output.generated_ids)
+        return self._tokenizer.finish(request, output.generated_ids)
 
     def _drop(self, handles: Sequence[Any]) -> None:
         for handle in handles:
@@ -171,5 +182,8 @@ class OpenVINOGenerator:
 
     def close(self) -> None:
         """Give the model's memory back."""
+        self._free()
+
+    def _free(self) -> None:
         self._pipeline = None
         gc.collect()

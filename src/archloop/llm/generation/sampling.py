@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -12,7 +14,12 @@ def uniform_draws(seed: int, n: int) -> torch.Tensor:
 
 
 def choose_tokens(
-    logits: torch.Tensor, draws: torch.Tensor, *, temperature: float, top_k: int, top_p: float
+    logits: torch.Tensor,
+    draws: torch.Tensor,
+    *,
+    temperature: float | Sequence[float],
+    top_k: int,
+    top_p: float,
 ) -> torch.Tensor:
     """Sample one token per row by inverting its cumulative distribution at its draw.
 
@@ -21,13 +28,15 @@ def choose_tokens(
     Args:
         logits: (rows, vocabulary), any float type.
         draws: (rows,) uniform in [0, 1); unused when greedy.
-        temperature: Divides the logits; 0 is greedy.
+        temperature: Divides the logits; 0 is greedy. One for all rows, or one for each.
         top_k: Keep this many of the likeliest tokens; 0 keeps all.
         top_p: Of those keep the fewest whose renormalised probability reaches this.
 
     Returns:
         (rows,) token ids.
     """
+    if not isinstance(temperature, float):
+        return _choose_each(logits, draws, temperature, top_k, top_p)
     if temperature == 0.0:
         return logits.argmax(-1)
     vocabulary = logits.shape[-1]
@@ -41,3 +50,23 @@ def choose_tokens(
     picks = torch.searchsorted(cumulative, targets, right=True)
     last_kept = (kept > 0).sum(-1, keepdim=True) - 1
     return tokens.gather(-1, picks.minimum(last_kept)).squeeze(-1)
+
+
+def _choose_each(
+    logits: torch.Tensor,
+    draws: torch.Tensor,
+    temperatures: Sequence[float],
+    top_k: int,
+    top_p: float,
+) -> torch.Tensor:
+    """Rows of one temperature together, so that each is computed as in a batch of its own kind."""
+    different = set(temperatures)
+    if len(different) == 1:
+        return choose_tokens(logits, draws, temperature=different.pop(), top_k=top_k, top_p=top_p)
+    chosen = torch.empty(len(temperatures), dtype=torch.long, device=logits.device)
+    for temperature in different:
+        rows = [i for i, own in enumerate(temperatures) if own == temperature]
+        chosen[rows] = choose_tokens(
+            logits[rows], draws[rows], temperature=temperature, top_k=top_k, top_p=top_p
+        )
+    return chosen

@@ -5,7 +5,7 @@ depend on its neighbours' draws: here every sequence has draws of its own, made 
 before it begins. The prompt is run once, ``batch_size`` sequences advance in step from its cache,
 and a finished one leaves the batch. The batch's make-up still enters through rounding: matrix
 products of another size may differ in the last bit, so a run repeats its texts exactly only with
-the same requests and ``batch_size``.
+the same requests and ``batch_size``. Requests of another prompt are a batch of their own.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from archloop.config import GenerationConfig
-from archloop.llm.generation.generator import GeneratedText
+from archloop.llm.generation.generator import EngineSetup
 from archloop.llm.generation.kv_cache import RowCache
 from archloop.llm.generation.language_model import (
     ChatTokenizer,
+    by_prompt,
     load_language_model,
     require_reach,
 )
 from archloop.llm.generation.sampling import choose_tokens, uniform_draws
-from archloop.types import Message
+from archloop.types import Completion, Message, Request
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 class _Sequence:
     """A request being answered."""
 
-    index: int
-    seed: int
+    request: Request
     draws: torch.Tensor
     tokens: list[int] = field(default_factory=list)
 
@@ -49,21 +48,28 @@ class _Sequence:
 class TransformersGenerator:
     """The ``transformers`` engine."""
 
-    def __init__(
-        self, config: GenerationConfig, model_dir: Path, adapter_dir: Path | None, dtype: str
-    ) -> None:
-        """Load the LLM with its adapter merged in.
+    def __init__(self, setup: EngineSetup) -> None:
+        """Read the tokenizer; :meth:`use` loads the LLM."""
+        self.traits = setup.traits
+        self._config, self._dtype = setup.config.generation, _DTYPES[setup.dtype]
+        self._model_dir = setup.llm_folder()
+        self._tokenizer = ChatTokenizer(self._model_dir)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # cuDNN's attention plans anew for every length of the cache: most of a step's time.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        self._model: Any = None
+
+    def use(self, adapter: Path | None) -> None:
+        """Load the LLM with the adapter merged in.
+
+        The weights are read anew: an adapter taken out of merged weights would leave its rounding.
 
         Raises:
             UsageError: The adapter does not fit the LLM or has no effect on it.
         """
-        self._config = config
-        self._tokenizer = ChatTokenizer(model_dir)
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        # cuDNN's attention plans anew for every length of the cache: most of a step's time.
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        model, _ = load_language_model(model_dir, adapter_dir, _DTYPES[dtype])
-        self._model: Any = model.to(self._device)
+        self._free()
+        model, _ = load_language_model(self._model_dir, adapter, self._dtype)
+        self._model = model.to(self._device)
 
     @torch.inference_mode()
     def _forward(self, tokens: torch.Tensor, cache: Any) -> torch.Tensor:
@@ -92,10 +98,15 @@ class TransformersGenerator:
             return None
         return torch.ones(tokens.shape[0], 1, 1, length, dtype=torch.bool)
 
-    def generate(
-        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Sample; see :class:`~archloop.llm.generation.generator.Generator`."""
+        for messages, same in by_prompt(requests):
+            yield from self._answer(messages, same)
+
+    def _answer(
+        self, messages: Sequence[Message], requests: Sequence[Request]
+    ) -> Iterator[Completion]:
+        """Sample answers to one prompt."""
         prompt = self._tokenizer.encode(messages)
         require_reach(self._model.config, len(prompt) + self._config.max_new_tokens)
         cache = DynamicCache(config=self._model.config)
@@ -105,21 +116,27 @@ class TransformersGenerator:
             yield from self._batch(cache, logits, requests[start : start + size])
 
     def _batch(
-        self, prompt: DynamicCache, logits: torch.Tensor, requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
+        self, prompt: DynamicCache, logits: torch.Tensor, requests: Sequence[Request]
+    ) -> Iterator[Completion]:
         limit = self._config.max_new_tokens
-        rows = [_Sequence(i, seed, uniform_draws(seed, limit)) for i, seed in requests]
+        rows = [_Sequence(r, uniform_draws(r.seed, limit)) for r in requests]
         with torch.inference_mode():
             cache = RowCache(prompt, len(rows), prompt.get_seq_length() + limit)
         logits = logits.expand(len(rows), -1)
         for step in range(limit):
-            chosen = self._choose(logits, torch.stack([row.draws[step] for row in rows]))
+            chosen = choose_tokens(
+                logits,
+                torch.stack([row.draws[step] for row in rows]),
+                temperature=[row.request.temperature for row in rows],
+                top_k=self._config.top_k,
+                top_p=self._config.top_p,
+            )
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 row.tokens.append(token)
             going = [k for k, row in enumerate(rows) if not self._is_finished(row)]
             for row in rows:
                 if self._is_finished(row):
-                    yield self._tokenizer.finish(row.index, row.seed, row.tokens)
+                    yield self._tokenizer.finish(row.request, row.tokens)
             if not going:
                 return
             if len(going) < len(rows):
@@ -129,22 +146,15 @@ class TransformersGenerator:
                     cache.keep(going)
             logits = self._forward(chosen[:, None], cache)
 
-    def _choose(self, logits: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-        config = self._config
-        return choose_tokens(
-            logits,
-            draws,
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-        )
-
     def _is_finished(self, row: _Sequence) -> bool:
         last = row.tokens[-1] in self._tokenizer.end_ids
         return last or len(row.tokens) == self._config.max_new_tokens
 
     def close(self) -> None:
         """Give the model's memory back."""
+        self._free()
+
+    def _free(self) -> None:
         self._model = None
         gc.collect()
         if self._device.type == "cuda":

@@ -1,9 +1,9 @@
 """Generation with vLLM: continuous batching on a CUDA GPU, the adapter beside the base LLM.
 
-The adapter is not merged: vLLM applies it in its kernels, and :meth:`VLLMGenerator.use_adapter`
-changes it while the base stays loaded. In a run the generator lives in a process of one cycle, as
-fine-tuning needs the GPU's memory between two: what is kept across cycles are the files (weights in
-the page cache, vLLM's compiled kernels under ``~/.cache/vllm``), not the loaded base.
+The adapter is not merged: vLLM applies it in its kernels, and :meth:`VLLMGenerator.use` changes it
+while the base stays loaded. Where fine-tuning needs the GPU's memory the process ends in between:
+then what is kept across cycles are the files (weights in the page cache, vLLM's compiled kernels
+under ``~/.cache/vllm``), not the loaded base.
 
 Every request has its own seed, so a completion does not depend on the draws of its neighbours. It
 does on rounding: vLLM forms batches from what happens to be there, and kernels of another batch
@@ -22,12 +22,10 @@ import torch
 from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
-from archloop.config import GenerationConfig
-from archloop.config.engines import VLLMConfig
 from archloop.errors import UsageError
-from archloop.llm.generation.generator import GeneratedText
-from archloop.llm.generation.language_model import ChatTokenizer
-from archloop.types import Message
+from archloop.llm.generation.generator import EngineSetup
+from archloop.llm.generation.language_model import ChatTokenizer, by_prompt
+from archloop.types import Completion, Request
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM takes as ``max_lora_rank``."""
@@ -36,98 +34,100 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMGenerator:
     """The ``vllm`` engine."""
 
-    def __init__(
-        self,
-        config: GenerationConfig,
-        settings: VLLMConfig,
-        model_dir: Path,
-        adapter_dir: Path | None,
-        dtype: str,
-    ) -> None:
-        """Load the base LLM and take the adapter.
+    def __init__(self, setup: EngineSetup) -> None:
+        """Read the tokenizer; :meth:`use` loads the base LLM.
 
         Raises:
-            UsageError: There is no CUDA GPU, the adapter is none, or ``dtype`` is one that vLLM
-                has no kernels for adapters in.
+            UsageError: There is no CUDA GPU, or ``llm.dtype`` is one that vLLM has no kernels for
+                adapters in.
         """
         _require_gpu()
-        if dtype == "float32":
+        if setup.dtype == "float32":
             raise UsageError(
                 "vLLM applies adapters in bfloat16 only, and llm.dtype is 'float32' here; set it "
                 "to 'bfloat16', or generation.engine to 'transformers'"
             )
-        self._config = config
-        self._tokenizer = ChatTokenizer(model_dir)
-        self._rank = _largest_rank(adapter_dir)
-        self._llm: Any = LLM(
-            model=str(model_dir),
-            dtype=dtype,
-            enable_lora=True,
-            max_loras=1,
-            max_lora_rank=self._rank,
-            enable_prefix_caching=True,
-            max_num_seqs=config.batch_size,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            tensor_parallel_size=settings.tensor_parallel_size,
-        )
-        self._adapters = self._requests = 0
+        self.traits = setup.traits
+        self._config, self._settings = setup.config.generation, setup.config.vllm
+        self._dtype, self._model_dir = setup.dtype, setup.llm_folder()
+        self._tokenizer = ChatTokenizer(self._model_dir)
+        self._llm: Any = None
+        self._rank = self._adapters = self._requests = 0
         self._adapter: LoRARequest | None = None
-        self.use_adapter(adapter_dir)
 
-    def use_adapter(self, adapter_dir: Path | None) -> None:
+    def use(self, adapter: Path | None) -> None:
         """Sample with another adapter from now on, or with none; the base LLM stays loaded.
 
+        It is loaded anew for an adapter of a rank above that of the first one.
+
         Raises:
-            UsageError: The adapter is none, or its rank is above that of the first one.
+            UsageError: The adapter is none, or its rank is above what vLLM takes.
         """
-        if adapter_dir is None:
+        rank = _largest_rank(adapter)
+        if self._llm is None or (adapter is not None and rank > self._rank):
+            self.close()
+            self._load(rank)
+        if adapter is None:
             self._adapter = None
             return
-        rank = _largest_rank(adapter_dir)
-        if rank > self._rank:
-            raise UsageError(f"{adapter_dir}: rank above {self._rank}, which vLLM was loaded for")
         self._adapters += 1
         # Name and number are new each time: vLLM takes what it knows by them from its cache.
         self._adapter = LoRARequest(
-            f"adapter-{self._adapters}", self._adapters, str(adapter_dir.resolve())
+            f"adapter-{self._adapters}", self._adapters, str(adapter.resolve())
         )
 
-    def generate(
-        self, messages: Sequence[Message], requests: Sequence[tuple[int, int]]
-    ) -> Iterator[GeneratedText]:
+    def _load(self, rank: int) -> None:
+        self._rank = rank
+        self._llm = LLM(
+            model=str(self._model_dir),
+            dtype=self._dtype,
+            enable_lora=True,
+            max_loras=1,
+            max_lora_rank=rank,
+            enable_prefix_caching=True,
+            max_num_seqs=self._config.batch_size,
+            gpu_memory_utilization=self._settings.gpu_memory_utilization,
+            tensor_parallel_size=self._settings.tensor_parallel_size,
+        )
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Sample; see :class:`~archloop.llm.generation.generator.Generator`."""
-        prompt = {"prompt_token_ids": self._tokenizer.encode(messages)}
         engine = self._llm.llm_engine
-        running: dict[str, tuple[int, int]] = {}
-        for index, seed in requests:
-            self._requests += 1
-            name = f"{self._requests}"
-            engine.add_request(name, prompt, self._sampling(seed), lora_request=self._adapter)
-            running[name] = (index, seed)
+        running: dict[str, Request] = {}
+        for messages, same in by_prompt(requests):
+            prompt = {"prompt_token_ids": self._tokenizer.encode(messages)}
+            for request in same:
+                self._requests += 1
+                name = f"{self._requests}"
+                engine.add_request(
+                    name, prompt, self._sampling(request), lora_request=self._adapter
+                )
+                running[name] = request
         try:
             while running:
                 for output in engine.step():
                     if output.finished and output.request_id in running:
-                        yield self._result(*running.pop(output.request_id), output.outputs[0])
+                        request, tokens = (
+                            running.pop(output.request_id),
+                            output.outputs[0].token_ids,
+                        )
+                        yield self._tokenizer.finish(request, list(tokens))
         finally:
             self._drop(list(running))
 
-    def _sampling(self, seed: int) -> SamplingParams:
+    def _sampling(self, request: Request) -> SamplingParams:
         config = self._config
-        sampled = config.temperature > 0
+        sampled = request.temperature > 0
         return SamplingParams(
             n=1,
-            seed=seed,
-            temperature=config.temperature,
+            seed=request.seed,
+            temperature=request.temperature,
             top_k=config.top_k if sampled else 0,
             top_p=config.top_p if sampled else 1.0,
             max_tokens=config.max_new_tokens,
             stop_token_ids=sorted(self._tokenizer.end_ids),
             detokenize=False,
         )
-
-    def _result(self, index: int, seed: int, output: Any) -> GeneratedText:
-        return self._tokenizer.finish(index, seed, list(output.token_ids))
 
     def _drop(self, names: list[str]) -> None:
         """Abort what nobody waits for."""
@@ -139,7 +139,8 @@ class VLLMGenerator:
 
     def close(self) -> None:
         """Give the memory back, vLLM's own process included."""
-        self._llm.llm_engine.engine_core.shutdown()
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
         gc.collect()
         if torch.cuda.is_available():

@@ -31,23 +31,24 @@ from archloop.sandbox.candidate.prediction import predict
 from archloop.sandbox.candidate.trace import trace
 from archloop.sandbox.candidate.training import train
 from archloop.sandbox.feed.feed import TrainData
+from archloop.sandbox.job import CandidateJob
 from archloop.text import one_line
 from archloop.types import Outcome
 
 
-def serve_candidate(sock: socket.socket, job: dict[str, Any]) -> None:
+def serve_candidate(sock: socket.socket, job: CandidateJob) -> None:
     """Run one job and report on the socket; never raises."""
     faulthandler.enable(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         # Output before a crash must not be lost in a buffer.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if job["meta"]:
-        # The process is short-lived, and garbage collection would touch every object and so copy
-        # the memory pages shared with the fork server.
+    if job.meta:
+        # It allocates next to nothing and ends soon; to look at every object for garbage would copy
+        # the pages shared with the fork server.
         gc.disable()
     phase = Phase(sock)
     try:
-        _ROLES[job["role"]](sock, job, phase)
+        _ROLES[job.role](sock, job, phase)
     except Fault as fault:
         _report(sock, fault.outcome, str(fault))
     except BaseException as error:  # noqa: BLE001 - any exception of a network is its outcome
@@ -58,15 +59,15 @@ def serve_candidate(sock: socket.socket, job: dict[str, Any]) -> None:
         _report(sock, outcome, text)
 
 
-def _probe(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+def _probe(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     builder = Builder(job, phase)
-    if job["max_params"] is not None and not job["meta"]:
+    if job.max_params is not None and not job.meta:
         _refuse_far_too_large(sock, builder)
     _build(sock, builder, builder.instantiate())
     wire.send(sock, {"stage": "done"})
 
 
-def _trace(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+def _trace(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     n_params, graph, reason = trace(job, phase)
     wire.send(sock, {"stage": "built", "n_params": n_params})
     data = b"" if graph is None else json.dumps(graph, separators=(",", ":")).encode()
@@ -76,25 +77,24 @@ def _trace(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
     sock.sendall(data)
 
 
-def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+def _train(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     builder = Builder(job, phase)
     _refuse_far_too_large(sock, builder)
     first = builder.instantiate()
     _build(sock, builder, first)
-    bf16 = job["bf16"] and builder.takes(first, bf16=True)
+    bf16 = job.bf16 and builder.takes(first, bf16=True)
     channels_last = (
-        job["channels_last"]
+        job.channels_last
         and has_convolutions(first)
         and builder.takes(as_channels_last(first), bf16=bf16, channels_last=True)
     )
     wire.send(sock, {"stage": "feed", "channels_last": channels_last, "bf16": bf16})
     feed, (ring, peer) = wire.receive_with_fds(sock, 2)
-    shape = (job["batch_size"], *job["shape"])
+    shape = (job.batch_size, *job.shape)
     with socket.socket(fileno=peer) as source:
         batches = TrainData(source, ring, shape, feed["total"], channels_last=channels_last)
-        # A new instance: the dummy forward pass has changed the running statistics of the first
-        # one.
-        seed_everything(job["seed"])
+        # A fresh instance: the dummy forward has moved the first one's running statistics.
+        seed_everything(job.seed)
         net = builder.instantiate()
         if channels_last:
             as_channels_last(net)
@@ -108,14 +108,14 @@ def _train(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
     sock.sendall(data)
 
 
-def _predict(sock: socket.socket, job: dict[str, Any], phase: Phase) -> None:
+def _predict(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     builder = Builder(job, phase)
-    seed_everything(job["seed"])
+    seed_everything(job.seed)
     net = builder.instantiate()
-    if job["training"] == "contract":
+    if job.training == "contract":
         phase.enter(Outcome.TRAIN_ERROR)
         contract: Any = net
-        contract.train_setup(dict(job["prm"]))
+        contract.train_setup(dict(job.prm))
     _build(sock, builder, net)
     predict(sock, builder, net, job, phase)
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from archloop.sandbox.candidate.phase import Fault, Phase
 from archloop.sandbox.candidate.weights import count, trainable_tensors
+from archloop.sandbox.job import CandidateJob
 from archloop.types import Outcome
 
 PROBE_BATCH = 4
@@ -36,22 +37,21 @@ class Builder:
     """One candidate's module, and the networks made from it.
 
     Args:
-        job: ``code``, ``seed``, ``batch_size``, ``shape``, ``classes``, ``prm``, ``max_params``,
-            ``meta``.
-        phase: Records the current phase.
+        job: What is to be done with it.
+        phase: Told how far it is.
     """
 
-    def __init__(self, job: dict[str, Any], phase: Phase) -> None:
+    def __init__(self, job: CandidateJob, phase: Phase) -> None:
         self._job, self._phase = job, phase
-        seed_everything(job["seed"])
-        torch.set_num_threads(job["threads"])
-        self.module = _execute(job["code"])
+        seed_everything(job.seed)
+        torch.set_num_threads(job.threads)
+        self.module = _execute(job.code)
         _check_contract(self.module, phase)
 
     @property
     def device(self) -> torch.device:
-        """The device of the network."""
-        if self._job["meta"]:
+        """Where the network lives."""
+        if self._job.meta:
             return torch.device("meta")
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -59,9 +59,9 @@ class Builder:
         """``Net(in_shape, out_shape, prm, device)``."""
         self._phase.enter(Outcome.INSTANTIATE_ERROR)
         job, device = self._job, device or self.device
-        in_shape = (job["batch_size"], *job["shape"])
+        in_shape = (job.batch_size, *job.shape)
         with _where(device):
-            net: nn.Module = self.module.Net(in_shape, (job["classes"],), dict(job["prm"]), device)
+            net: nn.Module = self.module.Net(in_shape, (job.classes,), dict(job.prm), device)
         return net if device.type == "meta" else net.to(device)
 
     def count(self, net: nn.Module) -> int:
@@ -69,8 +69,8 @@ class Builder:
         return count(trainable_tensors(net, self.module))
 
     def over_budget(self, n_params: int) -> Fault | None:
-        """The fault, if the parameters exceed the budget."""
-        limit = self._job["max_params"]
+        """The fault, if these are too many."""
+        limit = self._job.max_params
         if limit is None or n_params <= limit:
             return None
         return Fault(Outcome.OVER_BUDGET, f"{n_params:,} parameters; at most {limit:,} are allowed")
@@ -97,10 +97,10 @@ class Builder:
         net.train()
         job, device = self._job, device or self.device
         with torch.no_grad(), _where(device):
-            inputs = torch.zeros((PROBE_BATCH, *job["shape"]), device=device)
+            inputs = torch.zeros((PROBE_BATCH, *job.shape), device=device)
             if channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
-            check_logits(net(inputs), PROBE_BATCH, job["classes"])
+            check_logits(net(inputs), PROBE_BATCH, job.classes)
 
     def takes(self, net: nn.Module, *, bf16: bool, channels_last: bool = False) -> bool:
         """Whether the forward pass works in another precision and memory layout."""

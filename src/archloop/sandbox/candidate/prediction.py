@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,11 +15,12 @@ from archloop.sandbox.candidate import state
 from archloop.sandbox.candidate.network import Builder, as_channels_last, check_logits
 from archloop.sandbox.candidate.phase import Fault, Phase
 from archloop.sandbox.feed.batches import BatchRecipe, Normalise
+from archloop.sandbox.job import CandidateJob
 from archloop.types import Outcome
 
 
 def predict(
-    sock: socket.socket, builder: Builder, net: nn.Module, job: dict[str, Any], phase: Phase
+    sock: socket.socket, builder: Builder, net: nn.Module, job: CandidateJob, phase: Phase
 ) -> None:
     """Load the weights, then answer every batch of images with logits until told to stop.
 
@@ -52,17 +52,17 @@ def predict(
 
 
 class _Answer:
-    def __init__(self, net: nn.Module, device: torch.device, job: dict[str, Any]) -> None:
-        self._net, self._device, self._classes = net, device, job["classes"]
-        self._shape = job["image_shape"]
+    def __init__(self, net: nn.Module, device: torch.device, job: CandidateJob) -> None:
+        self._net, self._device, self._classes = net, device, job.classes
+        self._shape = job.image_shape
         self.image_bytes = int(np.prod(self._shape))
         self._normalise = Normalise(
             BatchRecipe(
-                job["batch_size"],
-                job["augmentation"],
-                tuple(job["mean"]),
-                tuple(job["std"]),
-                job["resize"],
+                job.batch_size,
+                job.augmentation,
+                job.mean,
+                job.std,
+                job.resize,
             )
         )
 

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from archloop.novelty.graph import MAX_NODES
 from archloop.sandbox.candidate.network import Builder, check_logits
+from archloop.sandbox.job import CandidateJob
 
 MAX_RECORDED = 2 * MAX_NODES
 """Limit of recorded operators, before unused ones are dropped; includes construction."""
@@ -118,8 +119,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._values.pop(id(parameter), None)
         return net.eval()
 
-    def forward(self, net: nn.Module, job: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """Record the graph of a forward pass in evaluation mode.
+    def forward(self, net: nn.Module, job: CandidateJob, device: torch.device) -> dict[str, Any]:
+        """The graph of a pass in evaluation mode.
 
         Raises:
             UntraceableError: Too many operators, or one that cannot be made functional.
@@ -128,11 +129,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if device.type == "meta":
             where = device
         with where:
-            inputs = torch.zeros((self._batch, *job["shape"]), device=device)
+            inputs = torch.zeros((self._batch, *job.shape), device=device)
         self._know(inputs, _Value(self._emit("input", [], [inputs])))
         with where, _Literals(self), self:
             logits = net(inputs)
-        check_logits(logits, self._batch, job["classes"])
+        check_logits(logits, self._batch, job.classes)
         return self._live(self._read(logits))
 
     def _live(self, output: Ref) -> dict[str, Any]:

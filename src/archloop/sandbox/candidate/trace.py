@@ -24,6 +24,7 @@ from torch import nn
 from archloop.sandbox.candidate.network import Builder
 from archloop.sandbox.candidate.phase import Phase, error_line
 from archloop.sandbox.candidate.recording import Recorder, UntraceableError
+from archloop.sandbox.job import CandidateJob
 
 META_BATCH = 251
 CPU_BATCH = 37
@@ -31,7 +32,7 @@ CPU_BATCH = 37
 it is a prime with no multiple among usual widths; the smaller one is for passes that compute."""
 
 
-def trace(job: dict[str, Any], phase: Phase) -> tuple[int, dict[str, Any] | None, str | None]:
+def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, str | None]:
     """Build the network and record its forward pass.
 
     Args:

@@ -18,6 +18,7 @@ from archloop.sandbox.candidate.network import Builder
 from archloop.sandbox.candidate.phase import Fault, Phase
 from archloop.sandbox.candidate.weights import trainable_tensors
 from archloop.sandbox.feed.feed import TrainData
+from archloop.sandbox.job import CandidateJob
 from archloop.types import LRSchedule, Outcome
 
 MOST_PASSES = 2
@@ -28,7 +29,7 @@ _CLIP_NORM = 3.0
 
 
 def train(
-    builder: Builder, net: nn.Module, batches: TrainData, job: dict[str, Any], phase: Phase
+    builder: Builder, net: nn.Module, batches: TrainData, job: CandidateJob, phase: Phase
 ) -> dict[str, int]:
     """Train for one epoch and check the result.
 
@@ -36,8 +37,8 @@ def train(
         builder: Made ``net``.
         net: Fresh.
         batches: The epoch.
-        job: ``training``, ``prm``, ``steps_per_batch``, ``lr_schedule``, ``images``.
-        phase: Records the current phase.
+        job: What is to be done with it.
+        phase: Told how far it is.
 
     Returns:
         ``steps``: optimiser steps of the parameter with the most of them; and the number of images
@@ -46,26 +47,26 @@ def train(
     phase.enter(Outcome.TRAIN_ERROR)
     passes = _Passes(net)
     contract: Any = net
-    own = job["training"] == "contract"
-    most = len(batches) * (job["steps_per_batch"] if own else 1)
-    with stepping(job["lr_schedule"], most) as steps:
+    own = job.training == "contract"
+    most = len(batches) * (job.steps_per_batch if own else 1)
+    with stepping(job.lr_schedule, most) as steps:
         if own:
-            contract.train_setup(dict(job["prm"]))
+            contract.train_setup(dict(job.prm))
             net.train()
             contract.learn(batches)
         else:
             net.train()
-            _fixed_loop(net, batches, job["prm"], builder.device)
+            _fixed_loop(net, batches, job.prm, builder.device)
     if steps.most > most:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
             f"learn() made {steps.most} optimiser steps; one epoch has {len(batches)} batches, "
-            f"{job['steps_per_batch']} step each",
+            f"{job.steps_per_batch} step each",
         )
-    if passes.images > MOST_PASSES * job["images"]:
+    if passes.images > MOST_PASSES * job.images:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
-            f"learn() trained on {passes.images} images; one epoch has {job['images']}",
+            f"learn() trained on {passes.images} images; one epoch has {job.images}",
         )
     _check_weights(builder, net)
     return {"steps": steps.most, "passes": passes.images}

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from archloop.sandbox import wire
 from archloop.sandbox.feed.batches import BatchRecipe, Epoch
 from archloop.sandbox.feed.ring import SLOTS, ring_bytes, slot_bytes
+from archloop.sandbox.job import FeedJob
 
 _ASK = b"n"
 
@@ -103,17 +104,11 @@ def serve_feed(control: socket.socket, data: TrainingData) -> None:
     Raises:
         wire.WireError: The main process closed.
     """
-    job, (ring, peer) = wire.receive_with_fds(control, 2)
-    recipe = BatchRecipe(
-        job["batch_size"],
-        job["augmentation"],
-        tuple(job["mean"]),
-        tuple(job["std"]),
-        job["resize"],
-    )
-    shape = tuple(job["shape"])
-    slots = _slots(_map(ring, shape), shape, channels_last=job["channels_last"])
-    epoch = Epoch(data.images, data.labels, recipe, job["seed"])
+    message, (ring, peer) = wire.receive_with_fds(control, 2)
+    job = FeedJob.from_wire(message)
+    recipe = BatchRecipe(job.batch_size, job.augmentation, job.mean, job.std, job.resize)
+    slots = _slots(_map(ring, job.shape), job.shape, channels_last=job.channels_last)
+    epoch = Epoch(data.images, data.labels, recipe, job.seed)
     with socket.socket(fileno=peer) as candidate:
         # A candidate that does not read the answers gets no further batches.
         candidate.setblocking(False)

@@ -20,6 +20,7 @@ from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
 from archloop.machine.hardware import resolved_precision
 from archloop.novelty.graph import Graph, sketch_graph
+from archloop.novelty.macs import macs
 from archloop.sandbox import wire
 from archloop.sandbox.candidate.phase import error_line
 from archloop.sandbox.confine.confine import require
@@ -35,7 +36,8 @@ from archloop.sandbox.host.conversation import (
 )
 from archloop.sandbox.host.measure import FastWayError, Feeding, Measured, Trained, measure, train
 from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory, shared_memory
-from archloop.types import Outcome, TaskData, Verdict
+from archloop.sandbox.job import CandidateJob, FeedJob, Role
+from archloop.types import Outcome, TaskData, Training, Verdict
 
 MAX_SOURCE = 64 * 1024
 """Characters of the longest source that is run: escaped, it still fits into one frame."""
@@ -117,7 +119,7 @@ class Sandbox:
             max_params: Parameter budget.
             meta: On torch's meta device, which allocates nothing.
         """
-        job = self._job(code, 0, max_params, shape, classes) | {"role": "probe", "meta": meta}
+        job = self._job("probe", code, shape, classes, max_params=max_params, meta=meta)
 
         def talk(conversation: Conversation) -> Verdict:
             conversation.build()
@@ -145,7 +147,7 @@ class Sandbox:
             verdict's ``error`` says why; a valid network may have none, if its forward pass is too
             long or fails in evaluation mode.
         """
-        job = self._job(code, 0, None, shape, classes) | {"role": "trace", "meta": True}
+        job = self._job("trace", code, shape, classes, meta=True)
         try:
             ran = self._hold(job, trace)
         except FailedError as failed:
@@ -182,21 +184,24 @@ class Sandbox:
             flags=(*own.flags, flags.PROTOCOL_GAP) if gap else own.flags,
         )
 
-    def _evaluate(self, code: str, training: str, seed: int, max_params: int | None) -> Verdict:
+    def _evaluate(
+        self, code: str, training: Training, seed: int, max_params: int | None
+    ) -> Verdict:
         if self._task is None or self._validation is None:
             raise SandboxError("this sandbox has no task to train on")
         info, (images, labels) = self._task.info, self._validation
         shape = self._protocol.input_shape(info.shape)
-        job = self._job(code, seed, max_params, shape, info.classes) | {
-            "image_shape": list(info.shape),
-            "images": len(self._task.train_labels),
-            "training": training,
-        }
+        job = replace(
+            self._job("train", code, shape, info.classes, seed=seed, max_params=max_params),
+            image_shape=info.shape,
+            images=len(self._task.train_labels),
+            training=training,
+        )
         try:
             try:
                 trained = self._train(job)
             except FastWayError:
-                trained = self._train(job | {"channels_last": False, "bf16": False})
+                trained = self._train(replace(job, channels_last=False, bf16=False))
             measured = self._measure(job, trained.value, images, labels)
         except FailedError as failed:
             return failed.verdict
@@ -215,18 +220,19 @@ class Sandbox:
             flags=tuple(found),
             output=trained.output,
             graph=None if graph is None else sketch_graph(graph),
+            macs=None if graph is None else macs(graph),
         )
 
-    def _train(self, job: dict[str, Any]) -> _Ran[Trained]:
+    def _train(self, job: CandidateJob) -> _Ran[Trained]:
         def talk(conversation: Conversation) -> Trained:
             with self._feeding(conversation.server, job) as feeding:
                 return train(conversation, feeding)
 
-        return self._hold(job | {"role": "train"}, talk)
+        return self._hold(job, talk)
 
     def _measure(
         self,
-        job: dict[str, Any],
+        job: CandidateJob,
         trained: Trained,
         images: NDArray[np.uint8],
         labels: NDArray[np.int64],
@@ -234,20 +240,28 @@ class Sandbox:
         weights = shared_memory(np.frombuffer(trained.weights, np.uint8))
         try:
             return self._hold(
-                job | {"role": "predict"},
+                replace(job, role="predict"),
                 lambda talk: measure(talk, trained, weights, images, labels),
             )
         finally:
             os.close(weights)
 
     @contextmanager
-    def _feeding(self, server: ForkServer, job: dict[str, Any]) -> Iterator[Feeding]:
+    def _feeding(self, server: ForkServer, job: CandidateJob) -> Iterator[Feeding]:
         """A process that gives out one epoch, for one candidate."""
-        shape = (job["batch_size"], *job["shape"])
+        channels, height, width = job.shape
+        shape = (job.batch_size, channels, height, width)
         ring = empty_memory(ring_bytes(shape))
         ours, theirs = socket.socketpair()
-        keys = ("batch_size", "augmentation", "mean", "std", "resize", "seed")
-        feed = {key: job[key] for key in keys} | {"shape": list(shape)}
+        feed = FeedJob(
+            shape=shape,
+            batch_size=job.batch_size,
+            augmentation=job.augmentation,
+            mean=job.mean,
+            std=job.std,
+            resize=job.resize,
+            seed=job.seed,
+        )
         with ours, theirs:
             feeder = server.fork(feed=True)
             try:
@@ -258,32 +272,36 @@ class Sandbox:
 
     def _job(
         self,
+        role: Role,
         code: str,
-        seed: int,
-        max_params: int | None,
         shape: tuple[int, ...],
         classes: int,
-    ) -> dict[str, Any]:
+        *,
+        seed: int = 0,
+        max_params: int | None = None,
+        meta: bool = False,
+    ) -> CandidateJob:
         protocol = self._protocol
         info = None if self._task is None else self._task.info
-        return {
-            "code": code,
-            "seed": seed,
-            "max_params": max_params,
-            "shape": list(shape),
-            "classes": classes,
-            "meta": False,
-            "threads": self._config.threads,
-            "batch_size": protocol.batch_size,
-            "augmentation": protocol.augmentation,
-            "resize": protocol.resize,
-            "mean": [] if info is None else list(info.mean),
-            "std": [] if info is None else list(info.std),
-            "steps_per_batch": protocol.steps_per_batch,
-            "lr_schedule": protocol.lr_schedule,
-            "channels_last": protocol.channels_last,
-            "bf16": resolved_precision(protocol.precision) == "bf16",
-            "prm": {
+        return CandidateJob(
+            role=role,
+            code=code,
+            seed=seed,
+            max_params=max_params,
+            shape=shape,
+            classes=classes,
+            meta=meta,
+            threads=self._config.threads,
+            batch_size=protocol.batch_size,
+            augmentation=protocol.augmentation,
+            resize=protocol.resize,
+            mean=() if info is None else info.mean,
+            std=() if info is None else info.std,
+            steps_per_batch=protocol.steps_per_batch,
+            lr_schedule=protocol.lr_schedule,
+            channels_last=protocol.channels_last,
+            bf16=resolved_precision(protocol.precision) == "bf16",
+            prm={
                 "lr": protocol.lr,
                 "momentum": protocol.momentum,
                 "dropout": protocol.dropout,
@@ -291,9 +309,9 @@ class Sandbox:
                 "epoch": 1,
                 "transform": protocol.augmentation,
             },
-        }
+        )
 
-    def _hold(self, job: dict[str, Any], talk: Callable[[Conversation], T]) -> _Ran[T]:
+    def _hold(self, job: CandidateJob, talk: Callable[[Conversation], T]) -> _Ran[T]:
         """Run a job; if the fork server is lost under it, again, with a server of its own.
 
         Of several candidates under one server nobody can say which ended it; of one, one can.
@@ -301,7 +319,7 @@ class Sandbox:
         Raises:
             FailedError: The candidate is done for.
         """
-        if len(job["code"]) > MAX_SOURCE:
+        if len(job.code) > MAX_SOURCE:
             text = f"source is longer than {MAX_SOURCE} characters"
             raise FailedError(Verdict(Outcome.IMPORT_ERROR, text))
         for _ in range(2):
@@ -332,9 +350,9 @@ class Sandbox:
                 self._server = ForkServer(self._config, self._task)
 
     def _run(
-        self, server: ForkServer, job: dict[str, Any], talk: Callable[[Conversation], T]
+        self, server: ForkServer, job: CandidateJob, talk: Callable[[Conversation], T]
     ) -> _Ran[T]:
-        child = server.fork(meta=job["meta"])
+        child = server.fork(meta=job.meta)
         conversation = Conversation(self._config, server, child, job)
         try:
             value = talk(conversation)

@@ -15,6 +15,7 @@ from archloop.novelty.graph import MAX_BYTES, Graph, GraphError, parse
 from archloop.sandbox import wire
 from archloop.sandbox.host.server import Child, Ended, ForkServer, ServerLostError
 from archloop.sandbox.host.watch import LimitError, Watch
+from archloop.sandbox.job import CandidateJob
 from archloop.text import one_line
 from archloop.types import Outcome, Verdict
 
@@ -59,7 +60,7 @@ class Conversation:
     """
 
     def __init__(
-        self, config: SandboxConfig, server: ForkServer, child: Child, job: dict[str, Any]
+        self, config: SandboxConfig, server: ForkServer, child: Child, job: CandidateJob
     ) -> None:
         self.config, self.server, self.child, self.job = config, server, child, job
         self.phase = Outcome.IMPORT_ERROR
@@ -82,7 +83,7 @@ class Conversation:
         """No line of the network runs before this step, so a failure is not the network's fault."""
         wire_lost = (wire.WireError, wire.DeadlineError)
         try:
-            wire.send(self.child.sock, self.job)
+            wire.send(self.child.sock, self.job.to_wire())
             message = wire.receive(self.child.sock, time.monotonic() + _CONFINE_SECONDS)
         except wire_lost as error:
             raise ServerLostError(f"a process was lost before its job: {error}") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from archloop.sandbox import wire
 from archloop.sandbox.host import flags
 from archloop.sandbox.host.conversation import BUILDING, Conversation, FailedError, number
 from archloop.sandbox.host.server import Child, ServerLostError
+from archloop.sandbox.job import FeedJob
 from archloop.types import Outcome
 
 BATCH = 250
@@ -62,7 +63,7 @@ class Feeding(NamedTuple):
     """The feeder process, and the candidate's connection to it."""
 
     feeder: Child
-    job: dict[str, Any]
+    job: FeedJob
     ring: int
     """Descriptor of the shared memory."""
     candidate_end: int
@@ -99,8 +100,8 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     n_params = conversation.build()
     wish = conversation.expect("feed", config.build_seconds, BUILDING)
     channels_last, bf16 = wish.get("channels_last") is True, wish.get("bf16") is True
-    job = feeding.job | {"channels_last": channels_last}
-    total = _ask(feeding.feeder, job, (feeding.ring, feeding.feeder_end))["total"]
+    job = replace(feeding.job, channels_last=channels_last)
+    total = _ask(feeding.feeder, job.to_wire(), (feeding.ring, feeding.feeder_end))["total"]
     conversation.phase = Outcome.TRAIN_ERROR
     start, fds = wire.frame({"total": total}), (feeding.ring, feeding.candidate_end)
     conversation.send_bytes(start, config.build_seconds, BUILDING, fds)
@@ -178,8 +179,8 @@ def _is_spec_row(row: Any) -> bool:
 
 
 def _require_budget(conversation: Conversation, spec: list[list[Any]]) -> None:
-    """Count the received weights; the count of the candidate's process is not trusted."""
-    budget = conversation.job["max_params"]
+    """Parameters were counted in the candidate's process; what leaves it is counted here."""
+    budget = conversation.job.max_params
     if budget is None:
         return
     total, most = sum(math.prod(shape) for *_, shape in spec), budget + _spare(budget)
@@ -226,8 +227,8 @@ class _Asker:
         self._talk = conversation
         self._seconds = conversation.config.predict_seconds
         self._deadline = time.monotonic() + self._seconds
-        self._classes = int(conversation.job["classes"])
-        floats = 4 * int(np.prod(conversation.job["shape"]))
+        self._classes = conversation.job.classes
+        floats = 4 * int(np.prod(conversation.job.shape))
         self.batch = max(1, min(BATCH, _BATCH_BYTES // floats))
 
     def __call__(self, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:

@@ -1,0 +1,41 @@
+"""Networks of the grammar in the place of an LLM's answers: nothing is loaded or sampled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from archloop.code.chat import render_code
+from archloop.errors import ArchloopError
+from archloop.llm.generation.generator import EngineSetup
+from archloop.search.grammar import write_network
+from archloop.types import Completion, Request
+
+
+class GrammarGenerator:
+    """Answers each request with the network that its seed decides."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        """Keep the task and the budget."""
+        self.traits = setup.traits
+        if setup.subject is None:
+            raise ArchloopError("the grammar was given no task to write networks for")
+        self._subject = setup.subject
+        self._max_params = setup.config.task.max_params
+
+    def use(self, adapter: Path | None) -> None:
+        """There is no LLM that an adapter would change."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """The networks in the order of the requests; prompts play no part."""
+        for request in requests:
+            code = write_network(
+                request.seed,
+                shape=self._subject.shape,
+                classes=self._subject.classes,
+                max_params=self._max_params,
+            )
+            yield Completion(request.cycle, request.index, render_code(code), 0, "stop")
+
+    def close(self) -> None:
+        """Nothing is held."""
