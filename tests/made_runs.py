@@ -10,9 +10,16 @@ from archloop.config import RunConfig, load_config
 from archloop.machine.session import session
 from archloop.store.run_dir import FINISHED, SESSIONS, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
+from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Request, Verdict
 
 CONFIG = load_config("paper")
+
+
+def add_texts(store: Store, cycle: int, texts: list[str]) -> None:
+    """Ask for the completions of a cycle, and have them answered."""
+    n = len(texts)
+    store.add_requests([Request(cycle, i, i, "made", (), 1.0) for i in range(n)])
+    store.add_completions([Completion(cycle, i, t, 1, "stop") for i, t in enumerate(texts)])
 
 
 def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -> CycleStats:

@@ -41,8 +41,6 @@ from remote_parts import (
 )
 from scripted_server import Reply, ScriptedServer, scripted
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass(frozen=True)
 class RealServer:
@@ -125,10 +123,10 @@ def test_the_real_server_samples_by_seed_and_streams(real: RealServer) -> None:
 def test_the_real_server_refuses_in_one_line(real: RealServer) -> None:
     refused, _ = engine(real.url, real.model, decoding={"top_k": 5})
     with pytest.raises(UsageError, match="refuses the request: .*top_k"):
-        next(refused.generate( requests(1)))
+        next(refused.generate(requests(1)))
     unknown, _ = engine(real.url, "no-such-model")
     with pytest.raises(UsageError, match="pinned to"):
-        next(unknown.generate(PROMPT, requests(1)))
+        next(unknown.generate(requests(1)))
 
 
 def test_answers_that_came_before_an_interruption_are_kept(
@@ -139,7 +137,7 @@ def test_answers_that_came_before_an_interruption_are_kept(
         raise KeyboardInterrupt
 
     with scripted(good_answer) as server:
-        monkeypatch.setattr(pipeline._Pipeline, "_judge", interrupt)
+        monkeypatch.setattr(pipeline.Pipeline, "_judge", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(loop_config(server.url, completions=3), tmp_path / "run")
     with Run.open(tmp_path / "run") as left:

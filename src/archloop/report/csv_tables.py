@@ -41,7 +41,7 @@ def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
 
 
 def _cycle_row(
-    cycle: CycleSummary, floor: float, threshold: float, temperature: float
+    cycle: CycleSummary, floor: float, threshold: float | None, temperature: float | None
 ) -> dict[str, Any]:
     stats = cycle.stats
     return {

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 _COLOURS = {"fine-tune": "#b07aa1", "generate": "#4e79a7", "evaluate": "#f28e2b"}
 
 
-def cycles_svg(title: str, cycles: Sequence[CycleSummary], thresholds: Sequence[float]) -> str:
+def cycles_svg(
+    title: str, cycles: Sequence[CycleSummary], thresholds: Sequence[float | None]
+) -> str:
     """The paper's three curves over the cycles: valid rate, accuracy, accepted networks.
 
     Args:

@@ -134,7 +134,7 @@ def _cycle_table(run: ReportedRun) -> str:
     rows = [
         (
             cycle.stats.cycle,
-            f"{warmth:g}",
+            NOTHING if temperature is None else f"{temperature:g}",
             proportion(cycle.valid),
             percent(cycle.best),
             mean(cycle.mean),
@@ -147,7 +147,7 @@ def _cycle_table(run: ReportedRun) -> str:
             count(cycle.stats.n_tokens),
             _seconds(cycle.stats.wall_seconds),
         )
-        for cycle, least, warmth in zip(
+        for cycle, least, temperature in zip(
             run.summary.cycles, run.thresholds, run.temperatures, strict=True
         )
     ]
