@@ -14,8 +14,6 @@ from archloop.evaluation.graphs import traced_before
 from archloop.report.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
-from archloop.search.selection import threshold_of
-from archloop.search.temperature import temperature_of
 from archloop.store.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.text import encodable
 from archloop.types import Candidate, CycleStats, Outcome, Span
@@ -40,10 +38,6 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
-    thresholds: tuple[float, ...]
-    """The first-epoch accuracy to reach in each committed cycle."""
-    temperatures: tuple[float, ...]
-    """Of sampling, in each committed cycle."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
     spending: Spending | None
@@ -69,8 +63,6 @@ def _read(label: str, path: Path) -> ReportedRun:
     with Run.open(path) as run:
         # In this order, as a cycle may be committed meanwhile: its candidates are left over then.
         cycles, candidates = run.cycles(), run.store.candidates()
-        accuracies = [stats.accuracies for stats in cycles]
-        selection = run.config.selection
         return ReportedRun(
             label=label,
             state=run.state(),
@@ -81,10 +73,6 @@ def _read(label: str, path: Path) -> ReportedRun:
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(cycles),
             candidates=tuple(candidates),
-            thresholds=tuple(
-                threshold_of(selection, accuracies[:n]) for n in range(1, len(cycles) + 1)
-            ),
-            temperatures=tuple(temperature_of(run.config, cycles[:n]) for n in range(len(cycles))),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
             diversity=tuple(_diversity(run, path, cycles, candidates)),
