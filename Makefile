@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench soak format clean
+.PHONY: help demo test test-slow check bench soak format clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
 
 # Rewritten whenever the dependencies change; everything below needs it.
 $(STAMP): pyproject.toml constraints.txt
@@ -21,8 +21,12 @@ demo: $(STAMP)  ## A whole real loop in minutes: run or resume runs/demo (start 
 
 # Two files at a time, each test's processes on one thread: more would get in each other's way. In the
 # order of their names, as the slow ones come first.
-test: $(STAMP)  ## Run all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+test: $(STAMP)  ## Run the tests, but for those that are slow by design
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-slow: $(STAMP)  ## Run the other tests: the real LLM's whole run, fine-tunes by several processes
+	$(PYTEST) --dist loadfile --no-loadscope-reorder -m slow
 
 check: $(STAMP)  ## Lint, check the format, check the types
 	$(BIN)/ruff check .

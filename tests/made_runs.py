@@ -15,6 +15,13 @@ from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
 CONFIG = load_config("paper")
 
 
+def add_texts(store: Store, cycle: int, texts: list[str]) -> None:
+    """Ask for the completions of a cycle, and have them answered."""
+    n = len(texts)
+    store.add_requests([Request(cycle, i, i, "made", (), 1.0) for i in range(n)])
+    store.add_completions([Completion(cycle, i, t, 1, "stop") for i, t in enumerate(texts)])
+
+
 def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -> CycleStats:
     """Sample, judge and commit a cycle whose first candidates are the valid ones."""
     store.add_completions([Completion(cycle, i, "t", i, 10, "stop") for i in range(n_gen)])

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from archloop.code.chat import render_code
-from archloop.config import GenerationConfig, RunConfig, resolve
-from archloop.config.engines import OpenAIConfig
-from archloop.llm.generation import GeneratedText, Generator, build_generator
-from archloop.llm.spending import Budget, Remote, Spent
-from archloop.types import Message
+from archloop.config import RunConfig, resolve
+from archloop.llm.generation import Generator, build_generator
+from archloop.llm.spending import Budget, Spent
+from archloop.types import Completion, Message, Request
 from conftest import network
 from scripted_server import Reply, chat
 
-PROMPT: list[Message] = [{"role": "user", "content": "Name a colour."}]
+PROMPT: tuple[Message, ...] = ({"role": "user", "content": "Name a colour."},)
 KEY, VARIABLE = "sk-archloop-test-4b1d", "ARCHLOOP_TEST_API_KEY"
 
 
 def engine(
     url: str, model: str = "m", spent: Spent | None = None, **settings: Any
 ) -> tuple[Generator, Budget]:
-    decoding = {
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "max_new_tokens": 12,
-    } | settings.pop("decoding", {})
-    server = OpenAIConfig(base_url=url, **settings)
-    budget = Budget(server, spent or Spent())
-    generator = build_generator(
-        GenerationConfig(engine="openai", **decoding),
-        model_dir=Path(),
-        adapter_dir=None,
-        dtype="float32",
-        remote=Remote(server, model, budget),
+    decoding = {"top_k": 0, "top_p": 1.0, "max_new_tokens": 12} | settings.pop("decoding", {})
+    config = resolve(
+        {
+            "llm": {"model": model},
+            "generation": {"engine": "openai", **decoding},
+            "openai": {"base_url": url, **settings},
+            "finetune": {"enabled": False},
+        }
     )
+    budget = Budget(config.openai, spent or Spent())
+    generator = build_generator(config, budget=budget)
+    generator.use(None)
     return generator, budget
 
 
-def requests(n: int) -> list[tuple[int, int]]:
-    return [(index, 100 + index) for index in range(n)]
+def request(
+    index: int,
+    seed: int,
+    messages: tuple[Message, ...] = PROMPT,
+    temperature: float = 1.0,
+) -> Request:
+    return Request(1, index, seed, "digits", messages, temperature)
 
 
-def by_index(texts: list[GeneratedText]) -> list[GeneratedText]:
+def requests(n: int, temperature: float = 1.0) -> list[Request]:
+    return [request(index, 100 + index, temperature=temperature) for index in range(n)]
+
+
+def by_index(texts: list[Completion]) -> list[Completion]:
     return sorted(texts, key=lambda text: text.index)
 
 

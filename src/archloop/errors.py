@@ -1,8 +1,8 @@
-"""The faults that archloop itself raises.
+"""The exceptions that archloop raises on purpose.
 
 A bad network is data: it ends in an :class:`~archloop.types.Outcome` and is never raised. Only
-faults of the user's input, of the machine or of the harness are exceptions, and each carries one
-line that says what was wrong, where, and what would be right.
+faults of the user's input, of the machine or of archloop itself are exceptions, and each has one
+line that says what is wrong, where, and what would be right.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NothingToLearnError(UsageError):
 
 
 class CapReachedError(ArchloopError):
-    """A cap on tokens or money is reached; the run goes on once it is raised."""
+    """A cap on tokens or money is reached; the run can be resumed after the cap is raised."""
 
 
 class RunLockedError(UsageError):

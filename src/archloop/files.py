@@ -1,4 +1,4 @@
-"""Files and folders that appear under their names when they are whole, or not at all."""
+"""Atomic writing: files and folders appear under their names only when they are complete."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from typing import TextIO
 from archloop.errors import ArchloopError, UsageError
 
 _PART = ".part"
-"""Folder for what is not whole yet."""
+"""Temporary folder for incomplete files."""
 
 
 @contextmanager
 def replacing(file: Path) -> Iterator[TextIO]:
-    """A text file to write, which takes its name, and an older one's place, when it is whole.
+    """A text file to write; when it is complete, it replaces an older one of its name.
 
     Raises:
-        OSError: It cannot be written; the file is named, and what is there of it is removed.
+        OSError: It cannot be written; the message names the file, and the incomplete file is
+            removed.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.name}.part")
@@ -36,16 +37,16 @@ def replacing(file: Path) -> Iterator[TextIO]:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Write a file as a whole; see :func:`replacing`."""
+    """Write a file atomically; see :func:`replacing`."""
     with replacing(file) as sink:
         sink.write(text)
 
 
 def check_new(folder: Path) -> None:
-    """Whether a folder is there to be filled: absent, or empty.
+    """Check that a folder is absent or empty.
 
     Raises:
-        UsageError: There is something in it, which would be mixed with what comes.
+        UsageError: It contains something, which would be mixed with the new files.
     """
     if folder.is_dir() and any(entry.name != _PART for entry in folder.iterdir()):
         raise UsageError(f"{folder}: holds files already; name a new folder or an empty one")
@@ -53,22 +54,23 @@ def check_new(folder: Path) -> None:
 
 @contextmanager
 def filling(folder: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A place to write what comes to lie in a folder when all of it is there.
+    """A temporary folder whose files are moved to ``folder`` when all of them are written.
 
-    After a fault the folder is as it was; what a kill leaves goes with the next try.
+    After an error the folder is unchanged; leftovers of a killed process are removed on the next
+    attempt.
 
     Args:
-        folder: Made if absent, with the folders it is in.
-        replace: Files may take the place of older ones of their names.
+        folder: Created if absent, with its parents.
+        replace: New files may replace older ones of the same name.
 
     Raises:
         UsageError: The folder holds files already, and ``replace`` is not set.
-        OSError: It cannot be written, or the disk is full; the folder or file is named.
+        OSError: It cannot be written, or the disk is full; the message names the folder or file.
     """
     if not replace:
         check_new(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    part = folder / _PART  # inside, not beside: it may be the current one, or a disk of its own
+    part = folder / _PART  # inside ``folder``, which may be the current folder or a separate disk
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir(parents=True)
@@ -76,18 +78,18 @@ def filling(folder: Path, *, replace: bool = False) -> Iterator[Path]:
         for entry in sorted(part.iterdir()):
             entry.replace(folder / entry.name)
     except OSError as error:
-        if error.filename is None:  # of a full disk
+        if error.filename is None:  # an error of a full disk
             error.filename = str(folder)
         raise
     finally:
         shutil.rmtree(part, ignore_errors=True)
-        with suppress(OSError):  # not empty where all went well
+        with suppress(OSError):  # it is not empty after a success
             for path in made:
                 path.rmdir()
 
 
 def not_writable(folder: Path, size: int = 1) -> str | None:
-    """Why ``size`` bytes cannot be written to a folder, made if absent; ``None``: they can."""
+    """The reason why ``size`` bytes cannot be written to a folder; ``None``: they can."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -101,13 +103,13 @@ def not_writable(folder: Path, size: int = 1) -> str | None:
 
 @contextmanager
 def naming(folder: Path) -> Iterator[None]:
-    """Name a folder in the fault of a library that could not write to it.
+    """Raise one clear error, with the folder's name, when a library fails to write to it.
 
-    torch, safetensors and OpenVINO have errors of their own for a full disk, some without a word
-    about it, so that writing is tried once more.
+    torch, safetensors and OpenVINO raise various errors on a full disk, some without saying so;
+    therefore a test file is written to find the reason.
 
     Raises:
-        UsageError: The folder takes no more.
+        UsageError: The folder cannot be written.
     """
     try:
         yield

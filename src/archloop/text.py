@@ -1,27 +1,27 @@
-"""Text of others, a candidate's above all, made fit for a row, a file or a page."""
+"""Cleans untrusted text, such as a candidate's error, for a row, a file or a page."""
 
 from __future__ import annotations
 
 MAX_ERROR = 300
-"""Characters of an error line."""
+"""Most characters of an error line."""
 _MARKDOWN = frozenset("\\`*_[]<>|#!&~")
 
 
 def one_line(text: str) -> str:
-    """Printable, on one line, at most :data:`MAX_ERROR` characters."""
+    """The text on one line, without control characters, at most :data:`MAX_ERROR` characters."""
     return "".join(c if c.isprintable() else " " for c in text[: 4 * MAX_ERROR])[:MAX_ERROR]
 
 
 def encodable(text: str) -> str:
-    """With a question mark for what UTF-8 cannot hold, such as half a character."""
+    """The text with a question mark for characters that UTF-8 cannot encode, such as surrogates."""
     return text.encode("utf-8", "replace").decode()
 
 
 def as_markdown(text: str) -> str:
-    """One line that Markdown shows as it is, in a table too."""
+    """The text on one line, escaped for Markdown, also in tables."""
     return "".join(f"\\{c}" if c in _MARKDOWN else c for c in " ".join(text.split()))
 
 
 def printable(text: str) -> str:
-    """Lines and tabs kept, everything else that is no printable character left out."""
+    """The text without control characters other than newlines and tabs."""
     return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c in "\n\t")

@@ -1,9 +1,9 @@
 """Work in a Python process of its own that streams JSON events: the LLM's memory goes with it.
 
 A job, or one command after another, travels as a JSON line on stdin, events come back as JSON lines
-on a pipe of their own; what libraries print goes to stderr. The process dies with its parent: it holds the read end of
-stdin open and leaves when that closes. It leads a process group, so that processes which a library
-starts (vLLM's engine, the ranks of a fine-tune) end with it.
+on a pipe of their own; what libraries print goes to stderr. The process dies with its parent: it
+holds the read end of stdin open and leaves when that closes. It leads a process group, so that
+processes which a library starts (vLLM's engine, the ranks of a fine-tune) end with it.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def run_worker(module: str, job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Start ``python -m module`` on a job, yield its events; closing the iterator ends it.
 
     Raises:
-        ArchloopError: The process ended without a result, or raised it (as the kind it raised).
+        ArchloopError: The process ended without a result, or raised an error, which has the same
+            class here.
     """
     worker = Worker(module)
     try:
@@ -149,7 +150,7 @@ def _drain(stream: TextIO, tail: deque[str]) -> None:
 
 
 def _last_word(output: Iterable[str]) -> str:
-    """The error line of a process that failed, or of vLLM's, which it may point to."""
+    """The error line of a failed process, or of vLLM's engine process that it refers to."""
     lines = [line.strip() for line in output if line.strip()] or ["no output"]
     if "See root cause above" in lines[-1]:
         found = [match[1] for line in lines if (match := _VLLM_ERROR.match(line))]
@@ -158,7 +159,7 @@ def _last_word(output: Iterable[str]) -> str:
 
 
 def _reap(process: subprocess.Popen[str]) -> None:
-    """When the process has ended, end what is left of its group, which holds its pipes open."""
+    """End the rest of an ended process's group, which holds its pipes open."""
     process.wait()
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -215,14 +216,14 @@ class _Answers:
 
 
 def as_told(error: ArchloopError | OSError) -> ArchloopError:
-    """A fault as the main process raises it; a file that fails is bad input, as it is there."""
+    """The error that the main process raises for an exception; a file error counts as bad input."""
     if isinstance(error, ArchloopError):
         return error
     return UsageError(" ".join(str(error).split()))
 
 
 def _kind(error: ArchloopError) -> str:
-    """The nearest kind that both sides know."""
+    """The closest error class that both sides know."""
     return next(c.__name__ for c in type(error).__mro__ if c.__module__ == errors.__name__)
 
 

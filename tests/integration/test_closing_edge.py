@@ -35,8 +35,6 @@ from archloop.config import resolve
 from archloop.progress import Progress
 from tiny_llm import make_tokenizer
 
-pytestmark = pytest.mark.slow
-
 CYCLES, COMPLETIONS, STEPS, N_SEEDS = 3, 12, 60, 6
 KILLED = 3
 """The cycle whose fine-tune is killed: its corpus and parent come out of the loop itself."""

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from archloop.config import GenerationConfig, LLMConfig
+from archloop.config import LLMConfig, resolve
 from archloop.llm.generation import Generator, build_generator
 from archloop.llm.models import resolve_adapter, resolve_model
-from archloop.types import Message
+from archloop.types import Message, Request
 
 QUESTIONS = [
     "Write a PyTorch network.",
@@ -42,17 +42,21 @@ def agreement(ours: list[str], theirs: list[str], model_dir: Path) -> float:
 
 
 def build(engine: Any, model_dir: Path, adapter_dir: Path | None, dtype: str = "float32") -> Any:
-    return build_generator(
-        GenerationConfig(engine=engine, temperature=0.0, max_new_tokens=8),
-        model_dir=model_dir,
-        adapter_dir=adapter_dir,
-        dtype=dtype,
+    config = resolve(
+        {"generation": {"engine": engine, "max_new_tokens": 8}, "llm": {"dtype": dtype}}
     )
+    generator = build_generator(config, model_dir=model_dir)
+    generator.use(adapter_dir)
+    return generator
+
+
+def request(question: str, index: int = 0, seed: int = 0, temperature: float = 0.0) -> Request:
+    messages: tuple[Message, ...] = ({"role": "user", "content": question},)
+    return Request(1, index, seed, "digits", messages, temperature)
 
 
 def greedy(generator: Generator, questions: list[str]) -> list[str]:
-    prompts: list[list[Message]] = [[{"role": "user", "content": q}] for q in questions]
-    return [next(iter(generator.generate(messages, [(0, 0)]))).text for messages in prompts]
+    return [next(iter(generator.generate([request(q)]))).text for q in questions]
 
 
 def answers(
@@ -103,19 +107,17 @@ def test_vllm_writes_what_transformers_writes() -> None:
     try:
         applied = greedy(generator, QUESTIONS)
         assert agreement(applied, reference, model_dir) >= 0.9
-        generator.use_adapter(None)
+        generator.use(None)
         unapplied = greedy(generator, QUESTIONS[:3])
         assert agreement(unapplied, bare, model_dir) >= 0.9
         assert agreement(unapplied, reference[:3], model_dir) < 0.8
-        generator.use_adapter(adapter_dir)
+        generator.use(adapter_dir)
         again = greedy(generator, QUESTIONS[:3])
         assert agreement(again, applied[:3], model_dir) >= 0.9
-        generator.use_adapter(None)
-        sampled = {"temperature": 1.0, "max_new_tokens": 24}
-        generator._config = generator._config.model_copy(update=sampled)
-        question: list[Message] = [{"role": "user", "content": "Explain dropout."}]
-        together = {t.index: t.text for t in generator.generate(question, [(0, 5), (1, 6)])}
-        (alone,) = generator.generate(question, [(0, 5)])
+        generator.use(None)
+        sampled = [request("Explain dropout.", i, 5 + i, temperature=1.0) for i in range(2)]
+        together = {t.index: t.text for t in generator.generate(sampled)}
+        (alone,) = generator.generate(sampled[:1])
         assert alone.text == together[0] != together[1]
     finally:
         generator.close()

@@ -44,7 +44,6 @@ CONFIG = FinetuneConfig(
     max_length=1024,
 )
 N_PAIRS = 16
-PROCESSES = pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 
 
 @pytest.fixture(scope="module")
@@ -343,22 +342,28 @@ def test_a_damaged_parent_is_named(
         ("tokenizer_config.json", "{}", "llm has no end token"),
     ],
 )
-@PROCESSES
 def test_a_damaged_llm_is_named(
-    job: Callable[..., FinetuneJob],
-    processes: int,
-    name: str,
-    content: str,
-    said: str,
-    tmp_path: Path,
+    job: Callable[..., FinetuneJob], name: str, content: str, said: str, tmp_path: Path
 ) -> None:
-    whole = job("x", processes=processes)
-    folder = tmp_path / "llm"
-    shutil.copytree(whole.model_dir, folder)
-    (folder / name).write_text(content)
-    by = here if processes == 1 else finetune
     with pytest.raises(UsageError, match=said):
-        by(replace(whole, model_dir=folder))
+        here(with_damage(job("x"), name, content, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_damaged_llm_is_named_by_two_processes_once(
+    job: Callable[..., FinetuneJob], tmp_path: Path
+) -> None:
+    damaged = with_damage(job("x", processes=2), "model.safetensors", "hi", tmp_path)
+    with pytest.raises(UsageError, match=r"model\.safetensors: no weights"):
+        finetune(damaged)
+
+
+def with_damage(job: FinetuneJob, name: str, content: str, tmp_path: Path) -> FinetuneJob:
+    """The same with a copy of its LLM, one of whose files holds something else."""
+    folder = tmp_path / "llm"
+    shutil.copytree(job.model_dir, folder)
+    (folder / name).write_text(content)
+    return replace(job, model_dir=folder)
 
 
 def test_a_disk_that_takes_no_more_is_named(
@@ -416,7 +421,7 @@ def test_a_diverged_fine_tune_leaves_no_adapter(job: Callable[..., FinetuneJob])
     assert list(wild.output.parent.iterdir()) == []
 
 
-@PROCESSES
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_unknown_target_is_one_clear_line(
     job: Callable[..., FinetuneJob], processes: int
 ) -> None:

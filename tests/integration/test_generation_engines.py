@@ -24,12 +24,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from archloop.config import GenerationConfig
+from archloop.config import resolve
 from archloop.errors import ArchloopError, UsageError
-from archloop.llm.generation import GeneratedText, build_generator
+from archloop.llm.generation import build_generator
 from archloop.llm.generation.generator import Generator
 from archloop.llm.generation.language_model import ChatTokenizer, load_language_model
-from archloop.types import Message
+from archloop.types import Completion, Message, Request
 
 ENGINES = [
     "transformers",
@@ -42,11 +42,18 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-REQUESTS = [(index, 100 + index) for index in range(7)]
+PROMPT = "Write a small network."
 
 
-def prompt(text: str = "Write a small network.") -> list[Message]:
-    return [{"role": "system", "content": "You design."}, {"role": "user", "content": text}]
+def prompt(text: str = PROMPT) -> tuple[Message, ...]:
+    return ({"role": "system", "content": "You design."}, {"role": "user", "content": text})
+
+
+def request(index: int, seed: int, text: str = PROMPT, temperature: float = 1.0) -> Request:
+    return Request(1, index, seed, "digits", prompt(text), temperature)
+
+
+REQUESTS = [request(index, 100 + index) for index in range(7)]
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -130,13 +137,16 @@ def save_adapter(model_dir: Path, folder: Path, config: LoraConfig, scale: float
 def build(
     engine: Any, model_dir: Path, adapter_dir: Path | None, dtype: str = "float32", **settings: Any
 ) -> Generator:
-    defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "max_new_tokens": 60, "batch_size": 3}
-    config = GenerationConfig(engine=engine, **{**defaults, **settings})
-    return build_generator(config, model_dir=model_dir, adapter_dir=adapter_dir, dtype=dtype)
+    defaults = {"top_k": 0, "top_p": 1.0, "max_new_tokens": 60, "batch_size": 3}
+    decoding = {"engine": engine, **defaults, **settings}
+    config = resolve({"generation": decoding, "llm": {"dtype": dtype}})
+    generator = build_generator(config, model_dir=model_dir)
+    generator.use(adapter_dir)
+    return generator
 
 
-def sample(generator: Generator, requests: list[tuple[int, int]] = REQUESTS) -> list[GeneratedText]:
-    return sorted(generator.generate(prompt(), requests), key=lambda text: text.index)
+def sample(generator: Generator, requests: list[Request] = REQUESTS) -> list[Completion]:
+    return sorted(generator.generate(requests), key=lambda text: text.index)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -145,7 +155,7 @@ def test_every_request_is_answered_once_and_repeatably(
 ) -> None:
     generator = build(engine, tiny, adapter)
     texts = sample(generator)
-    assert [(text.index, text.seed) for text in texts] == REQUESTS
+    assert [(text.cycle, text.index) for text in texts] == [(1, index) for index in range(7)]
     assert sample(generator) == texts
     generator.close()
     assert sample(build(engine, tiny, adapter)) == texts
@@ -172,19 +182,19 @@ def test_an_llm_with_a_shorter_window_than_its_answers_is_refused(
 @pytest.mark.parametrize("engine", ENGINES)
 def test_seeds_decide_and_neighbours_do_not(engine: str, tiny: Path, adapter: Path) -> None:
     """In float32 a sequence is the same alone, also after neighbours have left its batch."""
-    requests = [(index, 100 + index) for index in range(8)]
+    requests = [request(index, 100 + index) for index in range(8)]
     generator = build(engine, tiny, adapter, max_new_tokens=150, batch_size=8)
     texts = sample(generator, requests)
     assert len({text.text for text in texts}) == len(texts)
     assert len({text.n_tokens for text in texts}) > 2
     for text in texts:
-        assert list(generator.generate(prompt(), [(text.index, text.seed)])) == [text]
+        assert list(generator.generate([requests[text.index]])) == [text]
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_length_and_finish_reason_are_exact(engine: str, tiny: Path) -> None:
     """The random LLM ends about one sequence in two within 150 tokens: both kinds are seen."""
-    requests = [(index, index) for index in range(24)]
+    requests = [request(index, index) for index in range(24)]
     generator = build(engine, tiny, None, max_new_tokens=150, batch_size=8)
     texts = sample(generator, requests)
     stopped = [text for text in texts if text.finish_reason == "stop"]
@@ -198,9 +208,53 @@ def test_length_and_finish_reason_are_exact(engine: str, tiny: Path) -> None:
     assert shortest.n_tokens > 1
     for limit, reason in ((shortest.n_tokens - 1, "length"), (shortest.n_tokens, "stop")):
         (text,) = build(engine, tiny, None, max_new_tokens=limit, batch_size=8).generate(
-            prompt(), [(shortest.index, shortest.seed)]
+            [requests[shortest.index]]
         )
         assert (text.text, text.n_tokens, text.finish_reason) == (shortest.text, limit, reason)
+
+
+MIXED = [
+    request(index, 200 + index, text, temperature)
+    for index, (text, temperature) in enumerate(
+        (text, temperature)
+        for text in (PROMPT, "Name a layer.")
+        for temperature in (1.0, 0.0, 0.4, 1.0)
+    )
+]
+"""Two prompts, each greedy and at two temperatures."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_mixed_batch_gives_what_each_request_gives_alone(
+    engine: str, tiny: Path, adapter: Path
+) -> None:
+    """In float32, whatever prompts and temperatures are beside it, in whatever order."""
+    generator = build(engine, tiny, adapter, max_new_tokens=40, batch_size=8)
+    shuffled = [MIXED[i] for i in (5, 0, 7, 2, 1, 4, 6, 3)]
+    together = sample(generator, shuffled)
+    assert [text.index for text in together] == list(range(8))
+    assert [list(generator.generate([one]))[0] for one in MIXED] == together
+    greedy, other = together[1], together[5]
+    for answer, text in ((greedy, PROMPT), (other, "Name a layer.")):
+        tokens = greedy_reference(tiny, adapter, text, 40)
+        assert answer == ChatTokenizer(tiny).finish(MIXED[answer.index], tokens)
+    same_seed = [request(0, 7), request(1, 7, temperature=0.4), request(2, 8)]
+    assert len({text.text for text in sample(generator, same_seed)}) == 3
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_another_adapter_gives_what_a_fresh_load_gives(
+    engine: str, tiny: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Weights are merged anew: nothing of the adapter before is left in them."""
+    other = save_adapter(tiny, tmp_path, LoraConfig(r=2, target_modules=["v_proj"]), scale=0.3)
+    generator, texts = build(engine, tiny, None), []
+    for chosen in (adapter, other, None, adapter):
+        generator.use(chosen)
+        texts.append(sample(generator))
+    fresh = [sample(build(engine, tiny, chosen)) for chosen in (adapter, other, None)]
+    assert texts == [*fresh, fresh[0]]
+    assert len({tuple(text.text for text in one) for one in fresh}) == 3
 
 
 def greedy_reference(model_dir: Path, adapter_dir: Path | None, text: str, n: int) -> list[int]:
@@ -221,11 +275,12 @@ def test_greedy_text_is_that_of_transformers(
     engine: str, adapted: bool, tiny: Path, adapter: Path
 ) -> None:
     chosen = adapter if adapted else None
-    generator = build(engine, tiny, chosen, temperature=0.0, max_new_tokens=40)
+    generator = build(engine, tiny, chosen, max_new_tokens=40)
     for text in ("Write a small network.", "x", "Dataset: CIFAR-10. At most 500,000 parameters."):
-        (answer,) = generator.generate(prompt(text), [(0, 1)])
+        asked = request(0, 1, text, temperature=0.0)
+        (answer,) = generator.generate([asked])
         tokens = greedy_reference(tiny, chosen, text, 40)
-        assert answer == ChatTokenizer(tiny).finish(0, 1, tokens)
+        assert answer == ChatTokenizer(tiny).finish(asked, tokens)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -239,7 +294,7 @@ def test_the_adapter_changes_the_texts_in_bfloat16(engine: str, tiny: Path, adap
 def test_an_iterator_closed_early_leaves_the_generator_usable(engine: str, tiny: Path) -> None:
     generator = build(engine, tiny, None)
     expected = sample(generator)
-    answers = generator.generate(prompt(), REQUESTS)
+    answers = generator.generate(REQUESTS)
     assert next(answers) in expected
     answers.close()  # type: ignore[attr-defined]
     assert sample(generator) == expected
@@ -264,7 +319,7 @@ def test_openvino_does_not_finish_what_nobody_waits_for(tiny: Path) -> None:
     generator: Any = build("openvino", tiny, None, max_new_tokens=2000, batch_size=4)
     counting = CountingSteps(generator._pipeline)
     generator._pipeline = counting
-    answers = generator.generate(prompt(), [(index, index) for index in range(12)])
+    answers = generator.generate([request(index, index) for index in range(12)])
     next(answers)
     before = counting.steps
     answers.close()
@@ -412,8 +467,8 @@ def test_end_tokens_of_the_generation_settings_count_too(tiny: Path, tmp_path: P
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [1, 7]}')
     tokenizer = ChatTokenizer(tmp_path)
     assert tokenizer.end_ids == {1, 7}
-    assert tokenizer.finish(0, 0, [40, 41, 7]).finish_reason == "stop"
-    assert tokenizer.finish(0, 0, [40, 41, 42]).finish_reason == "length"
+    assert tokenizer.finish(request(0, 0), [40, 41, 7]).finish_reason == "stop"
+    assert tokenizer.finish(request(0, 0), [40, 41, 42]).finish_reason == "length"
 
 
 def test_the_conversion_is_cached_by_content(tiny: Path, tmp_path: Path) -> None:
@@ -445,10 +500,10 @@ def test_a_wrong_conversion_is_found(tiny: Path) -> None:
 def test_openvino_samples_from_the_filtered_distribution(tiny: Path) -> None:
     """First tokens of 600 seeds: none outside top-k 4, and shares within 5 standard errors."""
     pytest.importorskip("openvino_genai")
-    settings: dict[str, Any] = {"temperature": 0.7, "top_k": 4, "top_p": 0.97}
+    settings: dict[str, Any] = {"top_k": 4, "top_p": 0.97}
     generator = build("openvino", tiny, None, max_new_tokens=1, batch_size=64, **settings)
     n = 600
-    texts = [x.text for x in generator.generate(prompt(), [(i, i) for i in range(n)])]
+    texts = [x.text for x in generator.generate([request(i, i, temperature=0.7) for i in range(n)])]
     model, _ = load_language_model(tiny, None, torch.float32)
     tokenizer = ChatTokenizer(tiny)
     with torch.no_grad():
@@ -459,7 +514,7 @@ def test_openvino_samples_from_the_filtered_distribution(tiny: Path) -> None:
     shares /= shares.sum()
     expected: dict[str, float] = {}  # several tokens are the same text: parts of a character
     for token, share in zip(tokens, shares, strict=True):
-        text = tokenizer.finish(0, 0, [int(token)]).text
+        text = tokenizer.finish(request(0, 0), [int(token)]).text
         expected[text] = expected.get(text, 0.0) + float(share)
     assert len(expected) > 1
     assert set(texts) <= {text for text, share in expected.items() if share > 0}

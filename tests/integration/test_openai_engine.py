@@ -12,7 +12,8 @@ import pytest
 
 from archloop.errors import ArchloopError, CapReachedError, UsageError
 from archloop.llm.spending import Spent
-from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, requests
+from archloop.types import Message
+from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, request, requests
 from scripted_server import Reply, chat, scripted
 
 
@@ -20,16 +21,16 @@ def test_what_is_sent() -> None:
     settings = {
         "extra_body": {"min_p": 0.1},
         "limit_field": "max_completion_tokens",
-        "decoding": {"temperature": 0.7, "top_p": 0.9, "top_k": 40},
+        "decoding": {"top_p": 0.9, "top_k": 40},
     }
     with scripted(lambda _n, _body: chat("x")) as server:
         generator, _ = engine(server.url, **settings)
-        list(generator.generate(PROMPT, [(3, 42)]))
+        list(generator.generate([request(3, 42, temperature=0.7)]))
         generator.close()
     (body,) = server.bodies
     assert body == {
         "model": "m",
-        "messages": PROMPT,
+        "messages": list(PROMPT),
         "seed": 42,
         "temperature": 0.7,
         "top_p": 0.9,
@@ -39,11 +40,24 @@ def test_what_is_sent() -> None:
     }
 
 
+def test_requests_of_one_batch_keep_their_prompt_and_temperature() -> None:
+    other: tuple[Message, ...] = ({"role": "user", "content": "Name a much longer colour."},)
+    asked = [request(0, 1), request(1, 2, other, 0.0), request(2, 3, PROMPT, 0.3)]
+    with scripted(lambda _n, body: chat(body["messages"][0]["content"])) as server:
+        generator, budget = engine(server.url)
+        texts = by_index(list(generator.generate(asked)))
+        generator.close()
+    assert [text.text for text in texts] == [r.messages[0]["content"] for r in asked]
+    sent = {body["seed"]: body["temperature"] for body in server.bodies}
+    assert sent == {1: 1.0, 2: 0.0, 3: 0.3}
+    assert budget._longest == (len("Name a much longer colour.") + 64, 12)
+
+
 def test_no_key_of_somebody_else_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-for-another-server")
     with scripted(lambda _n, _body: chat("x")) as server:
         generator, _ = engine(server.url)
-        list(generator.generate(PROMPT, requests(1)))
+        list(generator.generate(requests(1)))
     assert "another" not in json.dumps(server.headers)
 
 
@@ -53,7 +67,7 @@ def test_an_answer_is_yielded_as_soon_as_it_is_there() -> None:
 
     with scripted(answer) as server:
         generator, _ = engine(server.url)
-        texts = list(generator.generate(PROMPT, requests(3)))
+        texts = list(generator.generate(requests(3)))
     assert texts[-1].index == 0
     assert [text.text for text in by_index(texts)] == ["100", "101", "102"]
 
@@ -61,7 +75,7 @@ def test_an_answer_is_yielded_as_soon_as_it_is_there() -> None:
 def test_no_more_requests_at_once_than_configured() -> None:
     with scripted(lambda _n, _body: chat("x", delay=0.05)) as server:
         generator, _ = engine(server.url, concurrency=3)
-        assert len(list(generator.generate(PROMPT, requests(9)))) == 9
+        assert len(list(generator.generate(requests(9)))) == 9
     assert server.most_at_once == 3
 
 
@@ -71,7 +85,7 @@ def test_requests_keep_their_distance_retries_too() -> None:
 
     with scripted(answer) as server:
         generator, _ = engine(server.url, requests_per_minute=600)
-        assert len(list(generator.generate(PROMPT, requests(4)))) == 4
+        assert len(list(generator.generate(requests(4)))) == 4
     assert len(server.times) == 5
     assert server.times[-1] - server.times[0] > 0.25
 
@@ -104,7 +118,7 @@ def test_requests_keep_their_distance_retries_too() -> None:
 def test_an_unusual_answer_is_data(reply: Reply, text: str, reason: str) -> None:
     with scripted(lambda _n, _body: reply) as server:
         generator, _ = engine(server.url)
-        (answer,) = generator.generate(PROMPT, requests(1))
+        (answer,) = generator.generate(requests(1))
     assert (answer.text, answer.finish_reason) == (text, reason)
 
 
@@ -120,7 +134,7 @@ def test_an_unusual_answer_is_data(reply: Reply, text: str, reason: str) -> None
 def test_a_passing_fault_is_tried_again(reply: Reply, seconds: float) -> None:
     with scripted(lambda n, _body: reply if n == 0 else chat("x")) as server:
         generator, budget = engine(server.url)
-        (answer,) = generator.generate(PROMPT, requests(1))
+        (answer,) = generator.generate(requests(1))
     assert answer.text == "x"
     assert server.times[1] - server.times[0] >= seconds
     assert (budget.spent.answers, budget.spent.unanswered) == (1, 0)
@@ -139,7 +153,7 @@ def test_a_lasting_fault_ends_the_run(reply: Reply, said: str) -> None:
     with scripted(lambda _n, _body: reply) as server:
         generator, budget = engine(server.url, retries=0, timeout_seconds=0.3)
         with pytest.raises(ArchloopError, match=said) as error:
-            list(generator.generate(PROMPT, requests(1)))
+            list(generator.generate(requests(1)))
     assert not isinstance(error.value, UsageError)
     assert budget.spent.unanswered == (reply.status == 200), "what timed out may be billed"
 
@@ -147,7 +161,7 @@ def test_a_lasting_fault_ends_the_run(reply: Reply, said: str) -> None:
 def test_a_silent_server_is_asked_again_and_each_try_is_charged() -> None:
     with scripted(lambda n, _body: chat("x", delay=1.0 if n == 0 else 0.0)) as server:
         generator, budget = engine(server.url, retries=1, timeout_seconds=0.3)
-        (answer,) = generator.generate(PROMPT, requests(1))
+        (answer,) = generator.generate(requests(1))
     assert answer.text == "x"
     assert (budget.spent.answers, budget.spent.unanswered) == (1, 1)
     assert budget.spent.completion_tokens == 12 + 5
@@ -158,7 +172,7 @@ def test_what_a_gateway_gave_up_on_is_charged(status: int) -> None:
     gone = Reply({}, status=status)
     with scripted(lambda n, _body: gone if n == 0 else chat("x")) as server:
         generator, budget = engine(server.url, retries=1)
-        (answer,) = generator.generate(PROMPT, requests(1))
+        (answer,) = generator.generate(requests(1))
     assert answer.text == "x"
     assert (budget.spent.answers, budget.spent.unanswered) == (1, 1)
 
@@ -167,14 +181,14 @@ def test_a_retry_that_would_pass_a_cap_is_not_sent() -> None:
     with scripted(lambda _n, _body: chat("x", delay=1.0)) as server:
         generator, _ = engine(server.url, retries=5, timeout_seconds=0.3, cap_tokens=150)
         with pytest.raises(CapReachedError, match="cap_tokens"):
-            list(generator.generate(PROMPT, requests(1)))
+            list(generator.generate(requests(1)))
     assert len(server.bodies) == 1
 
 
 def test_a_server_that_is_not_there_costs_nothing() -> None:
     generator, budget = engine("http://127.0.0.1:9/v1", retries=1, cap_tokens=150)
     with pytest.raises(ArchloopError, match="127.0.0.1:9/v1 cannot be reached"):
-        next(generator.generate(PROMPT, requests(1)))
+        next(generator.generate(requests(1)))
     assert budget.spent == Spent()
 
 
@@ -197,7 +211,7 @@ def test_a_refusal_is_one_line_without_the_key(
     with scripted(lambda _n, _body: reply) as server:
         generator, _ = engine(server.url, api_key_env=VARIABLE)
         with pytest.raises(UsageError, match=said) as error:
-            list(generator.generate(PROMPT, requests(3)))
+            list(generator.generate(requests(3)))
     assert server.headers[0]["authorization"] == f"Bearer {KEY}"
     assert KEY not in str(error.value)
     assert "\n" not in str(error.value)
@@ -215,7 +229,7 @@ def test_what_is_under_way_is_kept_when_another_request_fails() -> None:
 
     with scripted(answer) as server:
         generator, _ = engine(server.url, concurrency=3)
-        answers = generator.generate(PROMPT, requests(9))
+        answers = generator.generate(requests(9))
         kept = [next(answers), next(answers)]
         with pytest.raises(UsageError):
             next(answers)
@@ -242,9 +256,10 @@ def test_a_cap_is_never_passed_and_fully_used(
             concurrency=concurrency,
             **caps,
         )
-        budget.expect([], 12)
+        budget.expect([()], 12)
         budget.charge(10, 0)
-        answers = generator.generate([{"role": "user", "content": ""}], requests(30))
+        nothing: tuple[Message, ...] = ({"role": "user", "content": ""},)
+        answers = generator.generate([request(i, 100 + i, nothing) for i in range(30)])
         found = []
         with pytest.raises(CapReachedError, match=key):
             found.extend(answers)

@@ -32,8 +32,6 @@ from conftest import network
 from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, good_answer, loop_config, requests
 from scripted_server import Reply, ScriptedServer, scripted
 
-pytestmark = pytest.mark.slow
-
 
 @dataclass(frozen=True)
 class RealServer:
@@ -79,19 +77,18 @@ SAMPLING = {
 @pytest.mark.llm
 def test_the_real_server_writes_what_the_llm_writes(real: RealServer) -> None:
     """Greedy text, token count and finish reason are those of the transformers engine."""
-    decoding = {"temperature": 0.0}
-    generator, budget = engine(real.url, real.model, concurrency=1, decoding=decoding)
-    (cut,) = generator.generate(PROMPT, [(0, 1)])
-    (stopped,) = generator.generate([{"role": "user", "content": "Hi"}], [(1, 1)])
+    generator, budget = engine(real.url, real.model, concurrency=1)
+    short = request(0, 1, temperature=0.0)
+    greeting = request(1, 1, ({"role": "user", "content": "Hi"},), temperature=0.0)
+    (cut,) = generator.generate([short])
+    (stopped,) = generator.generate([greeting])
     generator.close()
-    local = build_generator(
-        GenerationConfig(engine="transformers", temperature=0.0, max_new_tokens=12),
-        model_dir=real.folder,
-        adapter_dir=None,
-        dtype="float32",
-    )
-    assert list(local.generate(PROMPT, [(0, 1)])) == [cut]
-    assert list(local.generate([{"role": "user", "content": "Hi"}], [(1, 1)])) == [stopped]
+    decoding = {"engine": "transformers", "max_new_tokens": 12}
+    config = resolve({"generation": decoding, "llm": {"dtype": "float32"}})
+    local = build_generator(config, model_dir=real.folder)
+    local.use(None)
+    assert list(local.generate([short])) == [cut]
+    assert list(local.generate([greeting])) == [stopped]
     assert (cut.finish_reason, cut.n_tokens) == ("length", 12)
     assert (stopped.finish_reason, stopped.text[:5]) == ("stop", "Hello")
     assert budget.spent.answers == 2
@@ -101,15 +98,15 @@ def test_the_real_server_writes_what_the_llm_writes(real: RealServer) -> None:
 
 @pytest.mark.llm
 def test_the_real_server_samples_by_seed_and_streams(real: RealServer) -> None:
-    settings = {"concurrency": 1, "extra_body": SAMPLING, "decoding": {"temperature": 2.0}}
+    settings = {"concurrency": 1, "extra_body": SAMPLING}
     generator, budget = engine(real.url, real.model, **settings)
-    answers = generator.generate(PROMPT, requests(3))
+    answers = generator.generate(requests(3, 2.0))
     first = next(answers)
     assert budget.spent.answers == 1, "the others are not waited for"
     texts = by_index([first, *answers])
-    assert [(text.index, text.seed) for text in texts] == requests(3)
+    assert [text.index for text in texts] == [0, 1, 2]
     assert len({text.text for text in texts}) == 3
-    assert list(generator.generate(PROMPT, [requests(3)[1]])) == [texts[1]]
+    assert list(generator.generate([requests(3, 2.0)[1]])) == [texts[1]]
     generator.close()
 
 

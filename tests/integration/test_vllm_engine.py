@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 import torch
 
-from archloop.config import GenerationConfig, LLMConfig
-from archloop.config.engines import VLLMConfig
+from archloop.config import LLMConfig, resolve
 from archloop.errors import MissingExtraError, UsageError
 from archloop.llm.generation import Generator, build_generator
 from archloop.llm.models import resolve_model
+from archloop.types import Message, Request
 
-PROMPT: Any = [{"role": "user", "content": "Hi"}]
+PROMPT: tuple[Message, ...] = ({"role": "user", "content": "Hi"},)
 END = 2
 
 
@@ -133,25 +133,34 @@ def adapter(folder: Path, rank: int, **more: Any) -> Path:
 
 
 def build(adapter_dir: Path | None, **decoding: Any) -> Generator:
-    settings = {"temperature": 0.8, "top_k": 40, "top_p": 0.9, "max_new_tokens": 6}
-    return build_generator(
-        GenerationConfig(engine="vllm", batch_size=4, **(settings | decoding)),
-        model_dir=resolve_model(LLMConfig()),
-        adapter_dir=adapter_dir,
-        dtype="bfloat16",
-        vllm=VLLMConfig(gpu_memory_utilization=0.4),
+    settings = {"top_k": 40, "top_p": 0.9, "max_new_tokens": 6, "batch_size": 4}
+    config = resolve(
+        {
+            "generation": {"engine": "vllm", **settings, **decoding},
+            "vllm": {"gpu_memory_utilization": 0.4},
+            "llm": {"dtype": "bfloat16"},
+        }
     )
+    generator = build_generator(config, model_dir=resolve_model(LLMConfig()))
+    generator.use(adapter_dir)
+    return generator
+
+
+def request(
+    index: int, seed: int, messages: tuple[Message, ...] = PROMPT, temperature: float = 0.8
+) -> Request:
+    return Request(1, index, seed, "digits", messages, temperature)
 
 
 @pytest.mark.llm
 @pytest.mark.usefixtures("vllm")
 def test_requests_carry_seed_decoding_and_adapter(tmp_path: Path) -> None:
     generator: Any = build(adapter(tmp_path / "a", 16))
-    texts = list(generator.generate(PROMPT, [(0, 5), (1, 3), (2, 99)]))
-    assert [(t.index, t.seed, t.n_tokens, t.finish_reason) for t in texts] == [
-        (1, 3, 3, "stop"),
-        (0, 5, 5, "stop"),
-        (2, 99, 6, "length"),
+    texts = list(generator.generate([request(0, 5), request(1, 3), request(2, 99)]))
+    assert [(t.index, t.n_tokens, t.finish_reason) for t in texts] == [
+        (1, 3, "stop"),
+        (0, 5, "stop"),
+        (2, 6, "length"),
     ]
     (loaded,) = FakeLLM.made
     assert loaded["enable_lora"] and loaded["enable_prefix_caching"]
@@ -170,14 +179,33 @@ def test_another_adapter_is_new_to_vllm_and_the_base_stays(tmp_path: Path) -> No
     first, second = adapter(tmp_path / "a", 8), adapter(tmp_path / "b", 5)
     generator: Any = build(first)
     for folder in (first, second, None, first):
-        generator.use_adapter(folder)
-        list(generator.generate(PROMPT, [(0, 2)]))
+        generator.use(folder)
+        list(generator.generate([request(0, 2)]))
     loras = [lora for *_, lora in generator._llm.llm_engine.added]
     assert [lora and lora.lora_int_id for lora in loras] == [2, 3, None, 4]
     assert len({lora.lora_name for lora in loras if lora}) == 3
     assert len(FakeLLM.made) == 1
-    with pytest.raises(UsageError, match="rank above 8"):
-        generator.use_adapter(adapter(tmp_path / "c", 8, rank_pattern={"q_proj": 32}))
+    generator.use(adapter(tmp_path / "c", 8, rank_pattern={"q_proj": 32}))
+    assert [settings["max_lora_rank"] for settings in FakeLLM.made] == [8, 32]
+
+
+@pytest.mark.llm
+@pytest.mark.usefixtures("vllm")
+def test_requests_may_differ_in_prompt_and_temperature() -> None:
+    generator: Any = build(None)
+    other: tuple[Message, ...] = ({"role": "user", "content": "Good morning"},)
+    asked = [request(0, 2), request(1, 3, other, 0.0), request(2, 4, temperature=1.5)]
+    assert {t.index for t in generator.generate(asked)} == {0, 1, 2}
+    added = {
+        params.seed: (prompt, params) for _, prompt, params, _ in generator._llm.llm_engine.added
+    }
+    assert {seed: params.temperature for seed, (_, params) in added.items()} == {
+        2: 0.8,
+        3: 0.0,
+        4: 1.5,
+    }
+    assert (added[3][1].top_k, added[3][1].top_p) == (0, 1.0)
+    assert added[2][0] == added[4][0] != added[3][0]
 
 
 @pytest.mark.llm
@@ -185,7 +213,7 @@ def test_another_adapter_is_new_to_vllm_and_the_base_stays(tmp_path: Path) -> No
 def test_what_nobody_waits_for_is_aborted() -> None:
     generator: Any = build(None)
     engine = generator._llm.llm_engine
-    answers = generator.generate(PROMPT, [(0, 1), (1, 50), (2, 50)])
+    answers = generator.generate([request(0, 1), request(1, 50), request(2, 50)])
     next(answers)
     answers.close()
     assert engine.aborted == ["2", "3"]
@@ -194,21 +222,23 @@ def test_what_nobody_waits_for_is_aborted() -> None:
     assert engine.closed
 
 
+def bare(engine: str, dtype: str = "bfloat16") -> Generator:
+    changes = {"openai": {"openai": {"base_url": "http://127.0.0.1:9/v1"}}}.get(engine, {})
+    tree = {"generation": {"engine": engine}, "llm": {"dtype": dtype}}
+    return build_generator(resolve(tree | {"finetune": {"enabled": False}} | changes))
+
+
 @pytest.mark.usefixtures("vllm")
 def test_without_a_gpu_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UsageError, match="needs a CUDA GPU.*openvino"):
-        build_generator(
-            GenerationConfig(engine="vllm"), model_dir=Path(), adapter_dir=None, dtype="bfloat16"
-        )
+        bare("vllm")
 
 
 @pytest.mark.usefixtures("vllm")
 def test_float32_is_refused() -> None:
     with pytest.raises(UsageError, match="bfloat16 only.*'transformers'"):
-        build_generator(
-            GenerationConfig(engine="vllm"), model_dir=Path(), adapter_dir=None, dtype="float32"
-        )
+        bare("vllm", "float32")
 
 
 @pytest.mark.parametrize(
@@ -224,6 +254,4 @@ def test_an_engine_that_is_not_installed_says_how_to(
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=install):
-        build_generator(
-            GenerationConfig(engine=engine), model_dir=Path(), adapter_dir=None, dtype="float32"
-        )
+        bare(engine)

@@ -265,7 +265,6 @@ def test_a_full_disk_is_seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert "GiB" in check.needed
 
 
-@pytest.mark.slow
 def test_the_sandbox_is_really_attacked() -> None:
     names = [check.name for check in diagnose("smoke")]
     assert any(name.startswith("sandbox") for name in names[names.index("isolation") + 1 :])

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from archloop.config import GenerationConfig
-from archloop.errors import UsageError
-from archloop.llm.generation import StoredText, build_generator
-from archloop.llm.generation.replay import ReplayGenerator
+from archloop.config import RunConfig, resolve
+from archloop.config.engines import ENGINES, EngineTraits
+from archloop.errors import ConfigError, UsageError
+from archloop.llm.generation import EngineSetup, build_generator
 from archloop.llm.generation.sampling import choose_tokens, uniform_draws
-from archloop.types import Message
+from archloop.loop.pipeline import batches_of
+from archloop.store.run_dir import RunDir
+from archloop.store.store import Store
+from archloop.types import Completion, Message, Request
 
-PROMPT: list[Message] = [{"role": "user", "content": "Write a network."}]
 LOGITS = torch.tensor([2.0, 0.5, 1.5, -1.0, 1.0])
 
 
@@ -92,28 +95,96 @@ def test_draws_depend_on_the_seed_alone() -> None:
     assert first.min() >= 0.0 and first.max() < 1.0
 
 
-STORED: dict[int, StoredText] = {0: ("a", 3, "stop"), 1: ("b", 9, "length")}
+REPLAYED = {(1, 0): ("a", 3, "stop"), (1, 1): ("b", 9, "length"), (2, 0): ("c", 1, "stop")}
 
 
-def test_replay_repeats_what_is_stored() -> None:
-    texts = list(ReplayGenerator(STORED).generate(PROMPT, [(1, 11), (0, 10)]))
-    assert [(t.index, t.seed, t.text, t.n_tokens, t.finish_reason) for t in texts] == [
-        (1, 11, "b", 9, "length"),
-        (0, 10, "a", 3, "stop"),
-    ]
+@pytest.fixture
+def stored(tmp_path: Path) -> RunConfig:
+    """A configuration that repeats a run of two cycles."""
+    with Store(RunDir(tmp_path).database) as store:
+        rows = [Completion(*at, *row) for at, row in REPLAYED.items()]  # type: ignore[arg-type]
+        store.add_requests([request(*at) for at in REPLAYED])
+        store.add_completions(rows)
+    return resolve({"generation": {"engine": "replay", "replay_from": str(tmp_path)}})
 
 
-def test_replay_refuses_before_the_first_text_if_one_is_missing() -> None:
-    answers = ReplayGenerator(STORED).generate(PROMPT, [(0, 1), (5, 1), (6, 1)])
+def request(cycle: int, index: int, temperature: float = 1.0) -> Request:
+    messages: tuple[Message, ...] = ({"role": "user", "content": "Write a network."},)
+    return Request(cycle, index, 5, "digits", messages, temperature)
+
+
+def test_replay_repeats_what_is_stored_of_any_cycle(stored: RunConfig) -> None:
+    generator = build_generator(stored)
+    generator.use(None)
+    wanted = [(2, 0), (1, 1), (1, 0)]
+    texts = list(generator.generate([request(*at) for at in wanted]))
+    assert texts == [Completion(*at, *REPLAYED[at]) for at in wanted]  # type: ignore[arg-type]
+
+
+def test_replay_refuses_before_the_first_text_if_one_is_missing(stored: RunConfig) -> None:
+    answers = build_generator(stored).generate([request(1, i) for i in (0, 5, 6)])
     with pytest.raises(UsageError, match="no completion 5 stored.*2 of 3"):
         next(answers)
 
 
-def test_the_replay_engine_needs_something_to_repeat() -> None:
-    config = GenerationConfig(engine="replay", replay_from="somewhere")
-    with pytest.raises(UsageError, match="no stored completions"):
-        build_generator(config, model_dir=Path(), adapter_dir=None, dtype="float32")
-    generator = build_generator(
-        config, model_dir=Path(), adapter_dir=None, dtype="float32", stored=STORED
-    )
-    assert next(generator.generate(PROMPT, [(0, 4)])).text == "a"
+def test_the_replay_engine_needs_a_run_to_repeat(tmp_path: Path) -> None:
+    config = resolve({"generation": {"engine": "replay", "replay_from": str(tmp_path / "none")}})
+    with pytest.raises(UsageError, match=r"generation\.replay_from: no run in .*none"):
+        build_generator(config)
+
+
+class Echo:
+    """An engine that answers with the seed: what a new one has to have, and no more."""
+
+    def __init__(self, setup: EngineSetup) -> None:
+        self.traits = setup.traits
+        self._adapter: Path | None = None
+
+    def use(self, adapter: Path | None) -> None:
+        self._adapter = adapter
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        for asked in requests:
+            text = f"{asked.seed} {self._adapter}"
+            yield Completion(asked.cycle, asked.index, text, 0, "stop")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_new_engine_is_a_class_and_a_line_in_the_registry(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tree = {"generation": {"engine": "echo"}}
+    with pytest.raises(ConfigError, match="generation.engine: allowed: 'transformers', .*'echo'"):
+        resolve(tree)
+    traits = EngineTraits(f"{__name__}:Echo", "continuous", loads_llm=False)
+    monkeypatch.setitem(ENGINES, "echo", traits)
+    config = resolve(tree)
+    assert config.engine_traits is traits
+    assert batches_of(config)[0] == range(4 * config.generation.batch_size)
+    generator = build_generator(config)
+    assert generator.traits is traits
+    generator.use(Path("adapter"))
+    assert [c.text for c in generator.generate([request(1, 0)])] == ["5 adapter"]
+
+
+def test_engines_of_a_search_cannot_be_chosen() -> None:
+    with pytest.raises(ConfigError, match="generation.engine: allowed: ") as error:
+        resolve({"generation": {"engine": "grammar"}})
+    assert "'grammar'," not in str(error.value)
+    assert resolve({"search": {"type": "random"}}).engine == "grammar"
+
+
+def test_rows_may_differ_in_temperature() -> None:
+    logits = torch.randn(6, 50, generator=torch.Generator().manual_seed(1))
+    draws = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    each = [1.0, 0.0, 0.3, 2.0, 0.0, 1.0]
+    together = choose_tokens(logits, draws, temperature=each, top_k=20, top_p=0.95)
+    for row, temperature in enumerate(each):
+        part = slice(row, row + 1)
+        alone = choose_tokens(
+            logits[part], draws[part], temperature=temperature, top_k=20, top_p=0.95
+        )
+        assert alone.item() == together[row].item()
+    assert together[1] == logits[1].argmax() and together[4] == logits[4].argmax()

@@ -14,7 +14,7 @@ PROMPT: list[Message] = [{"role": "user", "content": "x" * 36}]
 
 def budget(spent: Spent | None = None, **caps: Any) -> Budget:
     made = Budget(OpenAIConfig(**caps), spent or Spent())
-    made.expect(PROMPT, 50)
+    made.expect([PROMPT], 50)
     return made
 
 
@@ -44,6 +44,15 @@ def test_the_prompt_is_known_once_it_has_been_counted() -> None:
     made.charge(20, 5)
     assert made.spent == Spent(1, 20, 5, 0.0)
     made.charge(20, 90)
+    assert not made.admits()
+
+
+def test_of_several_prompts_the_longest_counts_throughout() -> None:
+    made = Budget(OpenAIConfig(cap_tokens=220), Spent())
+    made.expect([PROMPT, [{"role": "user", "content": "x" * 86}]], 50)
+    made.charge(20, 0)
+    assert made.admits(), "20 + 150 + 50 is just the cap"
+    made.charge(1, 0)
     assert not made.admits()
 
 

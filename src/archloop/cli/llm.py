@@ -19,7 +19,7 @@ from archloop.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from archloop.types import Completion
+    from archloop.types import Completion, Request
 
 _ADAPTER = click.option(
     "--adapter",
@@ -49,40 +49,49 @@ def generate_command(
     from archloop.config import load_config
     from archloop.config.derived import derive_seed
     from archloop.errors import UsageError
-    from archloop.llm.generation.job import GenerationJob, generate
+    from archloop.llm.generation.session import GeneratorSession
     from archloop.llm.models import resolve_model
     from archloop.loop.context import task_prompt
     from archloop.progress import Progress
     from archloop.report import spending_line
+    from archloop.types import Request
 
     config = load_config(source, overrides)
-    remote = config.generation.engine == "openai"
-    if remote and adapter:
-        raise UsageError("--adapter: not with generation.engine = 'openai', whose LLM is elsewhere")
+    traits = config.engine_traits
+    if not traits.takes_adapters and adapter:
+        raise UsageError(
+            f"--adapter: not with generation.engine = {config.engine!r}, whose LLM is elsewhere"
+        )
     adapter_dir = _adapter(adapter, config.llm.warm_start)
     size = config.generation.batch_size
-    seeds = [(i, derive_seed(config.seed, "generate", 1, i)) for i in range(count)]
-    job = GenerationJob.of(
-        config,
-        model_dir=Path() if remote else resolve_model(config.llm),
-        adapter_dir=adapter_dir,
-        messages=task_prompt(config),
-        batches=[seeds[i : i + size] for i in range(0, count, size)],
-    )
+    messages = tuple(task_prompt(config))
+    requests = [
+        Request(
+            cycle=1,
+            index=index,
+            seed=derive_seed(config.seed, "generate", 1, index),
+            task=config.task.name,
+            messages=messages,
+            temperature=config.generation.temperature,
+        )
+        for index in range(count)
+    ]
+    model_dir = resolve_model(config.llm) if traits.loads_llm else None
+    batches = [requests[i : i + size] for i in range(0, count, size)]
     if out:
         out.mkdir(parents=True, exist_ok=True)
     done, spent = 0, None
-    with open_screen() as screen:
-        begin = "asking the server" if remote else "loading the LLM"
+    with open_screen() as screen, GeneratorSession(config, model_dir) as session:
+        begin = "loading the LLM" if traits.local else "asking the server"
         screen.update(Progress("generate", total=count, unit="completions", detail=begin))
         try:
-            for sampled in generate(job):
+            for sampled in session.generate(batches, adapter_dir):
                 spent = sampled.spent
                 if sampled.completion is not None:
                     done += 1
                     screen.update(Progress("generate", done=done, total=count, unit="completions"))
                     with screen.aside():
-                        _show(sampled.completion, out, as_json)
+                        _show(sampled.completion, requests, out, as_json)
         finally:
             if spent is not None:
                 screen.message(spending_line(spent, priced=config.openai.has_prices))
@@ -97,7 +106,7 @@ def _adapter(named: str | None, warm_start: str | None) -> Path | None:
     return resolve_adapter(warm_start) if warm_start else None
 
 
-def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
+def _show(completion: Completion, requests: list[Request], out: Path | None, as_json: bool) -> None:
     """Write a completion's code, and print the completion or the file's name."""
     from archloop.code.chat import extract_code
     from archloop.files import write_text
@@ -107,7 +116,7 @@ def _show(completion: Completion, out: Path | None, as_json: bool) -> None:
     if file and code is not None:
         write_text(file, code + "\n")
     if as_json:
-        row = {"index": completion.index, "seed": completion.seed, "code": code}
+        row = {"index": completion.index, "seed": requests[completion.index].seed, "code": code}
         row |= {"text": completion.text, "n_tokens": completion.n_tokens}
         row |= {"finish_reason": completion.finish_reason, "file": str(file) if file else None}
         echo_json(row)

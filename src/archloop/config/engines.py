@@ -178,7 +178,8 @@ class EngineTraits:
     loads_alone: bool = False
     """While it loads, nothing else may take or give back memory of the GPU."""
     gpu_share: str | None = None
-    """Key of its section with the share of each GPU that it takes, whatever it needs."""
+    """Key of its section that holds the share of each GPU's memory that it takes, whatever it
+    needs."""
     repeats: bool = False
     """It repeats a stored run, ``generation.replay_from``, with the fine-tunes if they are on."""
     selectable: bool = True

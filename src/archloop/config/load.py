@@ -94,6 +94,8 @@ class RunConfig(Section):
             search.check(lowest)
         sections = {name: traits.section for name, traits in ENGINES.items()}
         check_sections(chosen, {name: getattr(self, name) for name in sections if sections[name]})
+        if ENGINES[chosen].section is OpenAIConfig and not self.openai.base_url:
+            raise ValueError(f"openai.base_url: required by generation.engine = {chosen!r}")
         if not ENGINES[chosen].local:
             self._check_remote()
         return self
@@ -101,8 +103,6 @@ class RunConfig(Section):
     def _check_remote(self) -> None:
         """Refuse what makes no sense where the LLM is on a server: its weights are not here."""
         engine = self.generation.engine
-        if engine == "openai" and not self.openai.base_url:
-            raise ValueError("openai.base_url: required by generation.engine = 'openai'")
         wrong = {
             "llm.warm_start": self.llm.warm_start is not None,
             "finetune.enabled": self.finetune.enabled,

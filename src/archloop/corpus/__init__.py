@@ -1,1 +1,1 @@
-"""Prompt-code pairs: what a run starts from and what its cycles add."""
+"""Prompt-code pairs: the seed corpus, and the networks that cycles add."""

@@ -1,4 +1,4 @@
-"""Prompt-code pairs, and how a corpus of them is kept: chat rows in JSONL."""
+"""Prompt-code pairs, and reading and writing a corpus of them: chat rows in JSONL."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_pair(prompt: Sequence[Message], code: str, meta: Mapping[str, Any]) -> 
 
 
 def pair_from_json(row: Mapping[str, Any]) -> ChatPair:
-    """A corpus row read back.
+    """Read a corpus row.
 
     Raises:
         ValueError: The row is not system, user and assistant messages with text, or its meta is no
@@ -51,9 +51,9 @@ def pair_from_json(row: Mapping[str, Any]) -> ChatPair:
 
 
 def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
-    """(id, code) of every network in a corpus once, whatever prompts it stands under.
+    """(id, code) of every network in a corpus, once, even if it has several prompts.
 
-    Networks of one id, of two runs for instance, get a number behind it.
+    Different networks with the same id, for example of two runs, get a number appended.
     """
     seen: set[str] = set()
     ids: Counter[str] = Counter()
@@ -67,7 +67,7 @@ def distinct_codes(pairs: Iterable[ChatPair]) -> Iterator[tuple[str, str]]:
 
 
 def seeds_to_judge(pairs: Iterable[ChatPair]) -> dict[str, str]:
-    """Code of every seed by an id that no candidate has, as a seed may be another run's candidate.
+    """Code of every seed network by an id that no candidate has: it may be another run's candidate.
 
     The novelty judge compares no network with the one of its own id.
     """
@@ -109,12 +109,12 @@ def _parsed(where: str, line: bytes, parse: Callable[[Any], T]) -> T:
 
 
 def write_pairs(file: Path, pairs: Iterable[ChatPair]) -> None:
-    """Write a corpus file, whole or not at all."""
+    """Write a corpus file, completely or not at all."""
     write_rows(file, (pair.to_json() for pair in pairs))
 
 
 def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write chat rows, of pairs or of lessons, whole or not at all."""
+    """Write chat rows, of pairs or of lessons, completely or not at all."""
     with replacing(file) as sink:
         for row in rows:
             sink.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The corpus of a run: the seeds, and what each cycle accepted, as chat pairs in JSONL.
+"""The seed corpus of a run, and accepted networks as chat pairs.
 
 The seed corpus is built once for a configuration and kept in the cache.
 """
@@ -27,12 +27,12 @@ from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, ChatPair, Message
 
 _BUILD_VERSION = 3
-"""Raised when the same configuration gives another seed corpus than before."""
+"""Increased when the same configuration gives another seed corpus than before."""
 
 
 @dataclass(frozen=True)
 class SeedCorpus:
-    """The built seeds: pairs, and the report of how they came to be."""
+    """The files of a built seed corpus: the pairs, and the report of every step."""
 
     folder: Path
 
@@ -69,7 +69,7 @@ def seed_pairs(config: RunConfig, observer: Observer, probe: Probe) -> list[Chat
 
 
 def _as_seed(pair: ChatPair) -> ChatPair:
-    """A pair that another run may have generated; in this one it is a seed."""
+    """A pair that another run may have generated, as a seed network of this run."""
     meta = {k: v for k, v in pair.meta.items() if k not in ("generated", "cycle")}
     return replace(pair, meta=meta)
 
@@ -122,7 +122,7 @@ def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorp
             report.lemur_records = records.result() if records else None
         write_pairs(corpus.pairs_file, pairs)
         write_text(corpus.report_markdown, report.to_markdown())
-        # Last, as its presence says that the folder is whole.
+        # Written last: its presence says that the folder is complete.
         write_text(corpus.report_json, json.dumps(report.to_json(), indent=2) + "\n")
     return corpus
 
@@ -140,7 +140,7 @@ def _count_tokens(config: RunConfig, codes: Sequence[str]) -> list[int]:
 def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: object) -> ChatPair:
     """An accepted network as a pair: the prompt it was sampled with, its cleaned source.
 
-    A source that cannot be cleaned stands as it was written, so that it does not stop the run.
+    A source that cannot be cleaned is used as it was written, so that it does not stop the run.
     """
     assert candidate.code is not None
     try:

@@ -101,9 +101,10 @@ def _gpu(machine: Machine) -> Iterator[Check]:
     beside = math.ceil(machine.workers / (1 if gpu is None else gpu.n))
     candidates = beside * CANDIDATE_GIB
     need = max(finetune, generation + candidates)
-    if machine.config.generation.engine == "vllm":
+    traits = machine.config.engine_traits
+    if traits.gpu_share is not None:
         # It takes its share whatever it needs, and leaves the rest.
-        share = machine.config.vllm.gpu_memory_utilization
+        share = getattr(getattr(machine.config, machine.config.engine), traits.gpu_share)
         need = max(finetune, generation / share, candidates / max(1 - share, 0.01))
     parts = (
         f"about {need:.0f} GiB: fine-tuning {finetune:.0f}, or generation {generation:.0f} (a "
@@ -116,8 +117,8 @@ def _gpu(machine: Machine) -> Iterator[Check]:
     elif machine.needs_gpu:
         billions = machine.shape.n_params / 1e9
         reason = f"an LLM of {billions:.1f} billion parameters"
-        if machine.config.generation.engine == "vllm":
-            reason = "generation.engine = 'vllm'"
+        if traits.needs_gpu:
+            reason = f"generation.engine = {machine.config.engine!r}"
         needed = f"a CUDA GPU for {reason}; {parts}"
         yield Check("GPU", False, found, needed)
     else:
@@ -230,7 +231,7 @@ _MORE: dict[str, Callable[[Machine], Iterator[Check]]] = {
 def _disk(machine: Machine) -> Iterator[Check]:
     """Room for what is not there yet: LLM, seeds and images in the cache, adapters in the run."""
     config, shape = machine.config, machine.shape
-    copies = 2 if config.generation.engine == "openvino" else 1
+    copies = config.engine_traits.disk_copies
     weights = copies * weight_bytes(shape, config.llm.dtype) / GIB if shape else 0.0
     if not not_writable(cache_dir()):
         yield checks.room("disk, cache", cache_dir(), 1.0 + weights)

@@ -65,13 +65,13 @@ class Machine(NamedTuple):
     @property
     def remote(self) -> bool:
         """Whether the LLM is on a server."""
-        return self.config.generation.engine == "openai"
+        return not self.config.engine_traits.local
 
     @property
     def needs_gpu(self) -> bool:
         """Whether the configuration makes no sense on a CPU."""
         large = self.shape is not None and self.shape.n_params > _CPU_PARAMS
-        return large or self.config.generation.engine == "vllm"
+        return large or self.config.engine_traits.needs_gpu
 
     @property
     def workers(self) -> int:
@@ -115,7 +115,7 @@ def llm_settings(config: RunConfig) -> Path | None:
 
 
 def _shape(config: RunConfig) -> LLMShape | None:
-    if config.generation.engine == "openai":
+    if not config.engine_traits.local:
         return None
     if config.llm.model == EMBEDDED:
         return _EMBEDDED_SHAPE

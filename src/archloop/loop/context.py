@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -112,7 +112,9 @@ class RunContext:
         """The process that writes; it lives as long as the run, if memory allows."""
         traits = self.config.engine_traits
         model_dir = self.model_dir if traits.loads_llm else None
-        return GeneratorSession(self.config, model_dir, subject=self.subject)
+        # Of networks that are scaled (protocol.resize), what they get counts.
+        subject = replace(self.subject, shape=self.input_shape)
+        return GeneratorSession(self.config, model_dir, subject=subject)
 
     def seed(self, *parts: int | str) -> int:
         """A seed derived from the run's."""

@@ -130,7 +130,7 @@ def on_this_machine(config: RunConfig) -> RunConfig:
 
     The configuration of an LLM on a server stays as it is.
     """
-    if config.generation.engine == "openai":
+    if not config.engine_traits.local:
         return config
     llm = config.llm.model_copy(update={"dtype": resolved_dtype(config.llm.dtype)})
     return config.model_copy(update={"llm": llm})

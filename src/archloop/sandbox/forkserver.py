@@ -1,9 +1,10 @@
-"""The warm parent of all candidates: torch imported; forks a child for each job.
+"""The fork server: a process with torch imported that forks a child for each job.
 
 It stays single-threaded and never runs generated code itself. The main process passes it one end of
-a socket for every child, so results do not go through here; it also reaps on request, and kills
-whatever a dead candidate left behind (it is the subreaper of its descendants). Training images are
-open files here; only the children that feed batches map them, candidates close them first.
+a socket for every child, so results do not go through this process. On request it reaps a child and
+kills all processes that the candidate left behind (it is the subreaper of its descendants).
+Training images are open files here; only the children that feed batches map them, candidates close
+them first.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from archloop.sandbox.job import CandidateJob
 _PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
 _HARNESS_FAULT = 70
-"""Exit code of a child that failed outside the network's code; what it printed says why."""
+"""Exit code of a child that failed outside the network's code; its output says why."""
 _LEAVE = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -92,7 +93,7 @@ def _serve(control: socket.socket, setup: dict[str, Any], children: set[int]) ->
 
 
 def _answer(control: socket.socket, pid: int) -> None:
-    """The child's number here, and a descriptor that names it in every process namespace."""
+    """The child's process id in this namespace, and a pidfd that is valid in every namespace."""
     if not hasattr(os, "pidfd_open"):
         wire.send(control, {"pid": pid})
         return
@@ -102,14 +103,14 @@ def _answer(control: socket.socket, pid: int) -> None:
 
 
 def _warm_up() -> None:
-    """Do once what each network would do first; no backward pass, which would touch CUDA.
+    """Do the first steps of every network once; no backward pass, which would initialise CUDA.
 
-    That is: import what the first optimiser and the first random number import, and fill the caches
-    of a forward pass on the meta device.
+    This triggers the imports of the first optimiser and the first random number, and fills the
+    caches of a forward pass on the meta device.
     """
     torch.set_num_threads(1)
     if torch.cuda.is_available():
-        # Loaded, not started: inside its fence a candidate would not find it.
+        # Loaded, not started: a confined candidate could not read this library.
         ctypes.CDLL("libcuda.so.1")
     meta.install()
     seed_everything(0)
@@ -130,7 +131,8 @@ def _map(spec: dict[str, Any]) -> TrainingData:
     def array(name: str, dtype: Any) -> Any:
         shape = spec[name]["shape"]
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        # Private and writable, as torch wants it; nothing writes, and it would change no other.
+        # torch requires a writable mapping. It is private: a write would not change another
+        # process's data.
         memory = mmap.mmap(spec[name]["fd"], size, flags=mmap.MAP_PRIVATE)
         return np.frombuffer(memory, dtype).reshape(shape)
 
@@ -156,7 +158,7 @@ def _fork(
         job = CandidateJob.from_wire(wire.receive(sock))
         try:
             _confine(folder, setup, request["gpu"])
-        except (OSError, RuntimeError) as error:  # CUDA raises the latter
+        except (OSError, RuntimeError) as error:  # CUDA raises RuntimeError
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
         wire.send(sock, {"stage": "confined"})
@@ -189,9 +191,9 @@ def _confine(folder: Path, setup: dict[str, Any], gpu: int | None) -> None:
 
 
 def _start_gpu(memory: int) -> None:
-    """The GPU it sees, with so many bytes of its memory, and operators that repeat exactly.
+    """Select the GPU, limit its memory and switch on deterministic operators.
 
-    Of the latter only those that torch has; others warn in the candidate's output.
+    Operators without a deterministic version only warn, in the candidate's output.
     """
     torch.cuda.init()  # type: ignore[no-untyped-call]
     total = torch.cuda.get_device_properties(0).total_memory
@@ -209,9 +211,9 @@ def _kill(pid: int) -> None:
 
 
 def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
-    """Collect a child, and kill its process group and whatever else it left behind.
+    """Reap a child, and kill its process group and all other processes that it left behind.
 
-    It is reaped after its group is killed, so its number cannot have been given to another process.
+    It is reaped after its group is killed, so its process id cannot have been reused.
     """
     pid = request["pid"]
     _kill(pid)
@@ -233,7 +235,7 @@ def _wait(seconds: float, done: Callable[[], bool]) -> bool:
 
 
 def _sweep(others: set[int]) -> int:
-    """Kill and reap descendants of dead candidates, which the kernel has handed to this process.
+    """Kill and reap descendants of dead candidates, which the kernel reparented to this process.
 
     Returns:
         How many there were.

@@ -1,7 +1,7 @@
 """Messages between the main process, the fork server and the candidate: JSON scalars and raw bytes.
 
-Nothing is unpickled. A frame is four bytes of length and that much JSON; what comes from a
-candidate is bounded, and anything malformed counts as no message at all.
+Nothing is unpickled. A frame is four bytes of length and that much JSON; messages of a candidate
+are limited in size, and malformed ones are refused.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ LOOK_SECONDS = 0.25
 
 
 class Look(Protocol):
-    """What is done while waiting for a candidate."""
+    """Called regularly while waiting for a candidate."""
 
     def waited(self) -> float:
-        """Seconds that it has waited for a core, which do not count against a deadline."""
+        """Seconds that the candidate has waited for a CPU core; no deadline counts them."""
         ...
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """File descriptors that it wants to be called for at once."""
+        """File descriptors; when one is ready, the object is called at once."""
         ...
 
     def __call__(self) -> None:
-        """Called now and then; what it raises ends the wait."""
+        """Called regularly; an exception that it raises ends the wait."""
         ...
 
 
@@ -55,7 +55,7 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
     data = frame(message)
     try:
         left = data[sock.sendmsg([data], _rights(fds)) :]
-        # To send nothing more would fail where the other side has read all, and is gone.
+        # Sending an empty rest would fail if the other side has read everything and closed.
         if left:
             sock.sendall(left)
     except OSError as error:
@@ -63,12 +63,12 @@ def send(sock: socket.socket, message: dict[str, Any], fds: tuple[int, ...] = ()
 
 
 def _rights(fds: tuple[int, ...]) -> list[tuple[int, int, array.array[int]]]:
-    """What ``sendmsg`` takes beside the bytes."""
+    """The ancillary data of ``sendmsg``."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
 
 
 def frame(message: dict[str, Any]) -> bytes:
-    """A message as it travels."""
+    """The bytes of a message."""
     body = json.dumps(message).encode()
     return len(body).to_bytes(4) + body
 
@@ -83,7 +83,7 @@ def receive(
     Args:
         sock: A connected socket.
         deadline: On the clock of ``time.monotonic``; ``None`` waits for ever.
-        look: Called now and then while waiting.
+        look: Called regularly while waiting.
 
     Raises:
         WireError: Closed or malformed.
@@ -111,7 +111,7 @@ def receive_bytes(
     deadline: float | None = None,
     look: Look | None = None,
 ) -> bytes:
-    """Exactly ``size`` bytes; as :func:`receive`."""
+    """Receive exactly ``size`` bytes; otherwise like :func:`receive`."""
     data = bytearray()
     while len(data) < size:
         _wait(sock, select.POLLIN, deadline, look)
@@ -132,7 +132,7 @@ def send_bytes(
     look: Look | None = None,
     fds: tuple[int, ...] = (),
 ) -> None:
-    """Send all of ``data`` to a candidate that may not read it; as :func:`receive`."""
+    """Send all of ``data`` to a candidate, which may not read it; errors as in :func:`receive`."""
     left, beside = memoryview(data), _rights(fds)
     while left:
         _wait(sock, select.POLLOUT, deadline, look)
@@ -146,7 +146,7 @@ def send_bytes(
 
 
 def _wait(sock: socket.socket, event: int, deadline: float | None, look: Look | None) -> None:
-    """Until the socket is ready; ``poll``, as ``select`` fails above descriptor 1023."""
+    """Wait until the socket is ready, with ``poll``, as ``select`` fails above descriptor 1023."""
     if deadline is None:
         return
     if sock.fileno() < 0:

@@ -47,7 +47,7 @@ _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 
 
 def task_names() -> list[str]:
-    """The names that need no path or id."""
+    """The task names that are not paths or Hugging Face ids."""
     return ["auto", *_NAMED, "digits"]
 
 
@@ -60,7 +60,7 @@ def load_task(config: TaskConfig, protocol: ProtocolConfig, *, seed: int = SPLIT
         config: Which images. ``auto`` is CIFAR-10 where it can be had, else digits; the returned
             ``info.name`` says which.
         protocol: ``validation``, ``train_images`` and ``validation_images`` are used.
-        seed: Seed of the split. Leave it alone: runs are comparable only on the same split.
+        seed: Seed of the split. Keep the default: runs are comparable only on the same split.
 
     Raises:
         UsageError: Naming the file, row or class that is wrong, and what would be right.
@@ -83,10 +83,10 @@ def load_task(config: TaskConfig, protocol: ProtocolConfig, *, seed: int = SPLIT
 
 
 def open_source(name: str) -> TaskSource:
-    """The source a task name stands for: a copy under ``ARCHLOOP_DATA`` first, then the rest.
+    """The source of a task; a copy in the folder ``ARCHLOOP_DATA`` comes first.
 
     Raises:
-        UsageError: The name stands for nothing.
+        UsageError: No task or folder has this name.
     """
     if name == "digits":
         return DigitsSource()

@@ -1,7 +1,7 @@
 """Decoded tasks in the cache: each is decoded once and later mapped into memory.
 
 A cached task is a folder ``tasks/NAME-KEY`` with one ``.npy`` file per array and ``meta.json``. It
-is written under a lock to a temporary folder and renamed when whole. The key covers the source's
+is written under a lock to a temporary folder and renamed when complete. The key covers the source's
 data and the image size; a Hugging Face id is fetched once and kept (delete its folder to fetch it
 again).
 """
@@ -27,12 +27,12 @@ from archloop.tasks.source import OpenedTask, SourceSplit, TaskSource, decode
 logger = logging.getLogger(__name__)
 
 _FORMAT = 1
-"""Raise it when decoding or the layout changes, so that older folders are left alone."""
+"""Increased when decoding or the layout changes, so that older folders are not read."""
 
 
 @dataclass(frozen=True)
 class TaskArrays:
-    """A whole task as the source has it, before any split of ours."""
+    """All images of a task as the source has them, before training and validation are split."""
 
     class_names: tuple[str, ...]
     train_images: NDArray[np.uint8]
@@ -61,7 +61,7 @@ def load_arrays(source: TaskSource, image_size: int | None) -> TaskArrays:
     Raises:
         UsageError: Naming the image or class that is wrong, and what would be right.
         TaskUnavailableError: The data cannot be had.
-        OSError: The disk is full, say.
+        OSError: They cannot be written, for example because the disk is full.
     """
     folder = decoded_folder(source, image_size)
     if not folder.is_dir():
@@ -72,7 +72,7 @@ def load_arrays(source: TaskSource, image_size: int | None) -> TaskArrays:
 
 
 def decoded_folder(source: TaskSource, image_size: int | None) -> Path:
-    """Where the decoded images are kept, whether or not they are there yet."""
+    """The cache folder of the decoded images; it need not exist yet."""
     size = image_size or source.default_size
     identity = json.dumps([_FORMAT, source.name, source.key(), size])
     slug = re.sub(r"[^A-Za-z0-9.-]+", "-", source.name).strip("-.") or "task"
@@ -162,10 +162,10 @@ def _write_images(
 
 
 def _reserve(path: Path) -> None:
-    """Take a file's disk space now: once it is mapped, a full disk would kill the process.
+    """Reserve a file's disk space: once it is mapped, a full disk would kill the process.
 
     Raises:
-        OSError: The disk has too little.
+        OSError: The disk has too little space.
     """
     if not hasattr(os, "posix_fallocate"):
         return

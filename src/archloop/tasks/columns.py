@@ -10,12 +10,12 @@ from typing import Any
 from archloop.errors import UsageError
 
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-"""Tried in this order where the type alone does not decide."""
+"""Usual column names, tried in this order where the type alone does not decide."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Where a row keeps its image and its label."""
+    """The image column and the label column of a dataset."""
 
     image: str
     label: str

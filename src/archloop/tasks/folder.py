@@ -11,7 +11,7 @@ from archloop.tasks.source import EncodedImage, OpenedTask, SourceSplit, fingerp
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
-"""Other files in a class folder are not images and are passed over."""
+"""File name endings of images; other files in a class folder are ignored."""
 
 _TEST_NAMES = ("test", "validation", "valid", "val")
 _SPLIT_NAMES = frozenset({"train", *_TEST_NAMES})

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _CONNECT_SECONDS = 5.0
-"""The Hub's client retries for half a minute; without a network we know better after this."""
+"""Timeout of a first connection: without a network, the Hub's client would retry for half a
+minute."""
 
 
 class HubSource:
@@ -88,14 +89,15 @@ class HubSource:
             raise self._unavailable("the Hugging Face Hub cannot be reached")
         try:
             return load_dataset(self._id, self._config)
-        # RuntimeError: the dataset is a script, which the library runs no longer.
+        # RuntimeError: the dataset is a script, which the library no longer runs.
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             raise self._unavailable(str(error).splitlines()[0]) from None
 
     def _in_hub_cache(self) -> bool:
         from datasets import config
 
-        # The cache respells the part after the owner (``Fashion`` becomes ``fashion``).
+        # The cache changes the spelling of the part after the owner (``Fashion`` becomes
+        # ``fashion``).
         owner = self._id.partition("/")[0]
         return any(Path(config.HF_DATASETS_CACHE).glob(f"{owner}___*"))
 
@@ -114,7 +116,7 @@ def _hub_reachable() -> bool:
     if config.HF_HUB_OFFLINE:
         return False
     if getproxies():
-        return True  # only the client knows how to get through
+        return True  # with a proxy, only the Hub's client can tell whether it is reachable
     address = urlsplit(config.HF_ENDPOINT)
     port = address.port or (80 if address.scheme == "http" else 443)
     try:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 TEST_SPLITS = ("test", "validation", "valid", "val")
-"""Names of what ``protocol.validation = "test"`` measures on, the first one present."""
+"""Names of the test split of ``protocol.validation = "test"``; the first that exists is used."""
 
 _ROWS_AT_ONCE = 256
 
@@ -110,7 +110,7 @@ def _open(file: Path) -> pq.ParquetFile:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """What pyarrow says of a damaged file, whose pages are read after its footer."""
+    """Turn pyarrow's errors for a damaged file, which come while pages are read, into one line."""
     import pyarrow as pa
 
     try:

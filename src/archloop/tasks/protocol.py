@@ -1,4 +1,4 @@
-"""The protocol hash: what has to be equal for two accuracies to be compared."""
+"""The protocol hash: two accuracies are comparable only if it is equal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from archloop.types import TaskData
 
 
 def protocol_digest(config: RunConfig, task: TaskData) -> str:
-    """The hash in every row: protocol, task data and what else can change a score."""
+    """The protocol hash in every row: protocol, task data and what else can change an accuracy."""
     fixed = {
         "protocol": config.protocol.model_dump(mode="json"),
         "task": task.info.digest,

@@ -1,4 +1,4 @@
-"""What a task is read from, and how one image becomes an array.
+"""The Protocol of task sources, and the decoding of one image.
 
 A source says which classes and labels there are before any image is decoded, and then hands out
 the images one by one, so that a large task never has to fit into memory twice.
@@ -32,7 +32,7 @@ _UNREADABLE = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow raises on damaged files of its various formats."""
+"""Exceptions that Pillow raises for damaged files of its various formats."""
 
 
 class TaskUnavailableError(UsageError):
@@ -47,7 +47,7 @@ class SourceSplit:
     """``train`` or ``test``."""
     labels: Sequence[int]
     images: Callable[[], Iterator[tuple[EncodedImage, str]]]
-    """Goes through the images in the order of the labels; each with what to call it in an error."""
+    """Iterates over the images in the order of the labels; each comes with its name for errors."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ class TaskSource(Protocol):
         ...
 
     def key(self) -> str:
-        """Changes whenever the data does; cheap, as it is asked for at every load."""
+        """Identifies the data and changes with it; cheap, as it is computed at every load."""
         ...
 
     def open(self) -> OpenedTask:
         """Find classes and labels.
 
         Raises:
-            UsageError: Saying what about the data is wrong.
+            UsageError: The data is wrong; the message says where.
             TaskUnavailableError: The data cannot be had.
         """
         ...
@@ -105,7 +105,7 @@ def decode(image: EncodedImage, where: str, size: int | None) -> NDArray[np.uint
 
     Args:
         image: What to decode.
-        where: What to call it in an error.
+        where: Its name in an error.
         size: Scale to this many pixels a side, the longer side cropped around the centre; ``None``
             leaves the size alone.
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from archloop.tasks.arrays import TaskArrays
 
 SPLIT_SEED = 0
-"""The split is part of the protocol, so it has a seed of its own that no run changes."""
+"""The split is part of the protocol, so it has its own random seed, which no run changes."""
 
 _HOLDOUT, _TRAIN_CAP, _VALIDATION_CAP = range(3)
 """Independent random streams, one for each choice."""
@@ -88,7 +88,7 @@ def split_task(
 
 
 def _holdout_size(arrays: TaskArrays, protocol: ProtocolConfig, name: str) -> int:
-    """Images that ``holdout:N`` or ``holdout:P%`` takes; at least one."""
+    """Number of images held out by ``holdout:N`` or ``holdout:P%``; at least one."""
     n_train, classes = len(arrays.train_labels), len(arrays.class_names)
     count = protocol.validation.partition(":")[2]
     n = max(1, n_train * int(count[:-1]) // 100) if count.endswith("%") else int(count)
@@ -125,8 +125,8 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of (N, C, H, W) images scaled to 0..1.
 
-    Summed in integers, so the result is the same on every machine. A constant channel has no
-    spread; its standard deviation is given as 1.0, which leaves it usable as a divisor.
+    Summed in integers, so the result is the same on every machine. The standard deviation of a
+    constant channel is given as 1.0, so that it can be a divisor.
     """
     sums = np.zeros(images.shape[1], np.uint64)
     squares = np.zeros(images.shape[1], np.uint64)

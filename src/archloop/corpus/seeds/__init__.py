@@ -1,4 +1,4 @@
-"""Seeds: the networks a run starts from, as prompt-code pairs.
+"""Seed networks: the networks that a run starts from, as prompt-code pairs.
 
 A new source is a class with ``digest`` and ``networks()`` in a file of its own, and a line in
 :func:`open_source`.

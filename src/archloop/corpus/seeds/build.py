@@ -29,12 +29,13 @@ from archloop.text import encodable
 from archloop.types import ChatPair, Verdict
 
 PROBE_SUBJECT = CIFAR10
-"""Seeds are built and counted at this task's shape, the one their prompts describe."""
+"""Seed networks are built and their parameters counted for this task, which their prompts
+describe."""
 NARROW_SHARE = 0.6
 """Networks are narrowed to this share of the budget: an LLM that learnt from networks narrowed to
 just below it wrote 11 of 24 just above it (520,000 to 805,000 parameters for 500,000)."""
 _NARROW_ROUND = 128
-"""Networks narrowed at a time, so that no more are probed than wanted."""
+"""Networks narrowed at a time, so that few more are probed than needed."""
 
 Probe = Callable[[Iterable[str]], Sequence[Verdict]]
 CountTokens = Callable[[Sequence[str]], Sequence[int]]
@@ -42,7 +43,7 @@ CountTokens = Callable[[Sequence[str]], Sequence[int]]
 
 @dataclass(frozen=True)
 class Seed:
-    """One network on its way into the corpus."""
+    """A network that passes through the steps."""
 
     name: str
     family: str
@@ -113,7 +114,7 @@ def _read(source: SeedSource, report: SeedReport) -> list[SeedNetwork]:
 
 
 def _named(networks: Iterable[SeedNetwork]) -> Iterator[SeedNetwork]:
-    """With names and families that a corpus file can hold, each name once."""
+    """Networks with unique names, and names and families that can be encoded in UTF-8."""
     names: set[str] = set()
     for network in networks:
         stem = name = encodable(network.name)
@@ -141,8 +142,8 @@ def _first_of_each(
 def _cleaned(
     networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
 ) -> list[Seed]:
-    """Parse, contract and policy, quarantine; then copies that only the cleaning shows."""
-    # Neighbours by name share methods, which are cleaned once.
+    """Parse, contract and policy, quarantine; then duplicates among the cleaned sources."""
+    # Networks with similar names share methods, which are cleaned only once.
     by_name = sorted(networks, key=lambda n: n.name)
     prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
     results = dict(zip((n.name for n in by_name), prepared, strict=True))
@@ -167,7 +168,7 @@ def _cleaned(
 def _drop(
     seeds: list[Seed], faults: Iterable[str | None], step: str, report: SeedReport
 ) -> list[Seed]:
-    """Keep the seeds without a fault; record the others."""
+    """Keep the networks without a fault; record the others."""
     kept = []
     for seed, fault in zip(seeds, faults, strict=True):
         if fault is None:
@@ -185,7 +186,7 @@ def _distinct_that_build(
     probe: Probe,
     report: SeedReport,
 ) -> list[Seed]:
-    """Near-duplicates out, then what does not build; what is kept is built at once."""
+    """Drop near-duplicates, then networks that do not build; building overlaps with the search."""
     by_name = {s.name: s for s in seeds}
     kept: list[Seed] = []
     step = "not a near-duplicate"
@@ -254,9 +255,9 @@ def _narrowed(
 
 
 def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
-    """Each seed at the widest factors that build within the budget, found by bisection.
+    """Each network with the widest factors that build within the budget, found by bisection.
 
-    Those that never do are left out.
+    Networks for which no factors do are left out.
     """
     ends = {s.name: (0, len(FACTORS)) for s in seeds}
     fitted: dict[str, Seed] = {}

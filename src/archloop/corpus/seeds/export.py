@@ -4,7 +4,7 @@
 sorted keys, as nn-gpt writes ``new_lemur`` (nn-dataset 2.1.0 has the same below ``stat/``). A name
 is ``{prefix}-{md5 of the code without blanks}`` and holds no underscore, which separates the parts
 of the statistics folder's name. A trial's ``transform`` names a file of LEMUR's folder
-``transform``, which its reader opens; one that LEMUR lacks is written beside, as
+``transform``, which its reader opens; a transform that LEMUR lacks is written as
 ``transform/{name}.py``.
 """
 
@@ -24,9 +24,9 @@ from archloop.types import Candidate
 
 _TASK, _METRIC = "img-classification", "acc"
 _PREFIX = re.compile(r"[A-Za-z0-9-]+")
-"""Of a file's name; an underscore separates the parts of the statistics folder's."""
+"""Allowed prefixes; an underscore separates the parts of the statistics folder's name."""
 _DATASETS = {"cifar10": "cifar-10", "cifar100": "cifar-100"}
-"""Where LEMUR's name is another."""
+"""Tasks that have another name in LEMUR."""
 _SIZES = (32, 64, 128, 256, 299, 512)
 """Pixels a side that LEMUR has transforms for."""
 _PADDING = 4
@@ -39,10 +39,10 @@ def lemur_name(prefix: str, code: str) -> str:
 
 
 def export_run(run: Run, out: Path, prefix: str = "archloop") -> list[str]:
-    """Write what a run accepted, and return the names.
+    """Write the accepted networks of a run, and return their names.
 
     Raises:
-        UsageError: The prefix is no part of a name, or nothing was accepted.
+        UsageError: The prefix has characters that are not allowed, or nothing was accepted.
     """
     if not _PREFIX.fullmatch(prefix):
         raise UsageError(f"--prefix {prefix!r}: expected letters, digits and '-'")
@@ -70,7 +70,7 @@ def _dataset(task: str) -> str:
 
 
 def _transform(run: Run) -> tuple[str, str | None]:
-    """Name of the transform that does what the protocol did, and its source if LEMUR has none."""
+    """The name of the transform that matches the protocol, and its source if LEMUR lacks it."""
     augmentation = run.config.protocol.augmentation
     size = run.config.protocol.resize or run.config.task.image_size
     kind = "" if augmentation == "none" else f"_{augmentation}"

@@ -1,4 +1,4 @@
-"""Seeds from a folder of ``.py`` files, or from a JSONL of chat rows."""
+"""Seed networks from a folder of ``.py`` files, or from a JSONL file of chat rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archloop.errors import UsageError
 
 
 class DirectorySource:
-    """Every ``.py`` file below a folder; its family is the name of the folder it lies in."""
+    """Every ``.py`` file below a folder; the family is the name of its parent folder."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -47,7 +47,7 @@ class JsonlSource:
         return _digest([_read(self._path)])
 
     def networks(self) -> Iterator[SeedNetwork]:
-        """Every row with a code block, in file order; another network of the same id gets its own.
+        """Every row with a code block, in file order; different networks get different names.
 
         An accuracy that is no number counts as not measured.
         """

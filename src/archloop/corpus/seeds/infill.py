@@ -1,4 +1,4 @@
-"""Infill pairs as nn-dup makes them (``example_builder.py``): ``forward`` is to be written.
+"""Infill pairs as in nn-dup (``example_builder.py``): the LLM has to write ``forward``.
 
 The user message is the network's code and nothing else, with the body of ``forward`` replaced by a
 marker; the answer is the whole network. Unlike there it is ``forward`` of ``Net`` that is masked,
@@ -30,7 +30,7 @@ def infill_prompt(system: Message, code: str) -> list[Message] | None:
         return None
     lines = code.split("\n")
     first = forward.body[0]
-    if first.lineno == forward.lineno:  # a body behind the colon
+    if first.lineno == forward.lineno:  # the body is on the line of the heading
         return None
     masked = [*lines[: first.lineno - 1], " " * first.col_offset + MARKER]
     masked += lines[forward.end_lineno :]

@@ -41,7 +41,8 @@ class LemurSource:
         self._path = path or fetch_wheel(LEMUR_WHEEL)
         if not self._path.exists():
             raise UsageError(f"seeds.path: {self._path} is no folder or wheel of LEMUR")
-        # Listing the members of a release takes a second: it stays open, for all threads.
+        # Listing the members of a release takes a second, so the archive stays open for all
+        # threads.
         self._archive = _opened(self._path) if self._path.is_file() else None
         self._members = self._list()
         self._networks = _networks(self._members)
@@ -50,7 +51,7 @@ class LemurSource:
 
     @property
     def digest(self) -> str:
-        """What identifies the content: the pinned SHA-256, or one over the files."""
+        """Identifies the content: the pinned SHA-256, or a SHA-256 over the files."""
         if self._pinned:
             return LEMUR_WHEEL.sha256
         if self._path.is_file():

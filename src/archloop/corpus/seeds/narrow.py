@@ -2,8 +2,8 @@
 
 Every integer that looks like a width is scaled: those below 1,024 (channels) by one factor, larger
 ones (dense layers, flattened sizes) by another. Kernel sizes, strides, paddings and pooled sizes
-are left alone. The edit is blind to meaning, so its result counts only once the sandbox has built
-it.
+are left alone. The edit does not know what an integer means, so a result is used only if it builds
+in the sandbox.
 """
 
 from __future__ import annotations

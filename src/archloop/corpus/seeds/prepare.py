@@ -19,9 +19,9 @@ from archloop.types import Outcome, Verdict
 UNPARSABLE = "does not parse"
 _SMALLEST_CHUNK = 64
 """Networks that a process gets at a time, at least."""
-_CHUNKS_PER_PROCESS = 8
+_CHUNKS_PER_PROCESS = 2
 _IDLE_SECONDS = 5
-"""After which an idle worker process ends and gives its memory back."""
+"""An idle worker process ends after this time and releases its memory."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prep
     from joblib import Parallel, delayed
 
     # Similar networks share methods, and a process cleans equal methods once: large chunks keep
-    # neighbours together, several chunks a process keep all processes busy until the end.
+    # neighbours together, and more than one chunk a process evens out their work.
     size = max(_SMALLEST_CHUNK, -(-len(codes) // (processes * _CHUNKS_PER_PROCESS)))
     chunks = (codes[start : start + size] for start in range(0, len(codes), size))
     # joblib's processes do not import the caller's script again, as those of the standard library

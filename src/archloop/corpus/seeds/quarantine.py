@@ -1,7 +1,7 @@
-"""Text that must not be taught: secrets, and text that reads as an instruction to an LLM.
+"""Detects text that must not be trained on: secrets, and instructions to an LLM.
 
-Looked for in the string constants and the names of a cleaned network. A find is set apart, never
-repaired: what else such a file holds is not known.
+String constants and names of a cleaned network are searched. A network with a match is dropped,
+never repaired, as the rest of such a file cannot be trusted.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ _SUSPECT = (
     *("ignore", "disregard", "forget", "system", "developer", "you", "as an", "as_an", "asan"),
     *("<", "inst]", "###"),
 )
-"""Whatever a rule finds holds one of these, in lower case; most networks hold none."""
+"""Every match of a rule contains one of these in lower case; most networks contain none, which
+makes the search quick."""
 
 
 def quarantine_reason(code: str) -> str | None:
-    """What was found, as one short line, or ``None``."""
+    """The reason to quarantine a network, as one short line; ``None``: there is none."""
     lower = code.lower()
     if not any(part in lower for part in _SUSPECT):
         return None

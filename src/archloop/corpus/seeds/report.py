@@ -1,4 +1,4 @@
-"""What happened to every network of a source on its way into the corpus."""
+"""The report of a seed corpus: what happened to every network of the source."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ WHY_DIFFERENT = """\
 
 @dataclass(frozen=True)
 class Dropped:
-    """One network that did not make it."""
+    """A network that was dropped."""
 
     name: str
     family: str
     step: str
     reason: str
     like: str | None = None
-    """The kept network it is a copy or near-duplicate of."""
+    """The kept network that it duplicates."""
 
 
 @dataclass

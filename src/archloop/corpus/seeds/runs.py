@@ -1,4 +1,4 @@
-"""Seeds from an earlier run: the networks it accepted, with the accuracies it measured."""
+"""Seed networks from an earlier run: its accepted networks with their accuracies."""
 
 from __future__ import annotations
 

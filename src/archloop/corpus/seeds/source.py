@@ -1,4 +1,4 @@
-"""What a seed source gives, whatever it reads."""
+"""The Protocol of sources of seed networks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class SeedNetwork:
-    """One network as found."""
+    """A network as the source has it."""
 
     name: str
     family: str
@@ -20,11 +20,11 @@ class SeedNetwork:
 
 
 class SeedSource(Protocol):
-    """A place seeds come from."""
+    """Where seed networks come from."""
 
     @property
     def digest(self) -> str:
-        """What identifies the content, for caching."""
+        """Identifies the content, for caching."""
         ...
 
     def networks(self) -> Iterator[SeedNetwork]:

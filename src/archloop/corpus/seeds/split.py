@@ -1,8 +1,8 @@
-"""Train, dev and test, such that near-duplicates are never apart.
+"""Splits a seed corpus into train, dev and test; near-duplicates stay in the same split.
 
 Networks whose similarity is above the retrieval threshold in the lexical view, or above the
-near-duplicate threshold with names and numbers folded, are connected; connected networks go
-together. The largest groups are placed first, each where most is missing.
+near-duplicate threshold with names and numbers folded, are connected; connected networks stay
+together. The largest groups are placed first, each in the split that lacks the most.
 """
 
 from __future__ import annotations

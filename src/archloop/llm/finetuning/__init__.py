@@ -1,8 +1,7 @@
 """LoRA fine-tuning of the LLM on a corpus of prompt-code pairs.
 
-The work runs in a process of its own (:func:`finetune`), so its memory is the system's again
-afterwards; :mod:`archloop.llm.finetuning.lora` is what runs there. The job and the result are plain
-JSON.
+The work runs in a separate process (:func:`finetune`), so that all its memory is released when it
+ends; :mod:`archloop.llm.finetuning.lora` is what runs there. The job and the result are plain JSON.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ __all__ = ["FinetuneJob", "FinetuneProgress", "FinetuneResult", "finetune"]
 def finetune(
     job: FinetuneJob, on_progress: Callable[[FinetuneProgress], None] | None = None
 ) -> FinetuneResult:
-    """Fine-tune in a fresh process and wait for it; an interrupted job goes on from its checkpoint.
+    """Fine-tune in a fresh process and wait for it; an interrupted job resumes from its checkpoint.
 
     Args:
-        job: What to train on and where the adapter goes; ``job.output`` appears only when whole.
+        job: What to train on and where the adapter goes; ``job.output`` appears only when it is
+            complete.
         on_progress: Called after every optimiser step.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The trainer's settings for a job on this machine, and what is to be said about them."""
+"""Arguments of transformers' Trainer for a job on this machine, and messages about them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def arguments(job: FinetuneJob, checkpoints: Path, fit: Fit, *, dev: bool) -> An
     Args:
         job: The fine-tune.
         checkpoints: Folder for them.
-        fit: How a step goes through the LLM.
+        fit: Gradient checkpointing and merged batches.
         dev: Whether there are dev pairs.
     """
     config, cuda = job.config, torch.cuda.is_available()
@@ -52,27 +52,27 @@ def arguments(job: FinetuneJob, checkpoints: Path, fit: Fit, *, dev: bool) -> An
         save_steps=CHECKPOINT_STEPS,
         save_total_limit=1,
         logging_steps=1,
-        logging_nan_inf_filter=False,  # it would log a NaN as 0, the best loss there is
+        logging_nan_inf_filter=False,  # else a NaN is logged as 0, the best possible loss
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=cuda,
     )
-    # One process is for one GPU: with more in sight the trainer would copy the LLM to all of them
-    # (DataParallel), and the copies would not have our loss.
+    # Each process uses one GPU. With several visible GPUs the trainer would wrap the LLM in
+    # DataParallel, whose replicas do not have our loss.
     found._n_gpu = min(found.n_gpu, 1)
     return found
 
 
 def optimizer(config: FinetuneConfig, *, cuda: bool) -> str:
-    """The trainer's name of the configured optimiser; without CUDA the nearest there is."""
+    """The trainer's name of the configured optimiser; without CUDA the closest available one."""
     if config.optimizer == "paged_adamw_8bit" and cuda:
         return "paged_adamw_8bit"
     return "adamw_torch_fused"
 
 
 def optimizer_note(config: FinetuneConfig, *, cuda: bool) -> str | None:
-    """What to say if another optimiser than the configured one is used."""
+    """The message to show if another optimiser than the configured one is used."""
     if config.optimizer == "paged_adamw_8bit" and not cuda:
         return "no CUDA device: fused 32-bit AdamW in place of paged 8-bit AdamW"
     return None

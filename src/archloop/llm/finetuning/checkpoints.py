@@ -1,4 +1,4 @@
-"""Which checkpoint an interrupted fine-tune goes on from."""
+"""Finding the checkpoint that an interrupted fine-tune resumes from."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _DIGEST = "job.sha256"
 
 
 def last_checkpoint(folder: Path, job: FinetuneJob, emit: Emit) -> Path | None:
-    """The newest whole checkpoint of a job; those of another job and broken ones are removed.
+    """The newest complete checkpoint of a job; incomplete ones and those of other jobs are removed.
 
-    A folder that does not say whose it is counts as the job's own.
+    A folder without a job digest counts as the job's own.
     """
     file, digest = folder / _DIGEST, _digest(job)
     before = file.read_text() if file.is_file() else None
     if before not in (None, digest):
         text = "its checkpoints are of other settings, corpus, seed, LLM or parent; it begins anew"
         emit("note", {"text": text})
-        # The digest goes last: what a kill leaves is still known to be another job's.
+        # The digest is removed last: after a kill, the rest is still recognised as another job's.
         for old in folder.glob("*/"):
             shutil.rmtree(old)
     if before != digest:
@@ -55,7 +55,7 @@ def _digest(job: FinetuneJob) -> str:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether the trainer came to the file that it writes last."""
+    """Whether a checkpoint is complete: it has the file that the trainer writes last."""
     try:
         json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
     except (OSError, ValueError):

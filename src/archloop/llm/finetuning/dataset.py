@@ -44,13 +44,13 @@ def _messages(row: Any) -> list[dict[str, str]]:
 
 
 def encode_pair(tokenizer: Any, messages: Sequence[dict[str, str]]) -> EncodedPair:
-    """Tokenise one pair as generation will see it: the rendered prompt, then the answer.
+    """Tokenise one pair as in generation: the rendered prompt, then the answer.
 
-    Prompt and answer are tokenised apart, exactly as at generation time, where the LLM goes on from
-    the tokens of the prompt. What the template writes after the end token is left out.
+    Prompt and answer are tokenised separately, as at generation time, where the LLM continues from
+    the tokens of the prompt. Text that the template writes after the end token is left out.
 
     Raises:
-        UsageError: The chat template rewrites the prompt once an answer follows.
+        UsageError: The chat template renders the prompt differently when an answer follows.
     """
     prompt = tokenizer.apply_chat_template(
         list(messages[:-1]), tokenize=False, add_generation_prompt=True

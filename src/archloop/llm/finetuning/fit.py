@@ -1,4 +1,4 @@
-"""How a step goes through the LLM in the memory there is."""
+"""Choose gradient checkpointing and the number of merged batches for the free memory."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from archloop.machine.hardware import free_memory
 
 _GIB = 2**30
 _LIBRARIES_GIB = 1.0
-"""What torch and the libraries around it take beside the LLM."""
+"""Memory of torch and other libraries, in addition to the LLM."""
 _MERGE_SHARE = 0.8
-"""Of the free memory, what merged batches may take by the estimate: they are for speed alone."""
+"""Share of the free memory that merged batches may take by the estimate; they only save time."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What changes memory and time of a step, and nothing else of it."""
+    """Settings that change a step's memory and time, but not its result."""
 
     recompute: bool
-    """Compute activations again in the backward pass (gradient checkpointing)."""
+    """Recompute activations in the backward pass (gradient checkpointing)."""
     merged: int
-    """Batches of a step in one pass; divides ``finetune.grad_accumulation``."""
+    """Batches of a step that share a forward pass; divides ``finetune.grad_accumulation``."""
     notes: tuple[str, ...]
-    """Why."""
+    """The reason for the choice, as a message."""
 
 
 def free_bytes() -> int:
-    """Memory that is free where the LLM will train: of the GPU, or of the machine."""
+    """Free bytes on the device that the LLM is trained on: the GPU, or the machine."""
     if torch.cuda.is_available():
         return int(torch.cuda.mem_get_info()[0])
     return free_memory()
 
 
 def fit(job: FinetuneJob, model_config: Any, longest: int, free: int, *, one_gpu: bool) -> Fit:
-    """Whether activations are computed again, and how many batches of a step go together.
+    """Decide on gradient checkpointing and on how many batches of a step are merged.
 
     Args:
         job: The fine-tune.

@@ -1,4 +1,4 @@
-"""What goes into a fine-tune and what comes out, as plain data."""
+"""The job, the progress and the result of a fine-tune, as plain data."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class FinetuneJob:
     dtype: str
     seed: int
     parent: Path | None = None
-    """Adapter to go on from; ``None``: a fresh one on the base LLM."""
+    """Adapter to continue from; ``None``: a new one on the base LLM."""
     lineage: dict[str, Any] | None = None
-    """Kept in the adapter's ``lineage.json`` beside what the fine-tune itself knows."""
+    """Extra entries of the adapter's ``lineage.json``."""
 
     def to_json(self) -> dict[str, Any]:
         """The job as JSON values."""
@@ -48,14 +48,14 @@ class FinetuneProgress:
     step: int
     total_steps: int
     loss: float | None
-    """Of the step, in nats a token; ``None`` with a dev loss."""
+    """Training loss of the step, in nats per token; ``None`` in a measurement of the dev loss."""
     tokens_per_second: float
     """Tokens of the pairs, without padding."""
     dev_loss: float | None = None
 
     @property
     def detail(self) -> str:
-        """The loss as a few words for a progress line."""
+        """The loss as text for a progress line."""
         found = [("loss", self.loss), ("dev loss", self.dev_loss)]
         return ", ".join(f"{name} {value:.3f}" for name, value in found if value is not None)
 
@@ -70,14 +70,14 @@ class FinetuneResult:
     """Pairs left out because they exceed ``finetune.max_length``."""
     steps: int
     loss: float
-    """Mean training loss over the last tenth of the steps, in nats a token."""
+    """Mean training loss over the last tenth of the steps, in nats per token."""
     seconds: float
     n_dev: int = 0
     """Pairs held out to measure the dev loss."""
     dev_loss: float | None = None
-    """The lowest one measured, in nats a token; ``None`` without dev pairs."""
+    """The lowest dev loss measured, in nats per token; ``None`` without dev pairs."""
     best_step: int | None = None
-    """The step whose adapter has it, and was kept."""
+    """The step with the lowest dev loss, whose adapter was kept."""
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON values."""

@@ -1,8 +1,8 @@
-"""One fine-tune by several processes, each with its share of every batch (data parallel).
+"""Data-parallel fine-tuning: several processes, each with its share of every batch.
 
 The processes are torchrun's (its elastic launcher, called from here), and accelerate, inside the
-trainer, finds them: NCCL between GPUs, gloo between processes on a CPU. Only the first one speaks
-and writes. A fine-tune that one process leaves is over for all of them.
+trainer, finds them: NCCL between GPUs, gloo between processes on a CPU. Only the first process
+reports and writes files. If one process fails, all of them end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from archloop.worker import Emit, as_told
 
 _END = "end"
 _NAME = "archloop-finetune"
-"""What everything that a fine-tune leaves if it is killed is called, with its process id."""
+"""Prefix of the temporary files and semaphores of a fine-tune; the process id follows."""
 
 
 def process_count(configured: int | None) -> int:
-    """Processes that train together: as configured, else one for each GPU.
+    """The number of processes that train together: as configured, else one for each GPU.
 
     Raises:
         UsageError: There are fewer GPUs than that.
@@ -46,17 +46,17 @@ def process_count(configured: int | None) -> int:
 
 
 def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[str, Any]:
-    """Fine-tune with several processes; as :func:`archloop.llm.finetuning.lora.run`."""
+    """Fine-tune with several processes; see :func:`archloop.llm.finetuning.lora.run`."""
     if not torch.cuda.is_available():
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     sweep()
     mine = f"{_NAME}-{os.getpid()}-"
-    # Semaphores that spawned processes open have names; there is no public way to choose them.
+    # There is no public way to choose the names of multiprocessing's semaphores.
     current_process()._config["semprefix"] = f"/{mine}"  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory(prefix=mine) as folder:
         pipe = Path(folder) / "events"
         os.mkfifo(pipe)
-        # Open for both, so that neither side waits for the other to come or go.
+        # Opened for reading and writing, so that neither side blocks on the other.
         with os.fdopen(os.open(pipe, os.O_RDWR), "r+b", buffering=0) as events:
             listener = threading.Thread(target=_listen, args=(pipe, emit), daemon=True)
             listener.start()
@@ -76,7 +76,7 @@ def run_together(job_data: dict[str, Any], emit: Emit, processes: int) -> dict[s
 
 
 def sweep() -> None:
-    """Remove files and semaphores of fine-tunes that were killed; their process ids tell."""
+    """Remove files and semaphores of killed fine-tunes, recognised by their process ids."""
     folders = Path(tempfile.gettempdir()).glob(f"{_NAME}-*")
     for left in (*folders, *Path("/dev/shm").glob(f"sem.{_NAME}-*")):
         owner = left.name.partition(f"{_NAME}-")[2].partition("-")[0]
@@ -85,7 +85,7 @@ def sweep() -> None:
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
         else:
-            with suppress(OSError):  # it is another user's, or gone
+            with suppress(OSError):  # it belongs to another user, or is gone
                 left.unlink()
 
 
@@ -105,9 +105,9 @@ def _config(processes: int, folder: str) -> LaunchConfig:
 
 
 def _rank(job_data: dict[str, Any], pipe: str) -> dict[str, Any]:
-    """What each process does. What is wrong with the input is found, and told, by all of them."""
+    """The work of each process. Every process finds and reports faults of the input."""
     if torch.cuda.is_available():
-        # Before anything is loaded: bitsandbytes puts the weights on the current GPU.
+        # Must come before the LLM is loaded: bitsandbytes puts weights on the current GPU.
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     from archloop.llm.finetuning.lora import run
 

@@ -1,7 +1,8 @@
-"""LoRA layers with fewer passes over memory, for the CPU.
+"""LoRA layers with a fused forward and backward pass, for the CPU.
 
-PEFT adds the adapter's product to the base's in three passes over the whole output and keeps what
-autograd asks for. Here the product is added inside the matrix multiplication, forward and backward.
+PEFT adds the adapter's product to the base layer's in three passes over the whole output and keeps
+intermediate tensors for autograd. Here the addition is part of the matrix multiplication, forward
+and backward, which saves memory traffic.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class _Product(torch.autograd.Function):
 
 
 def patch_lora_forward(model: Any) -> int:
-    """Let the plain LoRA layers of a PEFT model compute this way; returns how many do.
+    """Patch the forward pass of a PEFT model's plain LoRA layers; returns how many were patched.
 
-    What PEFT can do besides (dropout, biases, variants, quantised bases) stays with PEFT.
+    Layers with dropout, biases, LoRA variants or a quantised base keep PEFT's own forward pass.
     """
     from peft.tuners.lora.layer import Linear
 

@@ -1,4 +1,4 @@
-"""The base LLM with a trainable adapter on it."""
+"""Loading the base LLM with a trainable adapter."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Adapted:
-    """What of an LLM an adapter is on."""
+    """The layers of an LLM that an adapter applies to."""
 
     modules: int
     layers: int
@@ -40,15 +40,15 @@ class Adapted:
 
 
 def load(job: FinetuneJob) -> Any:
-    """The base LLM of a job with the parent's adapter, or a fresh one; its forward is the loss.
+    """The base LLM of a job with the parent's or a new adapter; its forward pass returns the loss.
 
     Raises:
         UsageError: A LoRA target does not exist in this LLM, or its loss cannot be computed here.
-        ConfigError: The parent's adapter is of another shape.
-        MissingExtraError: bitsandbytes is not installed, and needed.
+        ConfigError: The parent's adapter has other LoRA settings.
+        MissingExtraError: bitsandbytes is needed but not installed.
     """
     _check_bitsandbytes(job.config)
-    # As in generation: cuDNN's attention plans anew for every length.
+    # As in generation: cuDNN's attention makes a new plan for every sequence length.
     torch.backends.cuda.enable_cudnn_sdp(False)
     base = _base(job)
     check_targets(base, job.config)
@@ -77,7 +77,7 @@ def _base(job: FinetuneJob) -> Any:
     options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
     if job.config.quantization == "nf4":
         if job.config.dev_share and not torch.cuda.is_available():
-            # Measuring makes bitsandbytes pack the weights for inference, without gradients.
+            # In evaluation mode bitsandbytes packs the weights for inference, without gradients.
             raise UsageError("finetune.quantization: nf4 with finetune.dev_share needs a CUDA GPU")
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -90,7 +90,8 @@ def _base(job: FinetuneJob) -> Any:
     base.config.use_cache = False
     if job.config.quantization == "nf4":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-        # In evaluation bitsandbytes packs weights for a CPU's inference, and gradients end there.
+        # In evaluation mode bitsandbytes packs weights for inference on a CPU, which stops
+        # gradients.
         base.train()
     return base
 
@@ -112,15 +113,15 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
         raise ConfigError(mismatch)
     with loading(job.parent):
         kept = LoraConfig.from_pretrained(job.parent)
-        kept.lora_dropout = config.lora_dropout  # that of this fine-tune, not of the parent's
+        kept.lora_dropout = config.lora_dropout  # the dropout of this fine-tune, not the parent's
         return PeftModel.from_pretrained(base, job.parent, is_trainable=True, config=kept)
 
 
 def check_targets(base: Any, config: FinetuneConfig) -> None:
-    """Whether every LoRA target is a linear layer of the LLM, and there are as many layers.
+    """Check that every LoRA target is a linear layer and that the LLM has enough layers.
 
     Raises:
-        UsageError: Naming what is wrong and what there is.
+        UsageError: Naming the wrong key, and the allowed values.
     """
     head = base.get_output_embeddings()
     linear = {
@@ -141,7 +142,7 @@ def check_targets(base: Any, config: FinetuneConfig) -> None:
 
 
 def adapted(model: Any) -> Adapted:
-    """What a PEFT model trains."""
+    """The trainable parameters of a PEFT model."""
     names = [n for n, module in model.named_modules() if hasattr(module, "lora_A")]
     layers = {found[1] for n in names if (found := _LAYER.search(n))}
     return Adapted(
@@ -154,10 +155,10 @@ def adapted(model: Any) -> Adapted:
 
 @torch.no_grad()
 def check_packing(base: Any) -> None:
-    """Whether packed documents come out as they do apart.
+    """Check that packed documents get the same states as separate ones.
 
     Raises:
-        UsageError: They do not: this LLM's attention does more than is known here.
+        UsageError: They do not: this LLM has an attention that packing does not support.
     """
     device = base.get_output_embeddings().weight.device
     first, second = torch.arange(6, device=device)[None], torch.arange(9, 14, device=device)[None]
@@ -173,10 +174,10 @@ def check_packing(base: Any) -> None:
 
 
 def in_autocast(model: Any) -> Any:
-    """Leave casting to autocast: the adapter is cast down, not its inputs up.
+    """Disable PEFT's casts, so that autocast casts the adapter down instead of its inputs up.
 
-    PEFT's own casts would multiply the adapter in 32 bits on a CPU, which is slower, and elsewhere
-    keep each input in 32 bits for a cast down right after.
+    PEFT's casts would compute the adapter in 32 bits on a CPU, which is slower, and elsewhere store
+    each input in 32 bits before casting it down again.
     """
     for module in model.modules():
         if hasattr(module, "cast_input_dtype_enabled"):

@@ -1,8 +1,8 @@
-"""The fine-tune itself, with transformers' Trainer and PEFT; runs in a process of its own.
+"""The fine-tune itself, with transformers' Trainer and PEFT; runs in a separate process.
 
-The adapter is written to a temporary folder and renamed when whole. Checkpoints lie beside it
-(``NAME.checkpoints``), so the same job started again goes on from the last one, in mid-epoch too,
-and ends with the same adapter. Another job with the same name begins anew.
+The adapter is written to a temporary folder and renamed when complete. Checkpoints lie beside it
+(``NAME.checkpoints``), so the same job, started again, resumes from the last one, also within an
+epoch, and ends with the same adapter. A different job with the same name starts from the beginning.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from archloop.llm.models import load_tokenizer, loading
 from archloop.worker import Emit, serve
 
 MOST_RISE = 0.3
-"""Nats a token that the loss may end above its start."""
+"""The loss may end this many nats per token above its start."""
 
 
 class Pairs(NamedTuple):
-    """What a fine-tune learns from, and what it is measured on."""
+    """The training and dev pairs of a fine-tune."""
 
     train: list[EncodedPair]
     dev: list[EncodedPair]
@@ -112,7 +112,7 @@ def _pairs(job: FinetuneJob, tokenizer: Any) -> Pairs:
 def _trainer(
     job: FinetuneJob, pairs: Pairs, pad_token: int, checkpoints: Path, emit: Emit
 ) -> tuple[PairTrainer, list[str]]:
-    """A trainer on the loaded LLM, and what is to be known about it, which is emitted too."""
+    """A trainer for the loaded LLM, with facts about the fine-tune, which are also emitted."""
     config = job.config
     longest = max(len(p.input_ids) for p in pairs.train)
     with loading(job.model_dir):
@@ -154,10 +154,10 @@ def _losses(history: list[dict[str, Any]]) -> tuple[float, float]:
 
 
 def divergence(first: float, last: float) -> str | None:
-    """Why a fine-tune is not to be used, if it is not.
+    """The reason to reject a fine-tune; ``None``: it is sound.
 
-    Batches differ by some hundredths of a nat, so that the loss of a sound fine-tune of few steps
-    may end a little above its start.
+    Losses of batches differ by some hundredths of a nat, so the loss of a sound but short fine-tune
+    may end slightly above its start.
     """
     if not math.isfinite(last):
         return "the loss is not finite"

@@ -1,8 +1,8 @@
-"""The loss on the counted tokens alone, without keeping the logits.
+"""The loss of the answer tokens only, without storing the logits.
 
-The output layer is the widest of an LLM, and the prompt needs none of it. Here the logits of the
-counted tokens are computed some at a time, and their gradient at once, as the output layer is
-frozen: its logits never lie in memory together.
+The output layer is the widest of an LLM, and prompt tokens do not need it. The logits of the
+counted tokens are computed in chunks, together with their gradient (the output layer is frozen), so
+that the logits of all tokens are never in memory at the same time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from archloop.errors import UsageError
 
 _CPU_CHUNK = 128
 """Tokens whose logits are computed together: on a CPU their 32-bit copy (25 MB for 49,152 words)
-then stays near the cache; 64 and 256 took more time a token (two cores of an AMD EPYC)."""
+then stays near the cache; 64 and 256 were slower per token (two cores of an AMD EPYC)."""
 _CUDA_CHUNK = 1024
 
 
@@ -76,10 +76,10 @@ def _forward(
 
 @torch.no_grad()
 def check_head(base: Any) -> None:
-    """Whether this way of computing the loss is right for an LLM.
+    """Check that this computation of the loss is right for an LLM.
 
     Raises:
-        UsageError: Its logits are not its last states times its output weights.
+        UsageError: Its logits are not the product of its last hidden states and its output weights.
     """
     head = base.get_output_embeddings()
     ids = torch.arange(8, device=head.weight.device)[None]

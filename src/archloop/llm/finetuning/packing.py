@@ -1,8 +1,8 @@
-"""Batches of pairs: laid end to end in one row without padding, or padded to the longest.
+"""Batches of pairs: packed into one row without padding, or padded to the longest.
 
-In a row, attention stays within each pair (:func:`attend`), so that no pair sees another. Where
-all pairs of a batch begin alike (a run has one prompt) that beginning may be computed once and
-shared: a causal model gives it the same states in every pair, so the loss is the same.
+In a packed row, attention stays within each pair (:func:`attend`). If all pairs of a batch start
+with the same tokens (the runs of one prompt), this prefix may be computed once and shared: a causal
+model gives it the same states in every pair, so the loss is the same.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Collator:
     def __call__(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
         """Collate some pairs."""
         batch = self._packed(pairs) if self.packed else self._padded(pairs)
-        # Under this name the trainer counts them as they are, not shifted by one.
+        # With this name the trainer counts the labels as they are, not shifted by one.
         batch["shift_labels"] = batch["labels"]
         return batch | {"n_tokens": sum(len(p.input_ids) for p in pairs)}
 
@@ -64,7 +64,7 @@ class Collator:
             for place, label in _counted(pair):
                 sources.append(row * longest + place - 1)
                 targets.append(label)
-        # Padding stands on the right, where causal attention does not see it: no mask is needed.
+        # Padding is on the right, where causal attention does not see it, so no mask is needed.
         return _tensors(ids, [list(range(longest))] * len(ids), sources, targets)
 
 
@@ -85,7 +85,7 @@ def _tensors(
 
 
 def shared_prompt(pairs: Sequence[EncodedPair]) -> int:
-    """How many tokens at their beginning, all uncounted, the pairs have in common."""
+    """The length of the pairs' common prefix, in tokens that the loss does not count."""
     if len(pairs) < 2:
         return 0
     first, longest = pairs[0].input_ids, min(_prompt_length(p) for p in pairs)
@@ -149,14 +149,14 @@ def attend(
     answers = []
     for number, document in enumerate(rest):
         whole = [torch.cat(pair, dim=2) for pair in zip(beginning, document, strict=True)]
-        # All documents give the shared beginning the same output; that of the first one is kept.
+        # All documents give the shared prefix the same output; that of the first one is kept.
         attended = causal(whole[0], whole[1], whole[2])
         answers.append(attended if number == 0 else attended[:, :, shared:])
     return torch.cat(answers, dim=2).transpose(1, 2), None
 
 
 def _band(query: torch.Tensor, window: int | None) -> torch.Tensor | None:
-    """(tokens, tokens) what each token attends to, where that is not all before it."""
+    """The attention mask (tokens, tokens), where a token does not attend to all earlier ones."""
     n = query.shape[2]
     if window is None or n <= window:
         return None

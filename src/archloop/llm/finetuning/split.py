@@ -1,7 +1,7 @@
 """Which pairs of a corpus are held out to measure the dev loss.
 
-A pair's side follows from its content alone, so it stays the same as the corpus grows. Networks
-that differ in names and numbers only (the commonest near-duplicates) are on the same side.
+The split depends on a pair's content only, so it stays the same as the corpus grows. Networks that
+differ only in names and numbers (the most common near-duplicates) are on the same side.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def split_dev(rows: Sequence[Messages], share: float) -> tuple[list[Messages], l
 
 
 def _place(answer: str) -> float:
-    """A network's place in 0..1, evenly spread over networks."""
+    """A number in 0..1 derived from a network's code, uniformly distributed over networks."""
     code = extract_code(answer)
     try:
         text = answer if code is None else " ".join(tokens(code, "normalized"))

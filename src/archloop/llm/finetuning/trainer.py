@@ -1,4 +1,4 @@
-"""transformers' Trainer with a dev loss, and an order of pairs that a resumed one finds again."""
+"""transformers' Trainer with a dev loss and a reproducible order of pairs, also after resuming."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from archloop.worker import Emit
 
 
 class LengthGrouped(torch.utils.data.Sampler[int]):
-    """Pairs of similar length together, in an order that follows from seed and epoch alone."""
+    """Groups pairs of similar length, in an order that depends only on seed and epoch."""
 
     def __init__(self, lengths: list[int], batch: int, seed: int) -> None:
         super().__init__()
@@ -55,22 +55,23 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         return self.order
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> Any:
-        """As transformers', but for ``max_steps`` and the end of an epoch.
+        """Overrides transformers' method for ``max_steps`` and the end of an epoch.
 
-        ``max_steps`` adds no epochs where it is more than they take. The dev loss at an epoch's end
-        is measured before the checkpoint of its last step is written, which then holds it.
+        A ``max_steps`` above the steps of all epochs adds no further epochs. The dev loss at an
+        epoch's end is measured before the checkpoint of its last step is written, which then holds
+        it.
         """
         updates = math.ceil(len(dataloader) / args.gradient_accumulation_steps)
         if args.eval_strategy == IntervalStrategy.EPOCH:
             args.eval_strategy, args.eval_steps = IntervalStrategy.STEPS, updates
         if args.max_steps >= args.num_train_epochs * updates:
-            args.max_steps = -1  # the epochs alone count
+            args.max_steps = -1  # only the number of epochs counts
         return super().set_initial_training_values(args, dataloader)
 
     def _init_training_state(
         self, max_steps: int, updates: int, epochs: int, *args: Any
     ) -> tuple[int, int]:
-        """As transformers', which adds a step to a checkpoint of the last one in mid-epoch."""
+        """Corrects transformers, which adds a step to a checkpoint that ends within an epoch."""
         done: tuple[int, int] = super()._init_training_state(max_steps, updates, epochs, *args)
         return (epochs, 0) if self.state.global_step >= max_steps else done
 
@@ -81,10 +82,10 @@ class PairTrainer(Trainer):  # type: ignore[misc]
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The dev loss, in nats a token: every token counts alike, whatever the batches."""
+        """The dev loss, in nats a token: every token has the same weight, in whichever batch."""
         total, count = 0.0, 0
         self.model.eval()
-        # Every process measures all of it, so that all of them see the same figure.
+        # Every process measures all dev pairs, so that all of them get the same value.
         pairs = sorted(self.eval_dataset, key=lambda p: len(p.input_ids))
         size = self.args.per_device_eval_batch_size
         for start in range(0, len(pairs), size):
@@ -104,8 +105,8 @@ class PairTrainer(Trainer):  # type: ignore[misc]
 class _TellsEpoch(TrainerCallback):  # type: ignore[misc]
     """Sets the epoch of the order of pairs.
 
-    The trainer does not reach it where several processes go on in mid-epoch: each one's share of
-    the batches is wrapped once more to skip some.
+    The trainer itself does not set it when several processes resume within an epoch, because the
+    sampler is then wrapped once more to skip batches.
     """
 
     def __init__(self, trainer: PairTrainer) -> None:
@@ -117,9 +118,9 @@ class _TellsEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Emits one event after every optimiser step and every measurement of the dev loss.
+    """Emits an event after every optimiser step and every measurement of the dev loss.
 
-    A loss that is not finite ends the training: the weights are beyond repair.
+    A loss that is not finite ends the training, as the weights cannot recover.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -148,10 +149,10 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
 
 
 class BestOnDev(TrainerCallback):  # type: ignore[misc]
-    """Keeps the adapter with the lowest dev loss, and stops when that falls no more.
+    """Keeps the adapter with the lowest dev loss, and stops early when it no longer falls.
 
-    What it knows is in the trainer's log, which every checkpoint holds, so that a resumed fine-tune
-    stops where an unbroken one does.
+    Its state is in the trainer's log, which is part of every checkpoint, so that a resumed
+    fine-tune stops where an uninterrupted one does.
     """
 
     def __init__(self, checkpoints: Path, patience: int | None) -> None:
@@ -180,14 +181,16 @@ class BestOnDev(TrainerCallback):  # type: ignore[misc]
         since = sum(step > best[0] for step, _ in losses)
         if self._patience is not None and since >= self._patience:
             control.should_training_stop = True
-            # A checkpoint of this step would go on, as it does not hold that decision.
+            # A checkpoint of this step would not contain the decision to stop, so training would
+            # continue.
             control.should_save = False
 
 
 def best_folder(checkpoints: Path, step: int) -> Path:
-    """Where the adapter of a step with the lowest dev loss so far lies.
+    """The folder for the adapter of a step with the lowest dev loss so far.
 
-    One a step, as a fine-tune that goes on from an earlier checkpoint may find another step best.
+    One folder per step, as a fine-tune resumed from an earlier checkpoint may find another best
+    step.
     """
     return checkpoints / f"best-{step}"
 

@@ -1,4 +1,4 @@
-"""An adapter and its lineage, written whole or not at all."""
+"""Writing an adapter and its lineage, completely or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Pat
     Args:
         model: The PEFT model.
         job: What was asked for.
-        found: What the fine-tune knows about itself.
+        found: Facts about the fine-tune, for its lineage.
         best: Folder with an earlier adapter to keep in place of the model's; ``None``: the model's.
     """
     partial = job.output.with_name(job.output.name + ".partial")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archloop.config import RunConfig
+from archloop.config.engines import ENGINES
 from archloop.errors import MissingExtraError
 from archloop.llm.generation.generator import EngineSetup, Generator
 from archloop.llm.spending import Budget
@@ -45,7 +46,7 @@ def build_generator(
         UsageError: The LLM has no chat template, or the engine cannot run here.
         MissingExtraError: The engine is not installed.
     """
-    require_engine(config)
+    require_engine(config.engine)
     traits = config.engine_traits
     module, _, name = traits.factory.partition(":")
     factory: Callable[[EngineSetup], Generator] = getattr(importlib.import_module(module), name)
@@ -53,14 +54,17 @@ def build_generator(
     return factory(EngineSetup(config, traits, dtype, model_dir, subject, budget))
 
 
-def require_engine(config: RunConfig) -> None:
+def require_engine(engine: str) -> None:
     """Refuse an engine that is not installed.
+
+    Args:
+        engine: Its name in :data:`archloop.config.engines.ENGINES`.
 
     Raises:
         MissingExtraError: Naming what to install.
     """
-    traits = config.engine_traits
+    traits = ENGINES[engine]
     if traits.module is not None and importlib.util.find_spec(traits.module) is None:
         raise MissingExtraError(
-            f"generation.engine = {config.engine!r} needs: pip install {traits.install}"
+            f"generation.engine = {engine!r} needs: pip install {traits.install}"
         )

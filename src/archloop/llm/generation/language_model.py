@@ -44,7 +44,7 @@ class ChatTokenizer:
         return [int(token) for token in tokens["input_ids"]]
 
     def finish(self, request: Request, tokens: Sequence[int]) -> Completion:
-        """The answer to a request that a sequence of sampled tokens is, with or without an end token last."""
+        """The answer that a sequence of sampled tokens is, with or without an end token last."""
         stopped = bool(tokens) and tokens[-1] in self.end_ids
         text: str = self._tokenizer.decode(
             list(tokens[:-1] if stopped else tokens),

@@ -15,7 +15,6 @@ from archloop.search.prompts import PromptSubject
 from archloop.types import Completion, Origin, Request
 from archloop.worker import Emit, Worker, serve_commands
 
-
 _MODULE = "archloop.llm.generation.session"
 
 

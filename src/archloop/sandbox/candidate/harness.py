@@ -1,9 +1,9 @@
-"""What runs inside a candidate's own processes: probe, graph, one epoch, logits of a trained one.
+"""The jobs of a candidate's processes: probe, graph, one epoch of training, prediction.
 
-The network is hostile until proven otherwise. Labels of validation images, the metric and the clock
-never are in these processes: the main process keeps them and judges the logits. Training and
-measuring happen in two processes; only the plain bytes of weights pass from one to the other.
-How a network failed is told by the phase it was in.
+Generated code is untrusted. The labels of validation images, the metric and the clock are never in
+these processes: the main process keeps them and evaluates the logits. Training and measuring happen
+in two processes; only the plain bytes of weights pass from one to the other. The phase in which a
+network fails determines its outcome.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def serve_candidate(sock: socket.socket, job: CandidateJob) -> None:
     """Run one job and report on the socket; never raises."""
     faulthandler.enable(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        # What is printed before a crash is not lost in a buffer.
+        # Output before a crash must not be lost in a buffer.
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     if job.meta:
         # It allocates next to nothing and ends soon; to look at every object for garbage would copy
@@ -51,10 +51,10 @@ def serve_candidate(sock: socket.socket, job: CandidateJob) -> None:
         _ROLES[job.role](sock, job, phase)
     except Fault as fault:
         _report(sock, fault.outcome, str(fault))
-    except BaseException as error:  # noqa: BLE001 - whatever a network raises is its outcome
+    except BaseException as error:  # noqa: BLE001 - any exception of a network is its outcome
         try:
             outcome, text = classify(error, phase.outcome), error_line(error)
-        except BaseException:  # noqa: BLE001 - its own exception may refuse to be read
+        except BaseException:  # noqa: BLE001 - a hostile exception may raise when it is formatted
             outcome, text = phase.outcome, "an exception that cannot be printed"
         _report(sock, outcome, text)
 
@@ -131,7 +131,7 @@ def _refuse_far_too_large(sock: socket.socket, builder: Builder) -> None:
 
 
 def _build(sock: socket.socket, builder: Builder, net: nn.Module) -> None:
-    """Count, dummy forward, and count again, as lazy layers have their parameters only then."""
+    """Count parameters, run the dummy forward pass and count again, for lazy layers."""
     n_params = builder.count(net)
     over = builder.over_budget(n_params)
     if over is None:
@@ -148,5 +148,5 @@ def _report(sock: socket.socket, outcome: Outcome, error: str) -> None:
     try:
         wire.send(sock, {"stage": "failed", "outcome": outcome.value, "error": error})
     except (wire.WireError, MemoryError):
-        # Where the channel is lost, the output still says why this process ended.
+        # If the channel is lost, the output still says why this process ended.
         sys.stderr.write(f"not reported: {outcome.value}: {error}\n")

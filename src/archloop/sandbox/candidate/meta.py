@@ -1,9 +1,10 @@
 """The operators that networks use most, on the meta device in a few lines each.
 
-torch 2.13 has them in Python there, decomposed into up to two dozen operations of 0.1 ms each: half
-the time of a network's forward pass. On the meta device only shapes and types are asked for. These
-kernels know the common case (contiguous floats of one type and shape) and leave every other to
-torch's own; what batch normalisation checks of its arguments is checked before it is called.
+On that device torch 2.13 implements them in Python, decomposed into up to two dozen operations of
+0.1 ms each, which is half the time of a network's forward pass. The meta device needs only shapes
+and types. These kernels handle the common case (contiguous floats of one type and shape) and call
+torch's own kernel in every other case. Arguments of batch normalisation are checked by torch before
+the kernel is called.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _UNARY = ("relu", "leaky_relu", "elu", "gelu", "silu", "sigmoid", "tanh", "hardt
 _BINARY = ("add", "sub", "mul", "div")
 
 _library: list[torch.library.Library] = []
-"""Registrations end with the library object."""
+"""The registrations last as long as the library object."""
 
 
 def install() -> None:
-    """For the calling process and what it forks."""
+    """Register the kernels, for the calling process and its forked children."""
     library = torch.library.Library("aten", "IMPL", "Meta")  # type: ignore[no-untyped-call]
     kernels: dict[str, Kernel] = {"native_batch_norm": _batch_norm}
     for name in _UNARY:
@@ -35,14 +36,14 @@ def install() -> None:
         kernels |= _beside(name, "Tensor", _binary)
     kernels |= _beside("addmm", "default", _addmm)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it overrides what torch has is the purpose
+        warnings.simplefilter("ignore")  # overriding torch's kernels is intended
         for name, kernel in kernels.items():
             library.impl(name, kernel, allow_override=True)  # type: ignore[no-untyped-call]
     _library.append(library)
 
 
 def _beside(name: str, overload: str, make: Callable[[Kernel], Kernel]) -> dict[str, Kernel]:
-    """A kernel with torch's own to fall back on; nothing where torch has none in Python."""
+    """Register a kernel that falls back on torch's own; skipped if torch has none in Python."""
     packet = getattr(torch.ops.aten, name, None)
     operator = getattr(packet, overload, None)
     tables = (global_decomposition_table[k] for k in ("meta", "post_autograd", "pre_autograd"))
@@ -63,7 +64,7 @@ def _alike(x: torch.Tensor, y: torch.Tensor) -> bool:
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
-    """``torch.empty_like`` of a contiguous tensor; that one is in Python too."""
+    """``torch.empty_like`` of a contiguous tensor, which torch implements in Python too."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
@@ -82,7 +83,7 @@ def _in_place(own: Kernel) -> Kernel:
 
 
 def _binary(own: Kernel) -> Kernel:
-    """Of two tensors alike, or one and a number."""
+    """Element-wise, for two tensors of the same type and shape, or a tensor and a number."""
 
     def kernel(x: Any, y: Any, **options: Any) -> Any:
         if _is_plain(x) and x.ndim and (_is_number(y) or (_is_plain(y) and _alike(x, y))):

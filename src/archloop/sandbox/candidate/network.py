@@ -1,4 +1,4 @@
-"""A candidate's source to a network: import, contract, instantiate, count, dummy forward."""
+"""From a candidate's source to a network: import, contract, instantiate, count, dummy forward."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ PROBE_BATCH = 4
 
 
 def seed_everything(seed: int) -> None:
-    """The random streams of Python, numpy and torch."""
+    """Seed the random generators of Python, numpy and torch."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     if torch.cuda.is_available():
         torch.manual_seed(seed)
     else:
-        # The same stream; torch.manual_seed would also note down its caller's stack for devices
-        # that are not there, 3 ms in each process.
+        # The same generator as torch.manual_seed, which would also record the caller's stack for
+        # absent devices (3 ms in each process).
         torch.default_generator.manual_seed(seed)
 
 
@@ -65,7 +65,7 @@ class Builder:
         return net if device.type == "meta" else net.to(device)
 
     def count(self, net: nn.Module) -> int:
-        """Elements of all its trainable tensors."""
+        """Number of elements of all trainable tensors."""
         return count(trainable_tensors(net, self.module))
 
     def over_budget(self, n_params: int) -> Fault | None:
@@ -78,11 +78,11 @@ class Builder:
     def dry_count(self) -> int | None:
         """Parameters on the meta device, which allocates none; ``None`` if it is not built there.
 
-        A network that is far too large is found out before it takes the memory.
+        A network that is far too large is detected before it allocates memory.
         """
         try:
             return self.count(self.instantiate(torch.device("meta")))
-        except Exception:  # noqa: BLE001 - it is built for real in a moment
+        except Exception:  # noqa: BLE001 - the error is raised again when it is built on the real device
             return None
 
     def dummy_forward(
@@ -103,7 +103,7 @@ class Builder:
             check_logits(net(inputs), PROBE_BATCH, job.classes)
 
     def takes(self, net: nn.Module, *, bf16: bool, channels_last: bool = False) -> bool:
-        """Whether the forward pass works in a precision and layout that it was not made for."""
+        """Whether the forward pass works in another precision and memory layout."""
         try:
             with self.precision(bf16=bf16):
                 self.dummy_forward(net, channels_last=channels_last)
@@ -112,10 +112,10 @@ class Builder:
         return True
 
     def precision(self, *, bf16: bool) -> torch.autocast:
-        """The context to compute in.
+        """The autocast context of the forward pass.
 
-        Without autocast's cache of cast weights: it lives as long as the context, here the whole
-        epoch, so that the network would go on computing with the weights it had at the start.
+        Autocast's cache of cast weights is off: it lasts as long as the context, here the whole
+        epoch, so the network would keep computing with its initial weights.
         """
         return torch.autocast(
             self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=False
@@ -123,7 +123,7 @@ class Builder:
 
 
 def has_convolutions(net: nn.Module) -> bool:
-    """Whether the channels-last layout can be of use."""
+    """Whether the channels-last layout can make the network faster."""
     return any(isinstance(m, nn.Conv2d) for m in net.modules())
 
 
@@ -172,5 +172,5 @@ def _check_contract(module: types.ModuleType, phase: Phase) -> None:
 
 
 def _where(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """On the meta device everything a network makes has to be there, however it is made."""
+    """A context in which factory functions create every tensor on the meta device, if asked."""
     return device if device.type == "meta" else contextlib.nullcontext()

@@ -1,4 +1,4 @@
-"""How far a candidate has come, and what a failure means there."""
+"""The phases of a candidate, and the outcome that a failure means in each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SOURCE = "<candidate>"
 
 
 class Fault(Exception):
-    """The network did something the harness can name."""
+    """A failure of the network that the harness detects itself."""
 
     def __init__(self, outcome: Outcome, error: str) -> None:
         super().__init__(error)
@@ -27,21 +27,21 @@ class Fault(Exception):
 
 
 class Phase:
-    """Which outcome an exception means now; the main process is told, should the child die."""
+    """The outcome that an exception means now; the main process knows it in case the child dies."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self.outcome = Outcome.IMPORT_ERROR
 
     def enter(self, outcome: Outcome) -> None:
-        """Go on to the phase in which a failure means ``outcome``."""
+        """Enter the phase in which a failure means ``outcome``."""
         if outcome is not self.outcome:
             self.outcome = outcome
             wire.send(self._sock, {"stage": "phase", "outcome": outcome.value})
 
 
 def classify(error: BaseException, phase: Outcome) -> Outcome:
-    """The outcome an exception means in a phase; what it was raised from counts too."""
+    """The outcome that an exception, or its cause, means in a phase."""
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and len(causes) < _LONGEST_CHAIN:
@@ -55,7 +55,7 @@ def classify(error: BaseException, phase: Outcome) -> Outcome:
 
 
 def _is_denial(error: BaseException) -> bool:
-    # A name cannot be resolved where there are no sockets.
+    # Without sockets, host names cannot be resolved.
     return isinstance(error, socket.gaierror) or (
         isinstance(error, OSError) and error.errno in _DENIED
     )
@@ -64,7 +64,7 @@ def _is_denial(error: BaseException) -> bool:
 def error_line(error: BaseException) -> str:
     """``Type: message (line N, in function)`` on one line, bounded, without control characters."""
     line = next((part for part in str(error).splitlines() if part.strip()), "")
-    # The same on every machine: paths of installed packages begin at the package.
+    # Independent of the machine: paths of installed packages start at the package.
     line = line.replace(sysconfig.get_path("platlib") + os.sep, "")
     text = one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
     place = _place(error)
@@ -72,7 +72,7 @@ def error_line(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where in the candidate's source it was raised, or what there called what raised it."""
+    """The line of the candidate's source that raised the exception or called the code that did."""
     if isinstance(error, SyntaxError):
         return f" (line {error.lineno})" if error.lineno else ""
     frames = [

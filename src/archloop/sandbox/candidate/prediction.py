@@ -1,4 +1,4 @@
-"""A trained network, built anew in a fresh process: weights in, images in, logits out."""
+"""Prediction with a trained network that is rebuilt in a new process."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from archloop.types import Outcome
 def predict(
     sock: socket.socket, builder: Builder, net: nn.Module, job: CandidateJob, phase: Phase
 ) -> None:
-    """Take the weights, then answer every batch of images with logits until told to stop.
+    """Load the weights, then answer every batch of images with logits until told to stop.
 
-    Nothing but images comes in, a batch at a time, in an order that means nothing, and the next one
-    only after the answer: there is no data set here to look at, and no label.
+    The process gets only images, one batch at a time, in an order without information, and the next
+    batch only after the answer; it has neither the data set nor labels.
     """
     message, fds = wire.receive_with_fds(sock, 1)
     with os.fdopen(fds[0], "rb") as file:
-        file.seek(0)  # the place is shared with a process before this one that was lost
+        file.seek(0)  # the folder was also that of an earlier, lost process
         data = bytearray(file.read(message["bytes"]))
     phase.enter(Outcome.PROTOCOL_VIOLATION)
     try:

@@ -1,9 +1,9 @@
 """Records the operators of a network as nodes; runs in the candidate's own process.
 
-What a tensor was made from in ``__init__`` is recorded too, so that fixed tensors (a positional
-encoding) differ if their formula does; parameters are leaves. In-place operators and views are made
-functional while recording: a view remembers how it was made and is made again from its base once
-that has been written to; writing to a view writes to its base.
+The operators that made a tensor in ``__init__`` are recorded too, so that constant tensors (a
+positional encoding) differ if their formula does; parameters are leaves. In-place operators and
+views are made functional while recording: a view remembers how it was made and is made again from
+its base once that has been written to; writing to a view writes to its base.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from archloop.sandbox.candidate.network import Builder, check_logits
 from archloop.sandbox.job import CandidateJob
 
 MAX_RECORDED = 2 * MAX_NODES
-"""Operators recorded before the unused ones are dropped; construction is among them."""
+"""Limit of recorded operators, before unused ones are dropped; includes construction."""
 
 _LARGEST_VALUE = 1 << 20
-"""Elements of the largest fixed tensor whose values are compared."""
+"""Constant tensors with at most this many elements are compared by value."""
 
 _NOT_ARCHITECTURE = frozenset(
     {"device", "layout", "pin_memory", "memory_format", "non_blocking", "generator"}
 )
-"""Arguments that say where and how to compute, not what."""
+"""Arguments that say where and how something is computed, not what."""
 
 _RESHAPING_IN_PLACE = frozenset(
     {"transpose_", "t_", "squeeze_", "unsqueeze_", "swapaxes_", "swapdims_", "detach_"}
 )
-"""These change how a tensor looks at its memory, but no memory."""
+"""Operators that change a tensor's view of its memory, but not the memory."""
 
 Ref = list[int]
 Node = list[Any]
 
 
 class UntraceableError(Exception):
-    """There is a forward pass, but no graph of it."""
+    """The forward pass works, but it has no graph."""
 
 
 class _Value:
-    """What is known of one tensor: where its value comes from, and what it is a view of."""
+    """The recorded state of a tensor: the node of its value, and the base of a view."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class _Value:
         """Makes a new value of the base from its old one and one of the view."""
         self.root: _Value = self if base is None else base.root
         self.writes: int = 0 if base is None else self.root.writes
-        """How many writes to the root this value has seen; of a root, how many there were."""
+        """Number of writes to the root that this value includes; for a root, their total number."""
 
     def read(self) -> Ref:
-        """The value now; what a fresh view is made from is fresh too."""
+        """The current value; a stale view is made again from its base."""
         stale, value = [], self
         while value.base is not None and value.writes != self.root.writes:
             stale.append(value)
@@ -81,7 +81,7 @@ class _Value:
         return self.ref
 
     def write(self, ref: Ref) -> None:
-        """A new value, here and in what this is a view of."""
+        """Write a new value to this tensor and to the tensor that it is a view of."""
         self.read()
         value: _Value | None = self
         writes = self.root.writes + 1
@@ -102,10 +102,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._batch = batch
         self._values: dict[int, _Value] = {}
         self._alive: list[torch.Tensor] = []
-        """Tensors are known by their address, so none may be freed."""
+        """Tensors are identified by their address, so none may be freed."""
 
     def build(self, builder: Builder, built_on: torch.device, run_on: torch.device) -> nn.Module:
-        """A network that has made a first pass in training mode, as lazy layers are then whole."""
+        """A network after a first pass in training mode, which initialises lazy layers."""
         with _Literals(self), self:
             net = builder.instantiate(built_on)
             if built_on != run_on:
@@ -115,7 +115,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not lazy:
             builder.dummy_forward(net, device=run_on)
         for parameter in net.parameters():
-            # However it was initialised, it is a leaf.
+            # A parameter is a leaf, however it was initialised.
             self._values.pop(id(parameter), None)
         return net.eval()
 
@@ -137,7 +137,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._live(self._read(logits))
 
     def _live(self, output: Ref) -> dict[str, Any]:
-        """Only what reaches the output, renumbered."""
+        """Keep only nodes that reach the output, renumbered."""
         needed, stack = set(), [output[0]]
         while stack:
             number = stack.pop()
@@ -229,7 +229,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._know(tensor, _Value([number, index], base, again, back))
 
     def literal(self, tensor: torch.Tensor, data: torch.Tensor) -> None:
-        """Note that a tensor holds values written in the source."""
+        """Record that a tensor holds values written in the source."""
         self._know(tensor, _Value(self._constant(tensor, data)))
 
     def _value(self, tensor: torch.Tensor) -> _Value:
@@ -300,7 +300,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Literals(TorchFunctionMode):
-    """Notes tensors made from values in the source, which the meta device would forget."""
+    """Records tensors made from values in the source, which the meta device does not store."""
 
     def __init__(self, recorder: Recorder) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """The weights of a network as plain bytes: names, types and shapes beside raw memory, no pickle.
 
-They are found in the module tree itself, without asking the network: its methods may be its own.
+They are found in the module tree itself, without the network's methods, which may be overridden.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StateError(ValueError):
 def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer under its dotted name, the first of several.
 
-    What a lazy layer lacks yet is left out.
+    Uninitialised parameters of lazy layers are left out.
     """
     found, seen = {}, set()
     for prefix, module in _modules(net):
@@ -69,7 +69,7 @@ def _modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def set_eval(net: nn.Module) -> None:
-    """Evaluation mode for every module, whatever its own ``eval()`` does."""
+    """Set every module to evaluation mode, whatever its own ``eval()`` does."""
     net.eval()
     for _, module in _modules(net):
         module.__dict__["training"] = False

@@ -4,12 +4,12 @@ Every operator that reaches torch's dispatcher is recorded
 (:mod:`archloop.sandbox.candidate.recording`), so Python control flow is unrolled, and modules,
 functions and methods that compute the same are the same. The network is in evaluation mode and on
 the meta device, which computes shapes and no values; one that does not run there is built on the
-processor and moved to it, and failing that computes for real.
+processor and moved to it, and if that fails too, it computes real values.
 
 Not covered: what happens only in training (dropout, auxiliary heads, the loss), initial values of
 parameters, values of tensors that come from random numbers, and writes through ``as_strided`` views
-of views. The process is the candidate's: a network that wants to can report any graph, and the main
-process checks only that it is one (:func:`archloop.novelty.graph.checked`).
+of views. The recording runs in the candidate's process, so a hostile network can report any graph;
+the main process checks only that the graph is valid (:func:`archloop.novelty.graph.checked`).
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, 
 
     Args:
         job: As for :class:`Builder`.
-        phase: Told how far it is.
+        phase: Records the current phase.
 
     Returns:
-        Number of parameters; the graph, as :func:`archloop.novelty.graph.checked` describes it, or
-        ``None``; and if so, why.
+        Number of parameters; the graph as described by :func:`archloop.novelty.graph.checked`, or
+        ``None``; the reason if there is none.
     """
     meta, cpu = torch.device("meta"), torch.device("cpu")
     builder, reason = Builder(job, phase), None
@@ -63,7 +63,7 @@ def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, 
                 return n_params, recorder.forward(net, job, run_on), None
             except UntraceableError as error:
                 return n_params, None, str(error)
-            except Exception as error:  # noqa: BLE001 - whatever a network raises says why
+            except Exception as error:  # noqa: BLE001 - any exception of the network is the reason
                 reason = error_line(error)
     assert n_params is not None
     return n_params, None, reason
@@ -71,7 +71,7 @@ def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, 
 
 @contextlib.contextmanager
 def _plain_operators() -> Iterator[None]:
-    """The same operators on every device: none that a device has fused for itself."""
+    """Record the same operators on every device: no fused kernels of a single device."""
     fast, onednn = torch.backends.mha.get_fastpath_enabled(), torch._C._get_mkldnn_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     # torch.backends.mkldnn.flags() warns about Intel's GPUs where there are none.

@@ -22,16 +22,16 @@ from archloop.sandbox.job import CandidateJob
 from archloop.types import LRSchedule, Outcome
 
 MOST_PASSES = 2
-"""Forward passes of an image in training mode that one epoch may hold: methods such as
+"""Largest number of forward passes of an image in training mode in one epoch: methods such as
 sharpness-aware minimisation need two for each step."""
 _CLIP_NORM = 3.0
-"""Gradient norm of the fixed loop, the habit of LEMUR's networks (``learn()`` of most of them)."""
+"""Gradient norm limit of the fixed loop, as in ``learn()`` of most of LEMUR's networks."""
 
 
 def train(
     builder: Builder, net: nn.Module, batches: TrainData, job: CandidateJob, phase: Phase
 ) -> dict[str, int]:
-    """Train for the epoch and check what came of it.
+    """Train for one epoch and check the result.
 
     Args:
         builder: Made ``net``.
@@ -41,8 +41,8 @@ def train(
         phase: Told how far it is.
 
     Returns:
-        ``steps`` of the parameter that optimisers made the most of, and images passed ``forward``
-        in training.
+        ``steps``: optimiser steps of the parameter with the most of them; and the number of images
+        that passed ``forward`` in training.
     """
     phase.enter(Outcome.TRAIN_ERROR)
     passes = _Passes(net)
@@ -89,7 +89,7 @@ def _fixed_loop(
 
 @contextmanager
 def stepping(schedule: LRSchedule, steps: int) -> Iterator[Steps]:
-    """Count optimiser steps and let all rates follow a schedule over so many steps."""
+    """Count optimiser steps and apply the schedule to all learning rates."""
     counted = Steps(None if schedule == "constant" else steps)
     hooks = (
         register_optimizer_step_pre_hook(counted.before),
@@ -103,40 +103,40 @@ def stepping(schedule: LRSchedule, steps: int) -> Iterator[Steps]:
 
 
 class _Step(NamedTuple):
-    """A step under way."""
+    """An optimiser step in progress."""
 
     optimizer: Optimizer
     counts: list[tuple[torch.Tensor, int]]
-    """Its parameters, and the steps of each before."""
+    """Its parameters, and their step counts before it."""
     rates: list[tuple[dict[str, Any], Any]]
-    """Groups whose rate was lowered for it, and the rates they have."""
+    """Parameter groups whose rate was lowered for the step, with their original rates."""
 
 
 class Steps:
-    """The optimiser steps of each parameter: kept batches can be replayed, steps give it away.
+    """Counts the optimiser steps of each parameter, which reveals that stored batches were reused.
 
-    They are the parameters', not the optimisers', as a new optimiser for each step would make one
-    step only. A step inside the step of another optimiser, which wraps it, is the same step.
+    Steps are counted per parameter, not per optimiser, because a network may create a new optimiser
+    for each step. A step inside the step of a wrapping optimiser counts once.
 
     Args:
-        length: Steps until a falling rate is nothing; ``None``: it stays.
+        length: Number of steps after which a linear rate reaches zero; ``None``: constant rate.
     """
 
     def __init__(self, length: int | None) -> None:
         self._length = length
         self._counts: dict[int, tuple[torch.Tensor, int]] = {}
-        """By ``id``, with the parameter, so that no other one gets that number."""
+        """By ``id``; the parameter is kept, so that its id is not reused."""
         self._open: list[_Step] = []
-        """Outermost first."""
+        """Open steps, outermost first."""
 
     @property
     def most(self) -> int:
-        """Steps of the parameter that has the most."""
+        """Steps of the parameter with the most steps."""
         return max((n for _, n in self._counts.values()), default=0)
 
     def before(self, optimizer: Optimizer, *_: object) -> None:
         """A step begins."""
-        self._close(optimizer)  # one that ended with an exception
+        self._close(optimizer)  # a step that ended with an exception
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         counts = [(p, self._of(p)) for p in parameters]
         rates: list[tuple[dict[str, Any], Any]] = []
@@ -154,7 +154,11 @@ class Steps:
             self._counts[id(parameter)] = parameter, max(self._of(parameter), n + 1)
 
     def _close(self, optimizer: Optimizer) -> list[tuple[torch.Tensor, int]]:
-        """Give the rates back, of what is open inside too; the parameters and their steps."""
+        """Restore the learning rates of a step and of open steps inside it.
+
+        Returns:
+            The parameters of the step with their earlier step counts.
+        """
         if all(step.optimizer is not optimizer for step in self._open):
             return []
         while True:

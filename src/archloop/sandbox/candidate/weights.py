@@ -1,4 +1,4 @@
-"""The trainable tensors of a network, found without asking it: its methods may be its own."""
+"""Finds the trainable tensors of a network without its methods, which may be overridden."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _ATOMS = (str, bytes, int, float, complex, type(None), types.CodeType, types.Mod
 
 
 def trainable_tensors(net: nn.Module, module: types.ModuleType) -> list[torch.Tensor]:
-    """Every parameter, and every other leaf that takes gradients, each once.
+    """Every parameter, and every other leaf tensor that requires gradients, each once.
 
-    What counts is what is reachable from the network and from its module's globals: registered
-    parameters, plain attributes, containers, closures, optimisers. Parameters that a lazy layer has
-    not made yet are left out.
+    Tensors are searched from the network and from its module's globals: registered parameters,
+    plain attributes, containers, closures, optimisers. Parameters that a lazy layer has not made
+    yet are left out.
 
     Args:
         net: An instance of the candidate's ``Net``.
@@ -41,7 +41,7 @@ def trainable_tensors(net: nn.Module, module: types.ModuleType) -> list[torch.Te
 
 
 def count(tensors: list[torch.Tensor]) -> int:
-    """Elements of all tensors together."""
+    """Total number of elements of the tensors."""
     return sum(t.numel() for t in tensors)
 
 
@@ -52,7 +52,7 @@ def _is_weight(tensor: torch.Tensor) -> bool:
 
 
 def _is_followed(value: Any, module: types.ModuleType) -> bool:
-    """Not into other modules: torch's functions and classes lead to all of torch."""
+    """Other modules are not searched: torch's functions and classes refer to all of torch."""
     if isinstance(value, types.FunctionType):
         return value.__globals__ is vars(module)
     if isinstance(value, type):

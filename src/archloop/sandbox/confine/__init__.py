@@ -1,1 +1,1 @@
-"""How a process is confined: Landlock, seccomp, namespaces, folders."""
+"""Confinement of a process: Landlock, seccomp, namespaces, private folders."""

@@ -1,8 +1,8 @@
 """The ``bwrap`` level: the fork server, and so every candidate, in namespaces of its own.
 
 bubblewrap gives it a mount namespace in which everything is read-only and home and temporary
-folders are empty, a process namespace that ends with it, and no network. Landlock and seccomp come
-on top.
+folders are empty, a process namespace that ends with it, and no network. Landlock and seccomp are
+applied in addition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _HIDDEN = ("/tmp", "/var/tmp", "/run", "/home", "/root", "/media", "/mnt", "/srv
 
 
 def why_not() -> str | None:
-    """What is missing here, or ``None``."""
+    """What this machine lacks for the level; ``None``: nothing."""
     program = shutil.which("bwrap")
     if program is None:
         return "the program bwrap (package bubblewrap) is not installed"
@@ -63,7 +63,7 @@ def wrap(command: list[str], folder: Path) -> list[str]:
 
 
 def _bring_back() -> list[str]:
-    """What Python imports, where a hidden folder holds it."""
+    """Folders that Python imports from and that lie below a hidden folder."""
     paths = {Path(p).resolve() for p in (sys.prefix, sys.base_prefix, *sys.path) if p}
     paths |= {Path(sys.executable).parent, Path(__file__).resolve().parents[2]}
     hidden = [Path(p) for p in (*_HIDDEN, tempfile.gettempdir())]

@@ -1,4 +1,4 @@
-"""Confinement of the calling process, for good: limits, capabilities, Landlock, seccomp."""
+"""Irreversible confinement of the calling process: limits, capabilities, Landlock, seccomp."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
 _CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 256
 _ADDRESS_SLACK_MB = 512
-"""Address space beside the memory itself: mapped files, reservations of the allocator."""
+"""Address space in addition to the memory limit: mapped files, reservations of the allocator."""
 _CPU_GRACE = 5
-"""Seconds between the signal that says why and the one that cannot be ignored."""
+"""Seconds between SIGXCPU, which names the cause, and SIGKILL."""
 _THREAD_ADDRESS_MB = 256
-"""Address space a thread reserves: its stack and its arena of the allocator."""
+"""Address space that a thread reserves: its stack and its allocator arena."""
 _SYSTEM_LIBRARIES = ("/usr/lib", "/usr/lib64", "/lib", "/lib64")
 _SYSTEM_FILES = (
     "/dev/zero",
@@ -39,7 +39,7 @@ _SYSTEM_FILES = (
 )
 _GPU_FILES = ("/proc/driver/nvidia", "/sys/bus/pci", "/sys/devices", "/etc/ld.so.cache")
 _LAZY_PACKAGES = ("nvidia", "triton", "functorch", "torchgen")
-"""Parts of torch that it opens later."""
+"""Shared libraries that torch opens later."""
 
 
 LEVELS: tuple[Isolation, ...] = ("process", "confined", "bwrap")
@@ -52,10 +52,11 @@ def available_isolation() -> Isolation:
 
 
 def require(isolation: Isolation) -> None:
-    """Refuse a level that is not available here.
+    """Check that a level is available here.
 
     Raises:
-        IsolationError: Saying what is missing and which flag accepts less.
+        IsolationError: It is not; the message says what is missing and how to accept a weaker
+            level.
     """
     if reason := why_not(isolation):
         weaker = next(n for n in reversed(LEVELS[: LEVELS.index(isolation)]) if why_not(n) is None)
@@ -66,7 +67,7 @@ def require(isolation: Isolation) -> None:
 
 
 def why_not(isolation: Isolation) -> str | None:
-    """What keeps this machine from a level, or ``None``."""
+    """The reason why a level is not available here; ``None``: it is."""
     if isolation == "process":
         return None
     return _why_not_confined() or (bwrap.why_not() if isolation == "bwrap" else None)
@@ -83,10 +84,10 @@ def _why_not_confined() -> str | None:
 
 
 def detach(folder: Path, *, output: int | None) -> None:
-    """Own session and process group, death with the parent, a private home and folder, no input.
+    """Set up the process: own session, end with the parent, private home and folder, no input.
 
     Args:
-        folder: The private one.
+        folder: The private folder.
         output: Where stdout and stderr go; ``None``: nowhere.
     """
     os.setsid()
@@ -132,7 +133,7 @@ def limit(
 
 
 def _own_bytes(field: str) -> int:
-    """A size of this process as the kernel counts it for the limits."""
+    """A size of this process as the kernel counts it for resource limits."""
     status = Path("/proc/self/status")
     if status.is_file():
         for line in status.read_text().splitlines():
@@ -142,9 +143,9 @@ def _own_bytes(field: str) -> int:
 
 
 def readable_paths() -> dict[str, Access]:
-    """What a network may read: system libraries, the standard library, and loaded packages.
+    """The paths that a network may read: system libraries, standard library, imported packages.
 
-    Of installed packages only those that the calling process has imported are there: some carry
+    Only packages that the calling process has imported are included, as some installed ones contain
     data sets with labels (scikit-learn's digits is one of the tasks).
     """
     rules = {str(path): READ for path in (*_libraries(), *_packages())}
@@ -186,7 +187,7 @@ def _packages() -> Iterator[Path]:
 
 
 def _driver_folders() -> set[str]:
-    """Where this process has the GPU driver's libraries from; it opens more of them later."""
+    """The folders of the GPU driver's loaded libraries, from which it opens more later."""
     maps = Path("/proc/self/maps")
     names = [line.split()[-1] for line in maps.read_text().splitlines()] if maps.is_file() else []
     return {str(Path(n).parent) for n in names if Path(n).name.startswith("libcuda.so")}
@@ -198,8 +199,8 @@ def confine(folder: Path, fence: Fence, start: Callable[[], None]) -> None:
     Args:
         folder: The private one.
         fence: The files that may be reached.
-        start: Called inside the fence, as threads that it starts would stay outside for good, and
-            before the filter, which the start of a GPU does not get through.
+        start: Called after Landlock, which threads started earlier would escape, and before
+            seccomp, which would block the initialisation of a GPU.
 
     Raises:
         OSError: The kernel refused a step.
@@ -212,7 +213,7 @@ def confine(folder: Path, fence: Fence, start: Callable[[], None]) -> None:
 
 
 def _drop_capabilities() -> None:
-    """Give up every capability, so that even root cannot raise its limits again."""
+    """Drop every capability, so that even root cannot raise its limits again."""
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     none = (ctypes.c_uint32 * 6)()
     libc = ctypes.CDLL(None, use_errno=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 _SIZE = 2 << 20
 _MADV_COLLAPSE = 25
-"""Linux 6.1 and later; others refuse it, and nothing changes."""
+"""madvise value of Linux 6.1 and later; earlier kernels refuse it, which is harmless."""
 _ANONYMOUS = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw.p \S+ \S+ 0\s")
 
 
 def collapse() -> None:
-    """Join the calling process's private memory where the kernel can."""
+    """Collapse the calling process's private memory into huge pages, where the kernel can."""
     maps = Path("/proc/self/maps")
     if not maps.is_file():
         return

@@ -1,7 +1,7 @@
-"""Landlock by its three system calls: the files a process may still reach, for good.
+"""Landlock by its three system calls: irreversibly limits the files that a process may reach.
 
-Called directly, for listing and reading are granted apart here, and for kernels from Linux 6.2
-(ABI 3, the first that governs truncation): Ubuntu 24.04 has ABI 4.
+The system calls are used directly, because listing and reading are granted separately. Kernels from
+Linux 6.2 are supported (ABI 3, the first that controls truncation); Ubuntu 24.04 has ABI 4.
 """
 
 from __future__ import annotations
@@ -73,26 +73,27 @@ def abi() -> int:
 
 @dataclass(frozen=True)
 class Fence:
-    """What many processes may reach, made ready once: some 300 rules were 3 ms of each process.
+    """Rules shared by many processes, prepared once: adding some 300 rules took 3 ms per process.
 
-    Landlock adds no rule to what a process is limited to already; it takes a second limit, and what
-    both allow is left. The first is the same for all: what is readable, and the folder that holds
-    the private ones. The second leaves of this folder a process's own, and the rest as it is.
+    Landlock cannot add a rule to a ruleset that is in force, but a process may be under two
+    rulesets; then both must allow an access. The first is the same for all processes: all readable
+    paths, and the parent of the private folders. The second allows only the process's own private
+    folder below that parent, and does not restrict other paths.
     """
 
     ruleset: int
-    """Descriptor of the first."""
+    """Descriptor of the first ruleset."""
     elsewhere: dict[int, Access]
-    """Descriptors and rights of the second: as high above what is readable as leaves the private
-    folders out."""
+    """Descriptors and rights of the second ruleset: the highest folders above each readable path
+    that do not contain the private folders."""
 
 
 def fence(rules: Mapping[str, Access], private: Path) -> Fence:
-    """Open what :func:`restrict` needs; the descriptors stay open.
+    """Open the descriptors that :func:`restrict` needs; they stay open.
 
     Args:
-        rules: Rights by path; a folder's hold for all beneath it.
-        private: The folder of the private folders.
+        rules: Rights by path; those of a folder hold for everything below it.
+        private: The parent of the private folders.
 
     Raises:
         OSError: The kernel refused a step, or a path does not exist.
@@ -110,9 +111,9 @@ def fence(rules: Mapping[str, Access], private: Path) -> Fence:
 
 
 def _highest_without(private: Path, path: Path, access: Access) -> tuple[Path, Access]:
-    """The highest folder over ``path`` that ``private`` is not beneath, and all rights.
+    """The highest folder above ``path`` that does not contain ``private``, with all rights.
 
-    If one of the two is beneath the other, ``path`` itself, with its own rights.
+    If one of the two contains the other, ``path`` itself with its own rights.
     """
     for folder in (*reversed(path.parents), path):
         if not private.is_relative_to(folder) and not folder.is_relative_to(private):
@@ -121,10 +122,10 @@ def _highest_without(private: Path, path: Path, access: Access) -> tuple[Path, A
 
 
 def restrict(fence: Fence, own: Path) -> None:
-    """Leave the calling process what the fence allows and its own folder, and nothing else.
+    """Restrict the calling process to the shared rules and its own private folder.
 
     Args:
-        fence: Of which nothing is left open.
+        fence: The shared rules; their descriptors are closed.
         own: The process's private folder.
 
     Raises:
@@ -140,7 +141,7 @@ def restrict(fence: Fence, own: Path) -> None:
 
 
 def _handled() -> Access:
-    """The rights that this kernel governs."""
+    """The access rights that this kernel controls."""
     return Access((1 << (16 if abi() >= 5 else 15)) - 1)
 
 
@@ -158,7 +159,7 @@ def _create() -> int:
 
 
 def _allow(ruleset: int, fd: int, access: Access) -> None:
-    """Grant rights beneath an open path, which is closed."""
+    """Grant rights below an open path, whose descriptor is closed."""
     access &= _handled() if stat.S_ISDIR(os.fstat(fd).st_mode) else _handled() & _OF_FILES
     rule = struct.pack("=Qi", access, fd)
     _check(_libc().syscall(_ADD_RULE, ruleset, _RULE_PATH_BENEATH, rule, 0), "landlock_add_rule")

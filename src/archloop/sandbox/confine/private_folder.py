@@ -1,4 +1,4 @@
-"""A candidate's private folder: what lies in it, and its end, whatever was made of it."""
+"""Size and removal of a candidate's private folder, whatever the candidate put there."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from itertools import count
 from pathlib import Path
 
 _LEAST = 4096
-"""Bytes that anything counts as: empty files use up a disk's table of them."""
+"""Bytes that every file counts at least: empty files use up the inodes of a disk."""
 _CLOSED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 class ClosedError(Exception):
-    """A folder that cannot be looked into: closed to its owner, or deeper than a path is long."""
+    """A folder that cannot be read: no permission, or nested deeper than the longest path."""
 
 
 def bytes_by_inode(folder: Path, most: int) -> dict[int, int]:
-    """Bytes on disk of all that lies in a folder, by inode; not all, if that is above ``most``.
+    """Bytes on disk of everything in a folder, by inode; stops counting above ``most``.
 
     Raises:
-        ClosedError: See there.
+        ClosedError: A folder cannot be read.
     """
     found: dict[int, int] = {}
     total, todo = 0, [str(folder)]
@@ -39,7 +39,7 @@ def bytes_by_inode(folder: Path, most: int) -> dict[int, int]:
 
 
 def _entries(folder: str) -> Iterator[tuple[str, os.stat_result, bool]]:
-    """What is in a folder; what vanishes meanwhile, or the disk does not give, is left out."""
+    """The entries of a folder; those that vanish meanwhile or cannot be read are left out."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -52,7 +52,7 @@ def _entries(folder: str) -> Iterator[tuple[str, os.stat_result, bool]]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that nobody writes to any more, as well as it goes.
+    """Remove a folder that nobody writes to any more; files that cannot be removed stay.
 
     Nested folders are moved up before they are emptied, so that neither paths nor calls get deep.
     """
@@ -64,7 +64,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _flatten(folder: Path, names: Iterator[int]) -> bool:
-    """Remove the files of a folder and those of its folders; whether any folder was there."""
+    """Remove the files of a folder and of its subfolders; returns whether there were subfolders."""
     inner = _without_files(folder)
     for path in inner:
         for deeper in _without_files(path):
@@ -74,7 +74,7 @@ def _flatten(folder: Path, names: Iterator[int]) -> bool:
 
 
 def _without_files(folder: Path) -> list[Path]:
-    """The folders in a folder, whose files are removed."""
+    """The subfolders of a folder, whose own files are removed."""
     folder.chmod(0o700)
     inner = []
     for path in list(folder.iterdir()):

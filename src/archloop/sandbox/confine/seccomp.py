@@ -1,7 +1,7 @@
-"""A seccomp filter that leaves a network arithmetic, memory, threads and its open files.
+"""A seccomp filter that allows arithmetic, memory, threads and files that are open already.
 
 New programs, processes, sockets, namespaces, mounts, tracing, raised limits, memory that no limit
-counts, and changes to the owner, mode or times of files (which Landlock does not govern) are
+counts, and changes to the owner, mode or times of files (which Landlock does not control) are
 refused with EPERM, so that Python raises PermissionError and the candidate's outcome says why.
 Written as classic BPF, as no maintained Python binding installs without a system library.
 """
@@ -151,16 +151,16 @@ ONLY_ITSELF = {
     "sched_setparam": Numbers(142, 118),
     "sched_setattr": Numbers(314, 274),
 }
-"""Allowed where the first argument is 0 or the process's own number."""
+"""Allowed only if the first argument is 0 or the process's own id."""
 
 DENIED_COMMANDS = {
     # F_SETOWN, F_SETSIG, F_SETOWN_EX; F_SETLEASE, F_NOTIFY
     "fcntl": (Numbers(72, 25), (8, 10, 15, 1024, 1026)),
     "ioctl": (Numbers(16, 29), (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP
 }
-"""Commands (the second argument) that have the kernel send signals to whom a process names, to any
-of the user's where Landlock is older than its ABI 6; and those that hold up others who open a file,
-or tell what they do with it."""
+"""Commands (the second argument) that let the kernel send signals to a chosen process (any of
+the user's before Landlock ABI 6), and commands that delay or observe other processes' access to
+a file."""
 
 CLONE = Numbers(56, 220)
 CLONE3 = Numbers(435, 435)
@@ -174,12 +174,12 @@ class _Program(ctypes.Structure):
 
 
 def supported() -> bool:
-    """Whether this processor's system calls are known here."""
+    """Whether the system call numbers of this processor are known here."""
     return platform.machine() in _AUDIT_ARCH
 
 
 def no_new_privileges() -> None:
-    """The calling thread gains none by any program; Landlock and seccomp ask for that first.
+    """Set no_new_privs for the calling thread, which Landlock and seccomp require.
 
     Raises:
         OSError: The kernel refused.
@@ -189,9 +189,9 @@ def no_new_privileges() -> None:
 
 
 def install() -> None:
-    """Filter the system calls of all threads of this process for good, and of those to come.
+    """Filter the system calls of all present and future threads of this process, irreversibly.
 
-    They have to be without new privileges by then.
+    All of them must have no_new_privs set.
 
     Raises:
         OSError: The kernel refused.

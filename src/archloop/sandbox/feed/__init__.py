@@ -1,1 +1,1 @@
-"""Training batches: a process of its own feeds one candidate."""
+"""Training batches: a separate process feeds each candidate."""

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 CROP_PADDING = 4
-"""Pixels a side for random crops of 32x32 images (the usual CIFAR recipe); scaled with the size."""
+"""Padding in pixels for random crops of 32x32 images (the usual CIFAR recipe); scaled with the
+size."""
 
 
 def augment(images: NDArray[np.uint8], kind: str, rng: np.random.Generator) -> NDArray[np.uint8]:

@@ -13,7 +13,7 @@ from archloop.sandbox.feed.augmentation import augment
 
 @dataclass(frozen=True)
 class BatchRecipe:
-    """How images become batches."""
+    """How batches are made from images."""
 
     batch_size: int
     augmentation: str
@@ -35,7 +35,7 @@ class Normalise:
         """(B, C, H, W) uint8 -> float32, written into ``out`` if it is given."""
         source = torch.from_numpy(images)
         if self._resize is not None:
-            # On bytes, as PIL does it, so that values are rounded as there.
+            # On bytes, so that values are rounded as in PIL.
             source = resize(source, self._resize)
         if out is None:
             out = torch.empty(source.shape)

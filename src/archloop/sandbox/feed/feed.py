@@ -1,8 +1,9 @@
-"""Training batches, from a process that no generated code runs in, to the candidate's own.
+"""Training batches: a process without generated code (the feeder) sends them to a candidate.
 
-The candidate asks with one byte and gets the number of images in the next batch, which lies in a
-slot of shared memory; it copies the batch out and may ask for the next. It never holds the data
-set, so every image reaches it once, and what it took is counted here, where it cannot be forged.
+The candidate asks with one byte and gets the number of images in the next batch, which is in a slot
+of shared memory; it copies the batch out and may ask for the next. It never has access to the data
+set, so every image reaches it once. Batches are counted in the feeder, where the candidate cannot
+forge the count.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TrainingData:
 
 
 class Slot(NamedTuple):
-    """Where one batch lies in shared memory."""
+    """One slot of shared memory, for one batch."""
 
     inputs: torch.Tensor
     """(B, C, H, W) float32."""
@@ -64,7 +65,7 @@ def _map(fd: int, shape: tuple[int, ...]) -> mmap.mmap:
 
 
 class TrainData:
-    """What ``learn()`` gets: an iterator of (inputs, labels) that gives every batch once."""
+    """The argument of ``learn()``: an iterator of (inputs, labels) that gives every batch once."""
 
     __slots__ = ("_index", "_slots", "_sock", "_total")
 
@@ -98,7 +99,7 @@ class TrainData:
 
 
 def serve_feed(control: socket.socket, data: TrainingData) -> None:
-    """Give one epoch to one candidate, and tell the main process what it took when it asks.
+    """Serve one epoch to one candidate, and report to the main process how many batches it took.
 
     Raises:
         wire.WireError: The main process closed.
@@ -109,7 +110,7 @@ def serve_feed(control: socket.socket, data: TrainingData) -> None:
     slots = _slots(_map(ring, job.shape), job.shape, channels_last=job.channels_last)
     epoch = Epoch(data.images, data.labels, recipe, job.seed)
     with socket.socket(fileno=peer) as candidate:
-        # It may ask without reading the answers; then it gets no more.
+        # A candidate that does not read the answers gets no further batches.
         candidate.setblocking(False)
         wire.send(control, {"total": epoch.total})
         _give(epoch, slots, candidate, control)
@@ -138,7 +139,7 @@ def _give(
         if ready:
             now = time.monotonic()
             first = first if given else now
-            # Not before the second batch: the first step also prepares the others.
+            # Not before the second batch: the first step includes one-time preparation.
             pause = max(pause, now - last) if given > 1 else pause
             last = now
         try:

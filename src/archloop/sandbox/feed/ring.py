@@ -1,4 +1,4 @@
-"""Shared memory for training batches: how large it is."""
+"""Size of the shared memory for training batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ SLOTS = 2
 
 
 def slot_bytes(shape: tuple[int, ...]) -> int:
-    """Of one batch of ``shape`` (B, C, H, W): float32 images, then int64 labels."""
+    """Bytes of one batch of ``shape`` (B, C, H, W): float32 images, then int64 labels."""
     return math.prod(shape) * 4 + shape[0] * 8
 
 
 def ring_bytes(shape: tuple[int, ...]) -> int:
-    """Of all slots."""
+    """Bytes of all slots."""
     return SLOTS * slot_bytes(shape)

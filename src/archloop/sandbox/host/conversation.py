@@ -1,4 +1,4 @@
-"""What is said with one candidate's process, until its verdict: deadlines, limits, messages."""
+"""The exchange of messages with one candidate's process, with deadlines and limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ UNFORESEEN = (
     TypeError,
     ValueError,
 )
-"""What nobody thought of, in what a network sent or did; not the machine's faults."""
+"""Exceptions that unexpected input from a network may cause here; not faults of the machine."""
 _CONFINE_SECONDS = 60.0
 _MOST = 2**53
 _DENIED_SIGNALS = ("SIGSYS", "SIGXFSZ")
@@ -38,7 +38,7 @@ _CRASH_LINE = re.compile(r'File "<candidate>", line (\d+) in (\w+)')
 
 
 class FailedError(Exception):
-    """The candidate is done for, with this verdict."""
+    """The candidate failed, with this verdict."""
 
     def __init__(self, verdict: Verdict) -> None:
         super().__init__(verdict.error)
@@ -49,14 +49,14 @@ class Conversation:
     """One process of a candidate.
 
     Every method may raise :class:`FailedError` (the candidate failed in a way that is known),
-    :class:`wire.WireError` (the child ended, or said what no child of ours says) and
-    :class:`ServerLostError` (it never came to be).
+    :class:`wire.WireError` (the child ended or sent an invalid message) and
+    :class:`ServerLostError` (the child could not be started).
 
     Args:
         config: Limits.
-        server: What it was forked from.
+        server: Its fork server.
         child: The process.
-        job: What it is sent.
+        job: The job for the process.
     """
 
     def __init__(
@@ -64,12 +64,12 @@ class Conversation:
     ) -> None:
         self.config, self.server, self.child, self.job = config, server, child, job
         self.phase = Outcome.IMPORT_ERROR
-        """What a death means now."""
+        """The outcome if the process dies now."""
         self.n_params: int | None = None
         self._watch: Watch | None = None
 
     def build(self) -> int:
-        """Confine, import, instantiate, count, dummy forward; the number of parameters.
+        """Confine, import, instantiate, count, dummy forward; returns the number of parameters.
 
         Raises:
             SandboxError: The process could not be confined.
@@ -80,7 +80,7 @@ class Conversation:
         return self.n_params
 
     def _confine(self) -> None:
-        """No line of the network runs before this is done, so a failure is not the network's."""
+        """No line of the network runs before this step, so a failure is not the network's fault."""
         wire_lost = (wire.WireError, wire.DeadlineError)
         try:
             wire.send(self.child.sock, self.job.to_wire())
@@ -98,7 +98,7 @@ class Conversation:
         )
 
     def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:
-        """The next message, which has to be of this stage and come within so many seconds."""
+        """The next message, which must belong to this stage and arrive within so many seconds."""
         deadline = self._deadline(seconds)
         while True:
             message = self._within(
@@ -122,9 +122,9 @@ class Conversation:
         )
 
     def send_bytes(self, data: bytes, seconds: float, what: str, fds: tuple[int, ...] = ()) -> None:
-        """To a process that may not read them; to one that is gone, none.
+        """Send bytes to a process that may not read them; nothing is sent to a process that ended.
 
-        Its last words are still to be read then.
+        Its last messages can still be read then.
         """
         sock, deadline = self.child.sock, self._deadline(seconds)
         with suppress(wire.WireError):
@@ -138,10 +138,10 @@ class Conversation:
         return time.monotonic() + seconds
 
     def _within(self, seconds: float, what: str, talk: Callable[[], T]) -> T:
-        """What ``talk`` gives; a limit it meets is this candidate's outcome.
+        """The result of ``talk``; a limit that is exceeded meanwhile is this candidate's outcome.
 
-        No context manager: from Python 3.12 on, one that raises another error than it met is kept
-        by its own frames until the garbage collector comes, and the sandbox's images with it.
+        Not a context manager: since Python 3.12 one that raises another exception than it caught
+        stays alive, with the sandbox's images, until the garbage collector runs.
         """
         try:
             return talk()
@@ -152,11 +152,11 @@ class Conversation:
             raise FailedError(self.verdict(error.outcome, str(error))) from None
 
     def verdict(self, outcome: Outcome, error: str | None) -> Verdict:
-        """With what is known so far."""
+        """Complete a verdict with what is known so far."""
         return Verdict(outcome, error, self.n_params)
 
     def died(self, ended: Ended) -> Verdict:
-        """The verdict on a child that ended, or fell silent, without a result."""
+        """The verdict on a child that ended, or stopped answering, without a result."""
         if not ended.by_itself or ended.status is None:
             return self.verdict(self.phase, "the process closed its channel without a result")
         signal_number = ended.status & 0x7F
@@ -173,13 +173,13 @@ class Conversation:
         return self.verdict(outcome, f"the process was killed by {name}{self._crash_place()}")
 
     def _crash_place(self) -> str:
-        """Where in its source a process crashed, from what faulthandler printed."""
+        """The source line at which a process crashed, from faulthandler's output."""
         found = _CRASH_LINE.search(self.child.output.text())
         return one_line(f" (line {found[1]}, in {found[2]})") if found else ""
 
 
 def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
-    """A candidate's verdict and graph; raises as :class:`Conversation` says."""
+    """A candidate's verdict and graph; for exceptions see :class:`Conversation`."""
     seconds = conversation.config.build_seconds
     conversation.build()
     what = "tracing"
@@ -196,10 +196,10 @@ def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
 
 
 def number(message: dict[str, Any], key: str, most: int = _MOST) -> int:
-    """A whole number that a candidate sent.
+    """Validate an integer that a candidate sent.
 
     Raises:
-        wire.WireError: It is none, or out of range.
+        wire.WireError: It is no integer, or out of range.
     """
     value = message.get(key)
     if type(value) is not int or not 0 <= value <= most:
@@ -208,7 +208,7 @@ def number(message: dict[str, Any], key: str, most: int = _MOST) -> int:
 
 
 def _signal_name(number: int) -> str:
-    """Not every signal has one: a process may end itself with a real-time signal."""
+    """Real-time signals have no name."""
     try:
         return signal.Signals(number).name
     except ValueError:

@@ -1,4 +1,4 @@
-"""Flags: what a reader of an accuracy should know. They reject nothing.
+"""Flags: warnings about an accuracy. They do not reject a candidate.
 
 =====================  ==========================================================================
 ``batch_dependent``    logits of an image change with the batch it is in
@@ -36,26 +36,26 @@ SAME = 0.02
 """Logits are the same when they differ by less than this share of their spread: batch size and
 layout change the order of additions, and a GPU may round to ten bits of mantissa."""
 MOST_CHANGED = 0.02
-"""Share of predictions that rounding may change: those with two classes nearly equal."""
+"""Share of predictions that rounding may change, where two classes are nearly equal."""
 MOST_BRITTLE = 0.10
 """Share of predictions that may change under noise of one pixel step; a table of known images loses
 them all, an honest network at one epoch about one in a hundred."""
 ABOVE_CHANCE = 1.5
-"""Times chance from which an accuracy needs an explanation."""
+"""An accuracy above this multiple of chance is suspicious without optimiser steps."""
 LONG_SHARE, LONG_SECONDS = 0.3, 1.0
-"""Of the training time, and at least that long."""
+"""Share of the training time, and a minimum in seconds."""
 CEILINGS = {"cifar10": 0.85, "cifar100": 0.60, "svhn": 0.95, "mnist": 0.998}
-"""Above what tuned networks reach after one plain epoch (airbench needs several for 0.94 on
+"""Above the accuracy of tuned networks after one plain epoch (airbench needs several for 0.94 on
 CIFAR-10; the paper's best is 0.64)."""
 MOST_GAP = 0.15
-"""Between the two protocols."""
+"""Largest usual difference in accuracy between the two training modes."""
 
 
 def same_logits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     """Whether two answers (M, classes) to the same images are the same within rounding.
 
-    What changes no prediction must not hide one that changes: a number added to all logits of an
-    image is taken off, the spread is the median image's, and predictions are compared too.
+    Large logits must not hide a changed prediction: an offset common to all logits of an image is
+    subtracted, the spread is that of the median image, and predictions are compared too.
     """
     one, other = (x - x.mean(axis=1, keepdims=True) for x in (a.astype(float), b.astype(float)))
     spread = float(np.median(one.std(axis=1))) or 1.0
@@ -64,12 +64,12 @@ def same_logits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
 
 
 def changed_predictions(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Share of images whose predicted class differs."""
+    """The share of images whose predicted class differs."""
     return float((a.argmax(axis=1) != b.argmax(axis=1)).mean())
 
 
 def is_long(seconds: float, whole: float) -> bool:
-    """Whether so many seconds without a new batch are much of the training time, ``whole``."""
+    """Whether a time without a new batch is a large share of the training time, ``whole``."""
     return seconds > LONG_SECONDS and seconds > LONG_SHARE * whole
 
 

@@ -1,4 +1,4 @@
-"""Which GPU a candidate gets, where there are several."""
+"""Assignment of candidates to GPUs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 
 class Gpus:
-    """Lends each GPU to as few candidates at a time as can be.
+    """Assigns candidates to the least used GPU.
 
     Args:
         n: How many there are; without one, candidates compute on the processor.
@@ -16,7 +16,7 @@ class Gpus:
         self._lent = [0] * n
 
     def take(self) -> int | None:
-        """The one with the fewest candidates now, the first of several; none of none."""
+        """Take the GPU with the fewest candidates; ``None``: there is no GPU."""
         if not self._lent:
             return None
         gpu = self._lent.index(min(self._lent))
@@ -24,16 +24,16 @@ class Gpus:
         return gpu
 
     def give_back(self, gpu: int | None) -> None:
-        """A candidate is done with it."""
+        """Release the GPU of a candidate."""
         if gpu is not None:
             self._lent[gpu] -= 1
 
 
 def show_only(gpu: int | None) -> None:
-    """Hide all other GPUs, or all, from this process; before CUDA starts in it.
+    """Hide all other GPUs, or all, from this process; call before CUDA is initialised.
 
     Args:
-        gpu: Counted among those that ``CUDA_VISIBLE_DEVICES`` names, where it names any.
+        gpu: Its index among the GPUs of ``CUDA_VISIBLE_DEVICES``, if that is set, else of all.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpu is None:

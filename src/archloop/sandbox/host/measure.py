@@ -1,9 +1,9 @@
 """Training in one process, measuring in another: the main process's side of both.
 
 The accuracy is that of the network rebuilt from its source with the weights that training left, on
-images that come a batch at a time, in an order that tells nothing; labels, metric and clock are
-here. A few batches are asked for twice, in other company and with a little noise, and what that
-shows goes into the flags.
+images that are sent in batches, in an order without information; labels, metric and clock stay in
+the main process. A few images are asked for again, in other batches and with a little noise; the
+differences give the flags.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from archloop.types import Outcome
 BATCH = 250
 """Images asked for at once."""
 _BATCH_BYTES = 64 << 20
-"""Of a batch of large images, as the floats they become."""
+"""Largest batch of images in bytes, as floats."""
 _SPARE, _LEAST_SPARE = 0.25, 10_000
 """Numbers in buffers (running statistics, masks), as a share of the parameter budget, and at least
-so many. What a network trains in a buffer counts as no parameter, but it is no way round."""
+so many. Trained buffers do not count as parameters, so this limit keeps them from bypassing the
+budget."""
 AGAIN = 512
-"""Images asked for a second and a third time."""
+"""Images that are asked for again to find flags."""
 _ODD_BATCH = 96
 _PERHAPS_TOO_FAST = (Outcome.TRAIN_ERROR, Outcome.NON_FINITE)
 _FEED_SECONDS = 60.0
 _SEND_SECONDS = 10.0
-"""The least that is granted to weights, some megabytes at most, to arrive."""
+"""Minimum time for receiving the weights, which are some megabytes at most."""
 _MOST_DIMENSIONS = 64
 """Of a tensor, in torch."""
 _TYPE_BYTES = {
@@ -55,11 +56,11 @@ _TYPE_BYTES = {
 
 
 class FastWayError(FailedError):
-    """It failed in a faster layout or precision, and may be sound in the plain one."""
+    """The candidate failed in a faster layout or precision, and may work in the plain one."""
 
 
 class Feeding(NamedTuple):
-    """The process that gives out the epoch, and how the candidate reaches it."""
+    """The feeder process, and the candidate's connection to it."""
 
     feeder: Child
     job: FeedJob
@@ -72,14 +73,14 @@ class Feeding(NamedTuple):
 
 @dataclass(frozen=True)
 class Trained:
-    """What the training process left, and what was seen from outside."""
+    """The result of the training process, and what the main process observed."""
 
     n_params: int
     spec: list[list[Any]]
     weights: bytes
     channels_last: bool
     steps: int
-    """Of the parameter that optimisers made the most of, as the process says."""
+    """Optimiser steps of the parameter with the most of them, as reported by the process."""
     seconds: float
     """From the first batch to the last byte of the weights, on the main process's clock."""
     flags: tuple[str, ...]
@@ -87,14 +88,14 @@ class Trained:
 
 @dataclass(frozen=True)
 class Measured:
-    """What the predictions say."""
+    """Flags that follow from the predictions."""
 
     accuracy: float
     flags: tuple[str, ...]
 
 
 def train(conversation: Conversation, feeding: Feeding) -> Trained:
-    """The probe and one epoch; raises as :class:`Conversation` says."""
+    """Probe and train for one epoch; for exceptions see :class:`Conversation`."""
     config = conversation.config
     n_params = conversation.build()
     wish = conversation.expect("feed", config.build_seconds, BUILDING)
@@ -122,7 +123,7 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
         raise wire.WireError("weights and their description differ")
     left = max(_SEND_SECONDS, config.train_seconds - (time.monotonic() - begin))
     weights = conversation.receive_bytes(size, left, "the epoch with its weights")
-    # Only now: who says that it is done may be training still.
+    # Time is taken only here: a process may report the end and still be training.
     done = time.monotonic()
     found = []
     if number(message, "passes") > report["images"]:
@@ -144,7 +145,7 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
 
 
 def _ask(feeder: Child, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-    """It runs no generated code, so if it does not answer, the machine is at fault."""
+    """The feeder runs no generated code, so if it does not answer, the machine is at fault."""
     try:
         wire.send(feeder.sock, message, fds)
         return wire.receive(feeder.sock, time.monotonic() + _FEED_SECONDS)
@@ -157,7 +158,7 @@ def _spec(value: Any) -> list[list[Any]]:
     """[name, type, shape] of every weight, as a candidate sent it.
 
     Raises:
-        wire.WireError: It is something else.
+        wire.WireError: The value has another form.
     """
     if not isinstance(value, list) or not all(_is_spec_row(row) for row in value):
         raise wire.WireError("no description of weights")
@@ -199,7 +200,7 @@ def measure(
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
 ) -> Measured:
-    """Top-1 accuracy on images (M, C, H, W); raises as :class:`Conversation` says."""
+    """Top-1 accuracy on images (M, C, H, W); for exceptions see :class:`Conversation`."""
     config = conversation.config
     conversation.build()
     message = {
@@ -208,7 +209,7 @@ def measure(
         "channels_last": trained.channels_last,
     }
     seconds, what = config.build_seconds, "loading the weights"
-    # The candidate chose the names and shapes in it, and may not read it.
+    # The candidate chose its names and shapes, and may not read it.
     conversation.send_bytes(wire.frame(message), seconds, what, (weights_fd,))
     conversation.expect("ready", seconds, what)
     asker = _Asker(conversation)
@@ -220,7 +221,7 @@ def measure(
 
 
 class _Asker:
-    """Asks for logits under one deadline for all of them."""
+    """Asks for logits; one deadline holds for all batches."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._talk = conversation
@@ -231,7 +232,7 @@ class _Asker:
         self.batch = max(1, min(BATCH, _BATCH_BYTES // floats))
 
     def __call__(self, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
-        """The logits (B, classes) of images, asked for in batches of a size."""
+        """The logits (B, classes) of images, requested in batches of ``size``."""
         starts = range(0, len(images), batch)
         return np.concatenate([self._one(images[i : i + batch]) for i in starts])
 
@@ -255,7 +256,7 @@ class _Asker:
         return left
 
     def finish(self) -> bool:
-        """No more images; whether the weights are what they were."""
+        """End the prediction; returns whether the weights are unchanged."""
         talk = self._talk
         talk.send_bytes(wire.frame({"rows": 0}), self._left(), "prediction")
         return talk.expect("done", self._left(), "prediction").get("unchanged") is True
@@ -264,10 +265,10 @@ class _Asker:
 def _consistency(
     asker: _Asker, images: NDArray[np.uint8], logits: NDArray[np.float32]
 ) -> list[str]:
-    """Ask for some images again: the same batch, in other company, and with noise of one step."""
+    """Ask for some images again: in the same and in other batches, and with noise of one step."""
     batch = asker.batch
     if not flags.same_logits(asker(images[:batch], batch), logits[:batch]):
-        # Then every other comparison would differ too.
+        # If this differs, every other comparison would differ too.
         return [flags.STOCHASTIC]
     found, rng = [], np.random.default_rng(1)
     chosen = rng.permutation(len(images))[:AGAIN]

@@ -1,4 +1,4 @@
-"""The main process's handle on the fork server: start it, ask it for a process, replace it."""
+"""The main process's client of the fork server: starts it and asks it for processes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _START_SECONDS = 120.0
 _ANSWER_SECONDS = 60.0
 _CLOSE_SECONDS = 5.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
-"""Variables a network may see; anything else may be a secret."""
+"""Environment variables that a network may see; any other may be a secret."""
 _LOG_CHARACTERS = 2000
 _SIZE_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if hasattr(fcntl, "F_SEAL_GROW") else 0
 
@@ -46,26 +46,26 @@ class ServerLostError(Exception):
     def __init__(self, reason: str, *, while_running: bool = False) -> None:
         super().__init__(reason)
         self.while_running = while_running
-        """Whether the candidate's code may have run by then."""
+        """Whether the candidate's code may have run before that."""
 
 
 @dataclass
 class Child:
-    """A process of a candidate, or one that feeds it."""
+    """A process of a candidate, or its feeder."""
 
     pid: int
-    """As the fork server counts, which may have a process namespace of its own."""
+    """Process id in the fork server's namespace."""
     pidfd: int
-    """Names the process for good, as its number does not; -1 where the system has none."""
+    """pidfd of the process, which unlike its id is never reused; -1 if the system has none."""
     sock: socket.socket
     folder: Path
     output: Output
     gpu: int | None = None
-    """The one it was lent."""
+    """The GPU that it was assigned."""
 
     @property
     def host_pid(self) -> int:
-        """Its number here."""
+        """Its process id in the main process's namespace."""
         if self.pidfd < 0:
             return self.pid
         for line in Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().splitlines():
@@ -74,7 +74,7 @@ class Child:
         return self.pid
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ends by itself within so many seconds."""
+        """Whether the process ends by itself within so many seconds."""
         if self.pidfd < 0:
             return False
         poller = select.poll()
@@ -82,7 +82,7 @@ class Child:
         return bool(poller.poll(1000 * seconds))
 
     def kill(self) -> None:
-        """End it now; what it leaves behind is the fork server's to sweep."""
+        """Kill the process; the fork server removes what it leaves behind."""
         if self.pidfd >= 0:
             try:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -90,7 +90,7 @@ class Child:
                 return
 
     def close(self) -> None:
-        """Give back what this process holds of it; what it printed stays."""
+        """Close the descriptors of the process; its output is kept."""
         self.output.read()
         self.output.close()
         self.sock.close()
@@ -104,15 +104,15 @@ class Ended:
     """How a child ended."""
 
     by_itself: bool
-    """``False``: it was killed here, so that its status says nothing."""
+    """``False``: it was killed by the main process, so its exit status means nothing."""
     status: int | None
-    """As ``os.waitpid`` gives it."""
+    """Exit status as returned by ``os.waitpid``."""
     strays: int
-    """Processes it left, which were killed."""
+    """Number of processes that it left behind, which were killed."""
 
 
 def shared_memory(array: NDArray[Any]) -> int:
-    """A file descriptor of memory that holds an array's bytes, and that nobody can write to."""
+    """A file descriptor of sealed, read-only memory with an array's bytes."""
     contiguous = np.ascontiguousarray(array)
     fd = _memory(contiguous.nbytes)
     with mmap.mmap(fd, max(contiguous.nbytes, 1)) as memory:
@@ -123,7 +123,7 @@ def shared_memory(array: NDArray[Any]) -> int:
 
 
 def empty_memory(size: int) -> int:
-    """A file descriptor of memory that two processes may map, of a size that none can change."""
+    """A file descriptor of shared memory whose size is sealed."""
     fd = _memory(size)
     if hasattr(os, "memfd_create"):
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SIZE_SEALS | fcntl.F_SEAL_SEAL)
@@ -152,7 +152,7 @@ def _shared_training_data(task: TaskData | None) -> dict[str, Any]:
 
 
 def _cpu_seconds(config: SandboxConfig) -> int:
-    """Processor time that a process of a candidate can need within its deadlines."""
+    """CPU seconds that a candidate's process can use within its deadlines."""
     seconds = config.build_seconds + max(config.train_seconds, config.predict_seconds)
     return math.ceil(seconds * config.threads) + 1
 
@@ -214,7 +214,7 @@ class ForkServer:
                 os.close(fd)
 
     def _environment(self) -> dict[str, str]:
-        """What the server and its candidates see.
+        """The environment variables of the server and its candidates.
 
         It starts with one thread, as a process with threads must not fork; hashes are the same each
         time; ``torch.compile`` leaves a network as it is, as the sandbox starts no compiler. The C
@@ -243,10 +243,10 @@ class ForkServer:
         return self._process.pid
 
     def fork(self, *, feed: bool = False, meta: bool = False) -> Child:
-        """A new process that confines itself and waits for its job, or one that feeds batches.
+        """Start a process that confines itself and waits for its job, or a feeder.
 
         Args:
-            feed: The latter.
+            feed: Start a feeder.
             meta: It computes on the meta device, so it needs no GPU.
 
         Raises:
@@ -276,11 +276,11 @@ class ForkServer:
         return Child(pid, pidfd, ours, folder, output, gpu)
 
     def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
-        """End a child and all it left behind.
+        """End a child and all processes that it left behind.
 
         Args:
             child: From :meth:`fork`; it is closed.
-            grace: Seconds it may take to end by itself.
+            grace: Seconds to wait for the child to end by itself.
 
         Raises:
             ServerLostError: The server does not answer; the child is dead all the same.
@@ -301,7 +301,7 @@ class ForkServer:
         return Ended(by_itself, status if isinstance(status, int) else None, answer["strays"])
 
     def _ask_for_child(self, request: dict[str, Any], fds: tuple[int, ...]) -> tuple[int, int]:
-        """Its number and the descriptor that names it."""
+        """Its process id and pidfd."""
         try:
             wire.send(self._control, request, fds)
             self._control.settimeout(_ANSWER_SECONDS)

@@ -1,4 +1,4 @@
-"""What a running candidate uses beyond what limits count: its files, memory and output."""
+"""Watches what resource limits do not cover in a running candidate: files, memory, output."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ _HEAD, _TAIL = 8 << 10, 56 << 10
 """Bytes of output that are kept."""
 _READ = 1 << 16
 _MOST_WAIT = 3.0
-"""Times a deadline that waiting for a core may prolong it: a candidate may wait of its own will."""
+"""Waiting for a CPU core extends a deadline by at most this factor: a candidate may wait on
+purpose."""
 _MOST_THREADS = 512
-"""Of one candidate: far more than an honest one has, far fewer than would use up the system's."""
+"""Threads of one candidate: far more than an honest one has, far fewer than the system's limit."""
 
 
 class LimitError(Exception):
-    """A candidate uses too much."""
+    """A candidate exceeds a limit."""
 
     def __init__(self, outcome: Outcome, error: str) -> None:
         super().__init__(error)
@@ -42,11 +43,11 @@ class Output:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """The pipe, while it is open."""
+        """Descriptors to wait for: the pipe, while it is open."""
         return () if self._fd < 0 else (self._fd,)
 
     def read(self) -> None:
-        """Take what is there now."""
+        """Read the output that is available now."""
         while self._fd >= 0:
             try:
                 part = os.read(self._fd, _READ)
@@ -61,24 +62,24 @@ class Output:
                 return
 
     def close(self) -> None:
-        """Let go of the pipe."""
+        """Close the pipe."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def text(self) -> str:
-        """What was kept, without control characters."""
+        """The stored output, without control characters."""
         return printable((self._head + self._tail).decode("utf-8", "replace"))
 
 
 class Watch:
-    """Looks at one candidate a few times a second, and at once when it prints.
+    """Checks one candidate a few times a second, and at once when it prints.
 
     Args:
-        pid: Its process, which nobody reaps while it is watched.
+        pid: Its process id; the process is not reaped while it is watched.
         folder: Its private folder.
-        output: What it prints.
-        memory_bytes: What it may hold more than at the first look.
+        output: Its output.
+        memory_bytes: Memory that it may use in addition to that at the first check.
         disk_bytes: All its files together, deleted ones that it still holds open included.
     """
 
@@ -97,10 +98,10 @@ class Watch:
         return self._output.fds
 
     def __call__(self) -> None:
-        """Look, if the last look was a while ago.
+        """Check the candidate if the last check is old enough.
 
         Raises:
-            LimitError: Too much is used.
+            LimitError: The candidate exceeds a limit.
         """
         self._output.read()
         if time.monotonic() < self._next:
@@ -119,14 +120,14 @@ class Watch:
         self._next = time.monotonic() + LOOK_SECONDS
 
     def begin(self, seconds: float) -> None:
-        """A deadline begins, that many seconds away."""
+        """Start a deadline of so many seconds."""
         self._waited_before, self._most_wait = self._waited(), _MOST_WAIT * seconds
 
     def waited(self) -> float:
-        """Seconds since a deadline began that the process was ready to run and had no core.
+        """Seconds since a deadline began in which the process was runnable without a CPU core.
 
-        On a busy machine a candidate would else fail for what others do. At most three times the
-        deadline; 0 where nobody counts.
+        Without this, a candidate could fail because of others on a busy machine. At most three
+        times the deadline; 0 where the system does not count it.
         """
         return min(max(0.0, self._waited() - self._waited_before), self._most_wait)
 
@@ -140,7 +141,7 @@ class Watch:
     def _status(self) -> tuple[int, int]:
         """Bytes of anonymous and shared memory, and threads; zeros where there is no /proc."""
         try:
-            # A process may give itself a name that is no text.
+            # A process may give itself a name that is not valid text.
             lines = (self._process / "status").read_text(errors="replace").splitlines()
         except OSError:
             return 0, 0
@@ -149,7 +150,7 @@ class Watch:
         return kilobytes << 10, int(found.get("Threads", "0"))
 
     def _disk_bytes(self) -> int:
-        """Of the folder, and of deleted files that are still open."""
+        """Bytes on disk of the folder, and of deleted files that are still open."""
         try:
             sizes = bytes_by_inode(self._folder, self._disk)
         except ClosedError:
@@ -163,7 +164,7 @@ class Watch:
         with suppress(OSError):
             device = self._folder.stat().st_dev
             for path in (self._process / "fd").iterdir():
-                # One that is closed under the look must not hide the others.
+                # A descriptor that is closed meanwhile must not hide the others.
                 with suppress(OSError):
                     status = path.stat()
                     if status.st_nlink == 0 and status.st_dev == device:
