@@ -18,8 +18,6 @@ from archloop.types import Candidate, CycleStats
 if TYPE_CHECKING:
     import pandas as pd
 
-    from archloop.llm.spending import Spent
-
 FINISHED = "finished_at"
 """Meta key in the store: when the run ended as planned; absent before."""
 
@@ -184,13 +182,6 @@ class Run:
     def task(self) -> str:
         """The task in use, where the configuration says ``auto`` too."""
         return self.pinned().get("task", self.config.task.name)
-
-    def spent(self) -> Spent | None:
-        """What a run whose LLM is on a server has used of it; ``None``: the LLM is local."""
-        from archloop.llm.spending import Spent
-
-        found = self.store.get_meta(SPENT)
-        return None if found is None else Spent.from_json(found)
 
     def state(self) -> State:
         """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""
