@@ -10,7 +10,7 @@ from archloop.config import RunConfig, load_config
 from archloop.machine.session import session
 from archloop.store.run_dir import FINISHED, SESSIONS, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Verdict
+from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Request, Verdict
 
 CONFIG = load_config("paper")
 

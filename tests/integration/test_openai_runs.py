@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from archloop.config import GenerationConfig, LLMConfig, RunConfig, SandboxConfig
+from archloop.config import LLMConfig, RunConfig, SandboxConfig
 from archloop.errors import CapReachedError, ConfigError, UsageError
 from archloop.llm.generation import build_generator
 from archloop.llm.models import resolve_model

@@ -14,8 +14,8 @@ import pytest
 from safetensors.torch import load_file
 
 from archloop.code.chat import extract_code
-from archloop.store.run_dir import Run, RunDir
 from archloop.stats import wilson_interval
+from archloop.store.run_dir import Run, RunDir
 
 pytestmark = [pytest.mark.llm, pytest.mark.slow]
 

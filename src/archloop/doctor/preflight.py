@@ -94,7 +94,7 @@ def _cache(_plan: _Plan) -> str:
 
 
 def _engine(plan: _Plan) -> str:
-    require_engine(plan.config)
+    require_engine(plan.config.engine)
     engine = plan.config.engine
     return f"{engine}: installed" if plan.config.engine_traits.module else engine
 
