@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from archloop.config import RunConfig, config_digest, resolve
+from archloop.config import RunConfig, config_digest, resolve_stored
 from archloop.errors import ConfigError, RunLockedError, UsageError
 from archloop.store.store import Store
 from archloop.types import Candidate, CycleStats
@@ -87,7 +87,7 @@ class RunDir:
             UsageError: The file is damaged, or of another version of archloop.
         """
         try:
-            return resolve(json.loads(self.config.read_text("utf-8")))
+            return resolve_stored(json.loads(self.config.read_text("utf-8")))
         except (ValueError, RecursionError, ConfigError) as error:
             raise UsageError(f"{self.config}: not a run's configuration: {error}") from None
 
