@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 from archloop.config import load_config
 from archloop.config.derived import derive_seed
-from archloop.llm.generation import EXTRAS, build_generator
+from archloop.config.engines import ENGINES
+from archloop.llm.generation import build_generator
 from archloop.llm.models import resolve_adapter, resolve_model
 from archloop.machine.hardware import on_this_machine
 from archloop.search.prompts import CIFAR10, PromptTemplate
-from archloop.types import Message
+from archloop.types import Message, Request
 from benchmarks.table import Row
 
 REPETITIONS = 3
@@ -113,16 +114,18 @@ def ours(engine: str, size: Size) -> Sample:
         "batch_size": size.sequences,
         "max_new_tokens": size.max_new_tokens,
     }
-    generator = build_generator(
-        config.generation.model_copy(update=decoding),
-        model_dir=resolve_model(config.llm),
-        adapter_dir=resolve_adapter(config.llm.warm_start),
-        dtype=config.llm.dtype,
-    )
+    decoded = config.generation.model_copy(update=decoding)
+    config = config.model_copy(update={"generation": decoded})
+    generator = build_generator(config, model_dir=resolve_model(config.llm))
+    generator.use(resolve_adapter(config.llm.warm_start))
 
     def sample(repetition: int) -> int:
-        requests = [(i, derive_seed(repetition, i)) for i in range(size.sequences)]
-        return sum(text.n_tokens for text in generator.generate(messages, requests))
+        prompt, temperature = tuple(messages), decoded.temperature
+        requests = [
+            Request(1, i, derive_seed(repetition, i), "cifar10", prompt, temperature)
+            for i in range(size.sequences)
+        ]
+        return sum(text.n_tokens for text in generator.generate(requests))
 
     return sample
 
@@ -166,7 +169,7 @@ def installed() -> list[str]:
     import torch
 
     found = ["transformers"]
-    found += [name for name in ("openvino",) if find_spec(EXTRAS[name][0])]
+    found += ["openvino"] if find_spec(ENGINES["openvino"].module or "") else []
     if find_spec("vllm") and torch.cuda.is_available():
         found.append("vllm")
     return found

@@ -18,26 +18,33 @@ from archloop.config import RunConfig, load_config
 from archloop.config.derived import derive_seed
 from archloop.corpus.pairs import distinct_codes, read_pairs
 from archloop.evaluation.alone import Source, evaluate_many
-from archloop.llm.generation.job import GenerationJob, generate
+from archloop.llm.generation.session import GeneratorSession
 from archloop.llm.models import resolve_model
 from archloop.loop.context import task_prompt
 from archloop.machine.session import machine, versions
 from archloop.novelty import NoveltyIndex
 from archloop.stats import wilson_interval
-from archloop.types import Completion
+from archloop.types import Completion, Request
 
 
 def sample(config: RunConfig, adapter: Path, count: int) -> list[Completion]:
     size = config.generation.batch_size
-    requests = [(i, derive_seed(config.seed, "adapter-card", i)) for i in range(count)]
-    job = GenerationJob.of(
-        config,
-        model_dir=resolve_model(config.llm),
-        adapter_dir=adapter,
-        messages=task_prompt(config),
-        batches=[requests[i : i + size] for i in range(0, count, size)],
-    )
-    found = [sampled.completion for sampled in generate(job) if sampled.completion]
+    messages, temperature = tuple(task_prompt(config)), config.generation.temperature
+    requests = [
+        Request(
+            cycle=1,
+            index=index,
+            seed=derive_seed(config.seed, "adapter-card", index),
+            task=config.task.name,
+            messages=messages,
+            temperature=temperature,
+        )
+        for index in range(count)
+    ]
+    batches = [requests[i : i + size] for i in range(0, count, size)]
+    with GeneratorSession(config, resolve_model(config.llm)) as session:
+        sampled = list(session.generate(batches, adapter))
+    found = [one.completion for one in sampled if one.completion]
     return sorted(found, key=lambda c: c.index)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from archloop.config import LLMConfig, RunConfig, SandboxConfig
+from archloop.config import LLMConfig, RunConfig, SandboxConfig, resolve
 from archloop.errors import CapReachedError, ConfigError, UsageError
 from archloop.llm.generation import build_generator
 from archloop.llm.models import resolve_model
@@ -29,7 +29,16 @@ from archloop.report import status_json, write_report
 from archloop.sandbox import Sandbox
 from archloop.store.run_dir import SPENT, Run
 from conftest import network
-from remote_parts import KEY, PROMPT, VARIABLE, by_index, engine, good_answer, loop_config, requests
+from remote_parts import (
+    KEY,
+    VARIABLE,
+    by_index,
+    engine,
+    good_answer,
+    loop_config,
+    request,
+    requests,
+)
 from scripted_server import Reply, ScriptedServer, scripted
 
 
@@ -114,10 +123,10 @@ def test_the_real_server_samples_by_seed_and_streams(real: RealServer) -> None:
 def test_the_real_server_refuses_in_one_line(real: RealServer) -> None:
     refused, _ = engine(real.url, real.model, decoding={"top_k": 5})
     with pytest.raises(UsageError, match="refuses the request: .*top_k"):
-        next(refused.generate(PROMPT, requests(1)))
+        next(refused.generate(requests(1)))
     unknown, _ = engine(real.url, "no-such-model")
     with pytest.raises(UsageError, match="pinned to"):
-        next(unknown.generate(PROMPT, requests(1)))
+        next(unknown.generate(requests(1)))
 
 
 def test_answers_that_came_before_an_interruption_are_kept(
@@ -128,7 +137,7 @@ def test_answers_that_came_before_an_interruption_are_kept(
         raise KeyboardInterrupt
 
     with scripted(good_answer) as server:
-        monkeypatch.setattr(pipeline._Pipeline, "_judge", interrupt)
+        monkeypatch.setattr(pipeline.Pipeline, "_judge", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(loop_config(server.url, completions=3), tmp_path / "run")
     with Run.open(tmp_path / "run") as left:

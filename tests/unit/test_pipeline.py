@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from archloop.llm.generation.session import Sampled
 
 from archloop.code.chat import render_code
 from archloop.config import load_config
 from archloop.config.engines import ENGINES
 from archloop.errors import ArchloopError, CapReachedError
 from archloop.evaluation.executor import Evaluate, Evaluated
+from archloop.llm.generation.session import Sampled
 from archloop.llm.spending import Spent
 from archloop.loop.pipeline import CyclePlan, Pipeline, batches_of
 from archloop.progress import Progress, Silent
