@@ -77,7 +77,7 @@ def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
 def begin(context: RunContext) -> None:
     """What a run does first; its configuration may not change after that."""
     context.pin()
-    context.store.add_completions([Completion(1, 0, "text", 0, 1, "stop")])
+    context.store.add_completions([Completion(1, 0, "text", 1, "stop")])
     context.store.close()
 
 
