@@ -1,4 +1,4 @@
-"""The published runs are stores of schema 2: what is read from them is what they were printed as."""
+"""Stores of schema 2: read through a copy in memory, and as they were printed before."""
 
 from __future__ import annotations
 
