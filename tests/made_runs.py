@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from archloop.code.chat import render_code
@@ -10,21 +9,30 @@ from archloop.config import RunConfig, load_config
 from archloop.machine.session import session
 from archloop.store.run_dir import FINISHED, SESSIONS, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, CycleStats, GraphSketch, Outcome, Request, Verdict
+from archloop.types import (
+    Completion,
+    CycleStats,
+    Decision,
+    GraphSketch,
+    NoveltyScores,
+    Outcome,
+    Request,
+    Verdict,
+)
 
 CONFIG = load_config("paper")
 
 
-def add_texts(store: Store, cycle: int, texts: list[str]) -> None:
+def add_texts(store: Store, cycle: int, texts: list[str], *, n_tokens: int = 1) -> None:
     """Ask for the completions of a cycle, and have them answered."""
     n = len(texts)
     store.add_requests([Request(cycle, i, i, "made", (), 1.0) for i in range(n)])
-    store.add_completions([Completion(cycle, i, t, 1, "stop") for i, t in enumerate(texts)])
+    store.add_completions([Completion(cycle, i, t, n_tokens, "stop") for i, t in enumerate(texts)])
 
 
 def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -> CycleStats:
     """Sample, judge and commit a cycle whose first candidates are the valid ones."""
-    store.add_completions([Completion(cycle, i, "t", i, 10, "stop") for i in range(n_gen)])
+    add_texts(store, cycle, ["t"] * n_gen, n_tokens=10)
     for index in range(n_gen):
         valid = index < len(accuracies)
         verdict = Verdict(Outcome.SYNTAX_ERROR, error="x | y\nz")
@@ -41,11 +49,15 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
             protocol="abc123abc123" if valid else None,
             training="contract" if valid else None,
         )
-    ends = [
-        replace(c, outcome=Outcome.ACCEPTED if accuracy >= 0.4 else Outcome.BELOW_THRESHOLD)
-        for c, accuracy in zip(store.candidates(cycle), accuracies, strict=False)
+    scores = NoveltyScores(0.5, False, 0.0, False, None)
+    valid = [c for c in store.candidates(cycle) if c.outcome is Outcome.VALID]
+    decisions = [
+        Decision(c.id, Outcome.ACCEPTED, scores, 0)
+        if accuracy >= 0.4
+        else Decision(c.id, Outcome.BELOW_THRESHOLD, scores, 0, ("selection.min_accuracy",))
+        for c, accuracy in zip(valid, accuracies, strict=True)
     ]
-    above = sum(c.outcome is Outcome.ACCEPTED for c in ends)
+    above = sum(decision.accepted for decision in decisions)
     outcomes = {
         "syntax_error": n_gen - len(accuracies),
         "below_threshold": len(accuracies) - above,
@@ -65,8 +77,10 @@ def write_cycle(store: Store, cycle: int, accuracies: list[float], n_gen: int) -
         outcomes=outcomes,
         wall_seconds=100.0,
         n_tokens=10 * n_gen,
+        threshold=0.4,
+        temperature=0.2,
     )
-    store.commit_cycle(stats, ends)
+    store.commit_cycle(stats, decisions)
     return stats
 
 
@@ -92,7 +106,7 @@ def finished_run(root: Path, code: str = "class Net:\n\tpass") -> RunDir:
     config = load_config("smoke", ["llm.dtype=float32"])
     paths.config.write_text(config.model_dump_json(), "utf-8")
     with Store(paths.database) as store:
-        store.add_completions([Completion(1, 0, render_code(code), 5, 3, "stop")])
+        add_texts(store, 1, [render_code(code)])
         store.add_verdict(
             1,
             0,

@@ -12,7 +12,7 @@ from archloop.errors import ConfigError
 from archloop.loop.context import RunContext, open_context
 from archloop.machine import hardware
 from archloop.progress import Silent
-from archloop.types import Completion, Request
+from made_runs import add_texts
 
 
 @pytest.fixture
@@ -77,8 +77,7 @@ def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
 def begin(context: RunContext) -> None:
     """What a run does first; its configuration may not change after that."""
     context.pin()
-    context.store.add_requests([Request(1, 0, 0, "digits", (), 1.0)])
-    context.store.add_completions([Completion(1, 0, "text", 1, "stop")])
+    add_texts(context.store, 1, ["text"])
     context.store.close()
 
 

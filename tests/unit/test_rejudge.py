@@ -11,8 +11,7 @@ from archloop.errors import UsageError
 from archloop.loop.rejudge import rejudge
 from archloop.store.run_dir import TASK_SIZE, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion
-from made_runs import make_run
+from made_runs import add_texts, make_run
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_a_run_without_a_committed_cycle_has_nothing_to_judge_again(tmp_path: Pa
     config = load_config("smoke")
     paths.config.write_text(config.model_dump_json(), "utf-8")
     with Store(paths.database) as store:
-        store.add_completions([Completion(1, 0, "text", 5, 3, "stop")])
+        add_texts(store, 1, ["text"])
     with pytest.raises(UsageError, match="no cycle is committed"):
         next(rejudge(paths.root, config))
     done = judged_again(paths.root)

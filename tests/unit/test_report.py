@@ -22,8 +22,8 @@ from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.store.run_dir import PINNED, TASK_SIZE, Run, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, CycleStats, Outcome, Verdict
-from made_runs import CONFIG, make_run, write_cycle
+from archloop.types import CycleStats, Outcome, Verdict
+from made_runs import CONFIG, add_texts, make_run, write_cycle
 
 
 def paper_like_first_cycle() -> tuple[list[float], int]:
@@ -129,7 +129,7 @@ def test_no_text_is_a_formula_in_a_spreadsheet(
     run: Path, tmp_path: Path, error: str, cell: str
 ) -> None:
     with Store(RunDir(run).database) as store:
-        store.add_completions([Completion(4, 0, "t", 0, 1, "stop")])
+        add_texts(store, 4, ["t"])
         store.add_verdict(
             4,
             0,
@@ -225,7 +225,7 @@ def test_nothing_is_written_when_a_directory_is_no_run(run: Path, tmp_path: Path
 def test_status_is_one_json_object_with_k_n_rates_and_intervals(run: Path) -> None:
     with Store(RunDir(run).database) as store:
         store.set_meta(PINNED, {"task": "digits", "prompt": "p", "decoding": "d"})
-        store.add_completions([Completion(4, i, "t", i, 1, "stop") for i in range(3)])
+        add_texts(store, 4, ["t"] * 3)
         store.add_verdict(
             4,
             1,

@@ -11,7 +11,8 @@ from archloop.config import load_config
 from archloop.errors import RunLockedError, UsageError
 from archloop.store.run_dir import FINISHED, Run, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, GraphSketch, Outcome, Verdict
+from archloop.types import GraphSketch, Outcome, Verdict
+from made_runs import add_texts
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_paths_are_those_of_the_public_layout(tmp_path: Path) -> None:
 
 def test_open_gives_the_configuration_and_the_public_rows(run_dir: RunDir) -> None:
     with Store(run_dir.database) as store:
-        store.add_completions([Completion(1, i, "text", 5, 3, "stop") for i in range(2)])
+        add_texts(store, 1, ["text"] * 2)
         for index, outcome in enumerate((Outcome.VALID, Outcome.TIMEOUT)):
             verdict = Verdict(outcome)
             if outcome.is_valid:

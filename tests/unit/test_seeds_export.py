@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,8 +19,9 @@ from archloop.errors import UsageError
 from archloop.machine.downloads import LEMUR_WHEEL, cache_dir
 from archloop.store.run_dir import PINNED, Run, RunDir
 from archloop.store.store import Store
-from archloop.types import Completion, CycleStats, Outcome, Verdict
+from archloop.types import CycleStats, Decision, NoveltyScores, Outcome, Verdict
 from conftest import network
+from made_runs import add_texts
 
 CODE = network()
 READ = """
@@ -39,7 +39,7 @@ def finished_run(root: Path, *overrides: str) -> Path:
         load_config("paper", ("protocol.augmentation=flip", *overrides)).model_dump_json()
     )
     with Store(paths.database) as store:
-        store.add_completions([Completion(1, i, "t", i, 10, "stop") for i in range(2)])
+        add_texts(store, 1, ["t"] * 2)
         for i, accuracy in enumerate((0.5, 0.3)):
             store.add_verdict(
                 1,
@@ -52,10 +52,13 @@ def finished_run(root: Path, *overrides: str) -> Path:
                 training="contract",
             )
         ends = [Outcome.ACCEPTED, Outcome.BELOW_THRESHOLD]
-        judged = [replace(c, outcome=o) for c, o in zip(store.candidates(1), ends, strict=True)]
+        scores = NoveltyScores(0.5, False, 0.0, False, None)
+        decided = [
+            Decision(c.id, o, scores, 0) for c, o in zip(store.candidates(1), ends, strict=True)
+        ]
         outcomes = {"accepted": 1, "below_threshold": 1}
         stats = CycleStats(1, 2, 2, 1, 0, 1, (0.5, 0.3), 0, "a", "s", outcomes)
-        store.commit_cycle(stats, judged)
+        store.commit_cycle(stats, decided)
     return paths.root
 
 

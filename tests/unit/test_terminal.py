@@ -17,9 +17,9 @@ import pytest
 from archloop.code.chat import render_code
 from archloop.store.run_dir import FINISHED
 from archloop.store.store import Store
-from archloop.types import Completion, Outcome, Verdict
+from archloop.types import Outcome, Verdict
 from conftest import network
-from made_runs import finished_run, make_run
+from made_runs import add_texts, finished_run, make_run
 from scripted_server import Reply, chat, scripted
 
 COMMAND = [sys.executable, "-P", "-m", "archloop"]
@@ -218,7 +218,7 @@ def test_without_a_valid_candidate_the_outcomes_are_counted(tmp_path: Path) -> N
 def judge(store: Store, cycle: int, outcomes: list[Outcome]) -> None:
     """Completions with these outcomes, and one more without a verdict."""
     n = len(outcomes)
-    store.add_completions([Completion(cycle, i, "text", i, 3, "stop") for i in range(n + 1)])
+    add_texts(store, cycle, ["text"] * (n + 1))
     for index, outcome in enumerate(outcomes):
         store.add_verdict(
             cycle,
