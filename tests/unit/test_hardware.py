@@ -76,7 +76,7 @@ def test_a_chosen_type_is_kept(bf16: pytest.MonkeyPatch, dtype: str) -> None:
 
 def begin(context: RunContext) -> None:
     """What a run does first; its configuration may not change after that."""
-    context.pin()
+    context.begin()
     add_texts(context.store, 1, ["text"])
     context.store.close()
 
