@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,14 +14,37 @@ import pytest
 
 from archloop.errors import ArchloopError, UsageError
 from archloop.store.store import Store, candidate_id
-from archloop.types import Candidate, Completion, CycleStats, Outcome, Span, Verdict
+from archloop.types import (
+    Candidate,
+    Completion,
+    CycleStats,
+    Decision,
+    NoveltyScores,
+    Origin,
+    Outcome,
+    Request,
+    Span,
+    Verdict,
+)
 
 VALID = Verdict(Outcome.VALID, n_params=1200, first_epoch_accuracy=0.1 + 0.2, train_seconds=3.5)
 FAILED = Verdict(Outcome.TRAIN_ERROR, error="RuntimeError: shape '[4]' is invalid — 3 ≠ 4")
 
 
 def make_completion(cycle: int, index: int, text: str = "```python\npass\n```") -> Completion:
-    return Completion(cycle, index, text, seed=2**40 + index, n_tokens=7, finish_reason="stop")
+    return Completion(cycle, index, text, n_tokens=7, finish_reason="stop")
+
+
+def make_request(cycle: int, index: int) -> Request:
+    prompt = ({"role": "system", "content": "é"}, {"role": "user", "content": f"{index} \ud800"})
+    origin = Origin("feedback", "abc123", (f"c00-{index:04d}",))
+    return Request(cycle, index, 2**40 + index, "cifar10", prompt, 0.1 + 0.2, origin)  # type: ignore[arg-type]
+
+
+def add_completions(store: Store, completions: list[Completion]) -> None:
+    """Ask for completions, and have them answered."""
+    store.add_requests([make_request(c.cycle, c.index) for c in completions])
+    store.add_completions(completions)
 
 
 def judge(store: Store, cycle: int, index: int, verdict: Verdict = VALID) -> None:
@@ -57,17 +79,14 @@ def make_stats(cycle: int, outcomes: dict[str, int]) -> CycleStats:
     )
 
 
-def accept(candidate: Candidate) -> Candidate:
-    return replace(
-        candidate,
-        outcome=Outcome.ACCEPTED,
-        nn_jaccard_train=0.5,
-        near_dup_text_train=False,
-        nn_jaccard_gen=0.0,
-        near_dup_text_gen=False,
-        rejection_count=2,
-        nearest="lemur-alt-1",
-    )
+def accept(candidate: Candidate) -> Decision:
+    scores = NoveltyScores(0.5, False, 0.0, False, "lemur-alt-1", nn_graph_train=0.25)
+    return Decision(candidate.id, Outcome.ACCEPTED, scores, rejection_count=2)
+
+
+def refuse(candidate: Candidate) -> Decision:
+    scores = NoveltyScores(0.95, True, 0.0, False, "x", rejected_by=("lexical",))
+    return Decision(candidate.id, Outcome.NEAR_DUPLICATE, scores, 3, ("lexical",))
 
 
 @pytest.fixture
@@ -77,7 +96,8 @@ def store(tmp_path: Path) -> Store:
 
 def test_values_come_with_the_completions_they_belong_to(tmp_path: Path) -> None:
     with Store(tmp_path / "run.db") as store:
-        first = Completion(1, 0, "a", 1, 5, "stop")
+        first = Completion(1, 0, "a", 5, "stop")
+        store.add_requests([make_request(1, 0)])
         store.add_completions([first], {"spent": 5})
         assert store.get_meta("spent") == 5
         with pytest.raises(ArchloopError):
@@ -96,7 +116,7 @@ def test_meta_keeps_any_json_value_and_replaces_it(store: Store) -> None:
 
 def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
     with Store(tmp_path / "run.db") as store:
-        store.add_completions([make_completion(1, i, f"answer {i} é\n") for i in (2, 0, 1)])
+        add_completions(store, [make_completion(1, i, f"answer {i} é\n") for i in (2, 0, 1)])
         judge(store, 1, 2, FAILED)
         judge(store, 1, 0)
     with Store(tmp_path / "run.db", read_only=True) as store:
@@ -126,8 +146,8 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
 def test_the_same_completions_again_are_passed_over_and_different_ones_refused(
     store: Store,
 ) -> None:
-    store.add_completions([make_completion(1, 0)])
-    store.add_completions([make_completion(1, 0), make_completion(1, 1), make_completion(1, 1)])
+    add_completions(store, [make_completion(1, 0)])
+    add_completions(store, [make_completion(1, 0), make_completion(1, 1), make_completion(1, 1)])
     assert len(store.completions(1)) == 2
     with pytest.raises(ArchloopError, match="c01-0001"):
         store.add_completions([make_completion(1, 2), make_completion(1, 1, "other")])
@@ -135,7 +155,7 @@ def test_the_same_completions_again_are_passed_over_and_different_ones_refused(
 
 
 def test_a_verdict_is_given_once_and_only_to_a_completion(store: Store) -> None:
-    store.add_completions([make_completion(1, 0)])
+    add_completions(store, [make_completion(1, 0)])
     judge(store, 1, 0)
     with pytest.raises(ArchloopError, match="c01-0000 has a verdict"):
         judge(store, 1, 0, FAILED)
@@ -144,40 +164,87 @@ def test_a_verdict_is_given_once_and_only_to_a_completion(store: Store) -> None:
         judge(store, 1, 1)
 
 
-def test_commit_writes_outcomes_novelty_and_statistics(store: Store) -> None:
-    store.add_completions([make_completion(1, i) for i in range(3)])
-    for index, verdict in enumerate((VALID, FAILED, VALID)):
+def test_requests_come_back_and_do_not_change(store: Store) -> None:
+    asked = [make_request(1, i) for i in (1, 0)]
+    store.add_requests(asked)
+    store.add_requests([*asked, make_request(1, 0)])
+    assert store.requests(1) == asked[::-1]
+    with pytest.raises(ArchloopError, match="c01-0001: another request"):
+        store.add_requests([make_request(1, 2), replace(asked[0], temperature=0.5)])
+    assert store.requests(1) == asked[::-1], "all or none"
+    with pytest.raises(ArchloopError, match="c01-0003: .*requested"):
+        store.add_completions([make_completion(1, 3)])
+
+
+def test_commit_writes_decisions_and_statistics(store: Store) -> None:
+    add_completions(store, [make_completion(1, i) for i in range(3)])
+    for index, verdict in enumerate((VALID, FAILED, replace(VALID, macs=10**12))):
         judge(store, 1, index, verdict)
-    first, _, third = store.candidates(1)
-    chosen = [accept(first), replace(accept(third), outcome=Outcome.BELOW_THRESHOLD)]
-    stats = make_stats(1, {"accepted": 1, "below_threshold": 1, "train_error": 1, "timeout": 0})
-    store.commit_cycle(stats, chosen)
+    first, failed, third = store.candidates(1)
+    decisions = [accept(first), refuse(third)]
+    outcomes = {"accepted": 1, "near_duplicate": 1, "train_error": 1, "timeout": 0}
+    stats = replace(
+        make_stats(1, outcomes), threshold=0.1 + 0.2, temperature=0.7, decided={"a": [1, None]}
+    )
+    store.commit_cycle(stats, decisions)
     assert store.cycles() == [stats]
-    assert store.accepted() == [chosen[0]]
-    assert store.candidates(1)[2] == chosen[1]
+    assert store.decisions() == store.decisions(1) == decisions
+    assert store.decisions(2) == []
+    scores = decisions[0].scores.for_row()
+    accepted = replace(first, outcome=Outcome.ACCEPTED, rejection_count=2, **scores)
+    assert store.accepted() == [accepted]
+    assert store.candidates(1)[1] == failed
+    last = store.candidates(1)[2]
+    assert (last.outcome, last.measures) == (Outcome.NEAR_DUPLICATE, {"macs": 1e12})
+    assert store.outcome_counts(1) == store.outcome_counts()
+    assert {o.value: n for o, n in store.outcome_counts().items()} == {
+        name: n for name, n in outcomes.items() if n
+    }
+    assert store.outcome_counts(2).total() == store.n_completions(2) == 0
+    assert (store.n_accepted(), store.n_completions(1)) == (1, 3)
 
 
-def test_a_published_run_is_read(tmp_path: Path) -> None:
-    published = Path(__file__).parents[2] / "docs" / "runs" / "embedded-22" / "run.db"
-    with Store(shutil.copy(published, tmp_path), read_only=True) as store:
-        cycles = store.cycles()
-    assert len(cycles) == 22
-    assert all(c.n_accepted <= c.n_at_floor <= c.n_valid for c in cycles)
+def test_everything_valid_is_decided_once_and_nothing_else(store: Store) -> None:
+    add_completions(store, [make_completion(1, i) for i in range(2)])
+    judge(store, 1, 0)
+    judge(store, 1, 1)
+    one, two = (accept(c) for c in store.candidates(1))
+    stats = make_stats(1, {"accepted": 2})
+    for wrong, why in (
+        ([one], "nothing is decided about c01-0001"),
+        ([one, two, two], "decided twice"),
+        ([one, replace(two, id="c02-0001")], "c02-0001 is not valid"),
+        ([one, replace(two, outcome=Outcome.VALID)], "not a decision"),
+    ):
+        with pytest.raises(ArchloopError, match=why):
+            store.commit_cycle(stats, wrong)
+        assert store.decisions() == []
+    store.commit_cycle(stats, [two, one])
+    assert store.decisions() == [one, two]
+
+
+def test_numbers_of_a_network_that_is_not_valid_are_kept(store: Store) -> None:
+    add_completions(store, [make_completion(101, 12345)])
+    judge(store, 101, 12345, Verdict(Outcome.OVER_BUDGET, n_params=10**9))
+    (found,) = store.candidates()
+    assert (found.id, found.n_params, found.train_seconds) == ("c101-12345", 10**9, None)
+    assert isinstance(found.n_params, int)
 
 
 def test_a_committed_cycle_does_not_change(store: Store) -> None:
-    store.add_completions([make_completion(1, 0)])
+    add_completions(store, [make_completion(1, 0)])
     judge(store, 1, 0)
     stats = make_stats(1, {"accepted": 1})
     store.commit_cycle(stats, [accept(store.candidates(1)[0])])
     for change in (
         lambda: store.commit_cycle(stats, []),
+        lambda: store.add_requests([make_request(1, 1)]),
         lambda: store.add_completions([make_completion(1, 1)]),
         lambda: judge(store, 1, 1),
     ):
         with pytest.raises(ArchloopError, match="cycle 1 is committed"):
             change()
-    store.add_completions([make_completion(1, 0)])  # nothing new
+    add_completions(store, [make_completion(1, 0)])  # nothing new
 
 
 @pytest.mark.parametrize(
@@ -193,7 +260,7 @@ def test_a_committed_cycle_does_not_change(store: Store) -> None:
 def test_statistics_that_differ_from_the_rows_are_refused(
     store: Store, changes: dict[str, object], what: str
 ) -> None:
-    store.add_completions([make_completion(1, i) for i in range(2)])
+    add_completions(store, [make_completion(1, i) for i in range(2)])
     judge(store, 1, 0)
     judge(store, 1, 1, FAILED)
     stats = replace(make_stats(1, {"accepted": 1, "train_error": 1}), **changes)  # type: ignore[arg-type]
@@ -204,7 +271,7 @@ def test_statistics_that_differ_from_the_rows_are_refused(
 
 
 def test_a_pending_completion_or_a_failed_candidate_stops_the_commit(store: Store) -> None:
-    store.add_completions([make_completion(1, i) for i in range(2)])
+    add_completions(store, [make_completion(1, i) for i in range(2)])
     judge(store, 1, 0, FAILED)
     failed = store.candidates(1)[0]
     with pytest.raises(ArchloopError, match="2 candidates, the rows 1"):
@@ -223,12 +290,12 @@ WRITER = """
 import sys
 from archloop.store.store import Store
 sys.path.insert(0, {here!r})
-from test_store import accept, judge, make_completion, make_stats
+from test_store import accept, add_completions, judge, make_completion, make_stats
 store = Store({path!r})
 cycle = len(store.cycles())
 while True:
     cycle += 1
-    store.add_completions([make_completion(cycle, i) for i in range(20)])
+    add_completions(store, [make_completion(cycle, i) for i in range(20)])
     print("completions", cycle, flush=True)
     for completion in store.pending(cycle):
         judge(store, cycle, completion.index)
@@ -314,7 +381,7 @@ def test_others_read_while_one_writes(tmp_path: Path) -> None:
 
 
 def test_threads_may_give_verdicts_at_the_same_time(store: Store) -> None:
-    store.add_completions([make_completion(1, i) for i in range(40)])
+    add_completions(store, [make_completion(1, i) for i in range(40)])
     faults: list[BaseException] = []
 
     def work(start: int) -> None:
@@ -375,7 +442,7 @@ def test_a_full_disk_is_one_clear_line(store: Store) -> None:
 def test_damaged_pages_are_one_clear_line(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     with Store(path) as store:
-        store.add_completions([make_completion(1, i, "x" * 500) for i in range(100)])
+        add_completions(store, [make_completion(1, i, "x" * 500) for i in range(100)])
     content = bytearray(path.read_bytes())
     content[len(content) // 2 :] = b"x" * (len(content) - len(content) // 2)
     path.write_bytes(content)
@@ -389,12 +456,14 @@ def test_damaged_pages_are_one_clear_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value"),
     [
-        ("candidates.outcome", "splendid"),
         ("candidates.flags", "{"),
         ("candidates.flags", "5"),
-        ("candidates.n_params", "many"),
-        ("candidates.first_epoch_accuracy", "high"),
+        ("measures.value", "many"),
+        ("requests.origin", "5"),
+        ("requests.temperature", "hot"),
         ("completions.n_tokens", "few"),
+        ("decisions.outcome", "perhaps"),
+        ("decisions.nn_jaccard_gen", "near"),
         ("cycles.accuracies", "5"),
         ("cycles.n_valid", "all"),
         ("meta.value", "{"),
@@ -403,14 +472,15 @@ def test_damaged_pages_are_one_clear_line(tmp_path: Path) -> None:
 def test_a_damaged_row_is_one_clear_line(tmp_path: Path, column: str, value: str) -> None:
     path = tmp_path / "run.db"
     with Store(path) as store:
-        store.add_completions([make_completion(1, 0)])
-        judge(store, 1, 0, FAILED)
-        store.commit_cycle(make_stats(1, {"train_error": 1}), [])
+        add_completions(store, [make_completion(1, 0)])
+        judge(store, 1, 0)
+        store.commit_cycle(make_stats(1, {"accepted": 1}), [accept(store.candidates()[0])])
     table, name = column.split(".")
     with sqlite3.connect(path) as db:
         db.execute(f"UPDATE {table} SET {name} = ?", (value,))  # noqa: S608
     with pytest.raises(UsageError, match=r"run\.db: ") as fault, Store(path) as store:
-        store.candidates(), store.completions(1), store.cycles()
+        store.candidates(), store.completions(1), store.cycles(), store.requests(1)
+        store.decisions()
     assert "\n" not in str(fault.value)
 
 
@@ -437,18 +507,22 @@ def test_commits_are_synced_to_disk(store: Store) -> None:
 def test_a_part_of_ten_thousand_rows_takes_a_part_of_the_work(store: Store) -> None:
     code = "class Net(nn.Module):\n    pass\n" * 60
     for cycle in range(1, 51):
-        store.add_completions([make_completion(cycle, i, code) for i in range(200)])
-    rows = [
-        (c, i, "accepted" if i % 20 == 0 else "valid", code, 0.4)
-        for c in range(1, 51)
-        for i in range(200)
-        if c < 50 or i < 150
-    ]
+        add_completions(store, [make_completion(cycle, i, code) for i in range(200)])
+    keys = [(c, i) for c in range(1, 51) for i in range(200) if c < 50 or i < 150]
+    accepted = "'accepted', '[]', 0, 0.5, 0, 0.5, 0, 0.5, 0.5, '[]'"
     with store._write() as db:
         db.exec_driver_sql(
-            'INSERT INTO candidates (cycle, "index", outcome, code, first_epoch_accuracy, flags) '
-            "VALUES (?, ?, ?, ?, ?, '[]')",
-            rows,
+            'INSERT INTO candidates (cycle, "index", outcome, code, flags) '
+            "VALUES (?, ?, 'valid', ?, '[]')",
+            [(*key, code) for key in keys],
+        )
+        db.exec_driver_sql("INSERT INTO measures VALUES (?, ?, 'first_epoch_accuracy', 0.4)", keys)
+        db.exec_driver_sql(
+            'INSERT INTO decisions (cycle, "index", outcome, rejected_by, rejection_count, '
+            "nn_jaccard_train, near_dup_text_train, nn_jaccard_gen, near_dup_text_gen, "
+            "nn_normalized_train, nn_normalized_gen, near_duplicate_kinds) "
+            f"VALUES (?, ?, {accepted})",
+            [key for key in keys if key[1] % 20 == 0],
         )
     whole = _work(store, store.candidates, 9950)
     assert _work(store, lambda: store.candidates(7), 200) < whole / 20
@@ -480,16 +554,8 @@ def _work(store: Store, read: Callable[[], list[Any]], count: int) -> int:
     return steps
 
 
-def test_spans_are_kept_in_order_and_an_older_run_has_none(tmp_path: Path) -> None:
+def test_spans_are_kept_in_order(store: Store) -> None:
     spans = [Span(1, "fine-tune", None, 1.5, 2.5), Span(1, "evaluate", 3, 0.5, 9.0)]
-    with Store(tmp_path / "run.db") as store:
-        for span in spans:
-            store.add_span(span)
-        assert store.spans() == spans
-    with sqlite3.connect(tmp_path / "run.db") as db:
-        db.execute("DROP TABLE spans")
-    with Store(tmp_path / "run.db", read_only=True) as store:
-        assert store.spans() == []
-    with Store(tmp_path / "run.db") as store:  # what was interrupted before goes on with them
-        store.add_span(spans[0])
-        assert store.spans() == spans[:1]
+    for span in spans:
+        store.add_span(span)
+    assert store.spans() == spans

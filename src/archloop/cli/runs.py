@@ -64,7 +64,7 @@ def _show_end(run: Run, console: Console) -> None:
         )
         _show_code(best.code or "", console)
     else:
-        console.print(f"No candidate was valid: {outcome_counts(candidates)}.", highlight=False)
+        console.print(f"No candidate was valid: {outcome_counts(run)}.", highlight=False)
     task = printable(run.task())
     console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
     console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
@@ -121,11 +121,11 @@ def status_command(run_dir: Path, as_json: bool) -> None:
 
 def _show_spending(run: Run, console: Console) -> None:
     """A line about the LLM's server, where there is one."""
-    from archloop.report import spending_line
+    from archloop.report import spending_line, spending_of
 
-    spent, accepted = run.spent(), sum(stats.n_accepted for stats in run.cycles())
-    if spent is not None:
-        line = spending_line(spent, priced=run.config.openai.has_prices, n_accepted=accepted)
+    found = spending_of(run)
+    if found is not None:
+        line = spending_line(found.spent, priced=found.priced, n_accepted=found.n_accepted)
         console.print(line, soft_wrap=True, highlight=False)
 
 

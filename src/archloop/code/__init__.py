@@ -1,1 +1,1 @@
-"""A network as text: extracted and rendered, checked by a static policy, cleaned, explained."""
+"""Networks as text: extraction and rendering, static policy, cleaning, hints."""

@@ -1,12 +1,12 @@
-"""Cleaning of a seed's source for teaching: what the LLM should learn, in one order, nothing else.
+"""Cleans the source of a network for training: removes noise and puts its parts in one order.
 
-Imports come first (unused ones go), then ``supported_hyperparameters``, then the rest; ``Net``
-lists ``__init__``, its own methods, ``forward``, ``train_setup``, ``learn``. Comments, docstrings,
-argument annotations, script blocks and LEMUR's ``addon_accuracy`` lines (the score, 125 files) are
-dropped. What the network computes is unchanged.
+Imports come first (unused ones are removed), then ``supported_hyperparameters``, then the rest;
+``Net`` lists ``__init__``, its own methods, ``forward``, ``train_setup``, ``learn``. Comments,
+docstrings, argument annotations, script blocks and LEMUR's ``addon_accuracy`` lines (the score, 125
+files) are dropped. What the network computes is unchanged.
 
 In the style ``unparse`` the text is that of ``ast.unparse``; networks of a corpus share most of
-their methods, so the text of each function is remembered by its source. In the style ``source`` the
+their methods, so the text of each function is cached by its source. In the style ``source`` the
 statements, their order and their annotations stay as written.
 """
 
@@ -24,7 +24,7 @@ from typing import Literal
 from archloop.code.policy import policy_faults
 
 Style = Literal["unparse", "source"]
-"""Formatted anew, or as written."""
+"""``unparse``: formatted by ``ast.unparse``; ``source``: as written."""
 
 _METHOD_ORDER = {"__init__": 0, "forward": 2, "train_setup": 3, "learn": 4}
 _REMEMBERED = 1 << 16
@@ -37,9 +37,9 @@ class _Piece:
 
     text: str
     used: frozenset[str]
-    """Names it reads or writes."""
+    """Names that it reads or writes."""
     fault: str | None
-    """The first thing in it that networks have no need of."""
+    """The first forbidden construct in it; ``None``: there is none."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +48,27 @@ class Cleaned:
 
     code: str
     fault: str | None
-    """The first thing in it that :mod:`archloop.code.policy` forbids."""
+    """The first construct that :mod:`archloop.code.policy` forbids; ``None``: there is none."""
 
 
 def clean_source(code: str, style: Style = "unparse") -> str:
     """The cleaned source.
 
     Raises:
-        SyntaxError: The source does not parse, or cannot be formatted anew.
+        SyntaxError: The source does not parse, or cannot be formatted.
     """
     with _as_syntax_error():
         return clean_tree(ast.parse(code), code, style).code
 
 
 def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned:
-    """The same for a source that is parsed already; the tree is used up.
+    """Clean a source that is parsed already; the tree is modified.
 
-    What cannot be cleaned as written (two statements on a line, a docstring on its heading's, text
-    that ``tokenize`` refuses) is formatted anew in both styles.
+    A source that cannot be cleaned as written (two statements on a line, a docstring on the line of
+    its heading, text that ``tokenize`` refuses) is formatted by ``ast.unparse`` in both styles.
 
     Raises:
-        SyntaxError: Which is not possible either.
+        SyntaxError: It cannot be formatted.
     """
     with _as_syntax_error():
         return _clean_tree(tree, code, style)
@@ -76,9 +76,9 @@ def clean_tree(tree: ast.Module, code: str, style: Style = "unparse") -> Cleaned
 
 @contextmanager
 def _as_syntax_error() -> Iterator[None]:
-    """What is nested too deeply, or what ``ast.unparse`` has no text for.
+    """Turn errors of ``ast.unparse`` into SyntaxError: nested too deeply, or no text for it.
 
-    That is some strings within f-strings, and numbers of more digits than Python writes.
+    Some strings within f-strings and numbers with very many digits have no text.
     """
     try:
         yield
@@ -106,7 +106,7 @@ def _clean_tree(tree: ast.Module, code: str, style: Style) -> Cleaned:
 
 
 def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
-    """Imports on top, docstrings, comments and noise out, all else untouched; ``None``: cannot."""
+    """Clean in the style ``source``; ``None``: not possible."""
     code = code.replace("\r\n", "\n").replace("\r", "\n")
     written = code.split("\n")
     lines: list[str | None] = [*written]
@@ -141,7 +141,7 @@ def _as_written(tree: ast.Module, code: str) -> Cleaned | None:
 
 
 def _is_behind(node: ast.stmt, lines: list[str]) -> bool:
-    """Whether something stands before it on its line, such as a heading."""
+    """Whether something precedes the node on its line, such as a heading."""
     return bool(lines[node.lineno - 1].encode()[: node.col_offset].strip())
 
 
@@ -151,13 +151,13 @@ def _cut(lines: list[str | None], node: ast.stmt) -> None:
 
 
 def _joined(texts: Sequence[str], blocks: Sequence[bool]) -> str:
-    """Statements in a row; a blank line before functions and classes, as ``ast.unparse`` does."""
+    """Join statements, with a blank line before functions and classes, as in ``ast.unparse``."""
     parts = ["\n\n" + t if block else "\n" + t for t, block in zip(texts, blocks, strict=True)]
     return "".join(parts).lstrip("\n")
 
 
 def _alone(body: Sequence[ast.stmt]) -> set[ast.stmt]:
-    """Statements that share no line with another: their lines say all about them."""
+    """Statements that share no line with another, so that their lines can be moved."""
     ends = [0, *(n.end_lineno or 0 for n in body)]
     starts = [*(_first_line(n) for n in body), 1 << 60]
     return {
@@ -201,7 +201,7 @@ def _import_fault(line: str) -> str | None:
 
 
 def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:
-    """A class from its statements, where they stand on lines of their own."""
+    """The text of a class from its statements, if each is on separate lines."""
     alone = _alone(node.body)
     body = [n for n in node.body if not _is_text(n)]
     on_heading = _first_line(node.body[0]) <= node.lineno
@@ -228,10 +228,10 @@ def _class(node: ast.ClassDef, lines: list[str]) -> _Piece:
 
 
 def _stripped(root: ast.stmt) -> list[ast.AST]:
-    """Drop docstrings and the annotations of arguments and results; all nodes left, as walked.
+    """Remove docstrings and annotations of arguments and results; returns the remaining nodes.
 
-    One pass in the order of ``ast.walk``, over the attributes as they lie in memory: it and
-    ``ast.NodeTransformer`` look every field up by name, four times slower.
+    One pass in the order of ``ast.walk``, over the attributes of each node: ``ast.walk`` and
+    ``ast.NodeTransformer`` look up every field by name, which is four times slower.
     """
     nodes: list[ast.AST] = [root]
     for node in nodes:

@@ -1,4 +1,4 @@
-"""What the author of a network should change, for the usual faults and flags."""
+"""Advice for the author of a network, for the usual faults and flags."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ _OF_FLAGS = {
 
 
 def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str | None:
-    """One line of advice, or ``None`` where there is none.
+    """One line of advice; ``None``: there is none.
 
     Args:
-        outcome: Where the network ended.
+        outcome: The outcome of the network.
         error: Its error line.
         flags: Of a valid network.
     """

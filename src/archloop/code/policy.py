@@ -16,8 +16,8 @@ from archloop.types import Outcome, Verdict
 MAX_SOURCE_BYTES = 64 * 1024
 """Longer sources are refused: the longest LEMUR network has 40 kB."""
 MAX_DEPTH = 100
-"""Levels of the deepest syntax tree: ``ast.unparse`` takes up to six calls for one (a dictionary),
-of the thousand that Python allows. The deepest network of the packaged corpus has 14."""
+"""Most levels of a syntax tree: ``ast.unparse`` needs up to six nested calls for a level (a
+dictionary), and Python allows a thousand. The deepest network of the packaged corpus has 14."""
 
 ALLOWED_IMPORTS = frozenset(
     [
@@ -110,7 +110,7 @@ def check(code: str) -> Verdict | None:
 
 
 def parse(code: str) -> ast.Module | Verdict:
-    """The syntax tree, of no more levels than recursion over it survives, or why there is none."""
+    """The syntax tree, or the verdict if the source does not parse or is nested too deeply."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
@@ -153,7 +153,7 @@ def contract_fault(tree: ast.Module) -> str | None:
 
 
 def _methods(net: ast.ClassDef, classes: dict[str, ast.ClassDef]) -> dict[str, ast.FunctionDef]:
-    """Methods of a class and of its bases in the same module."""
+    """Methods of a class, and of its base classes in the same module."""
     found: dict[str, ast.FunctionDef] = {}
     queue, seen = [net], {net.name}
     while queue:
@@ -180,7 +180,7 @@ def _init_fault(init: ast.FunctionDef) -> str | None:
 
 
 def policy_faults(nodes: Iterable[ast.AST]) -> Iterator[str]:
-    """What a network has no need of, among these nodes."""
+    """The forbidden constructs among these nodes."""
     for node in nodes:
         match node:
             case ast.Import() | ast.ImportFrom():

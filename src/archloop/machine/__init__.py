@@ -1,1 +1,1 @@
-"""What this machine is: hardware, memory estimates, versions, pinned downloads."""
+"""This machine: hardware, memory estimates, records of sessions, pinned downloads."""

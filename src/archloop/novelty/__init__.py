@@ -1,8 +1,8 @@
-"""Novelty of networks: as text (paper, A.1) and as what they compute.
+"""Novelty of networks, by their text (paper, A.1) and by their computation graph.
 
-``graph`` compares traced computation graphs, brought into the form of ``canonical`` and ``rules``.
+``graph`` compares traced computation graphs, in the canonical form of ``canonical`` and ``rules``.
 ``tokens`` turns code into a set of hashed shingles, ``index`` finds the most similar known network
-and removes near-duplicates, ``judge`` keeps what a run has to compare a candidate with.
+and removes near-duplicates, ``judge`` keeps the networks that a run compares candidates with.
 """
 
 from archloop.novelty.graph import (

@@ -1,4 +1,4 @@
-"""How rules read the arguments of a traced operator, which may be anything that JSON can hold."""
+"""Reads the arguments of traced operators for the rules; they may be any JSON value."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from archloop.novelty.canonical import Input
 
 
 def has_input(value: Any) -> bool:
-    """Whether a tensor is in it, at any depth."""
+    """Whether a value contains a tensor, at any depth."""
     return isinstance(value, Input) or (isinstance(value, list) and any(map(has_input, value)))
 
 
 def as_ints(value: Any) -> list[int] | None:
-    """Whole numbers of moderate size, as a list."""
+    """A list of integers of moderate size, or ``None``."""
     values = value if isinstance(value, list) else [value]
     if all(type(v) is int and abs(v) < 2**40 for v in values):
         return list(values)
@@ -21,7 +21,7 @@ def as_ints(value: Any) -> list[int] | None:
 
 
 def as_sizes(value: Any, count: int) -> list[int] | None:
-    """One number for each dimension."""
+    """One integer for each dimension, from a number or a list."""
     sizes = as_ints(value)
     if sizes is not None and len(sizes) == 1:
         sizes = sizes * count
@@ -29,7 +29,7 @@ def as_sizes(value: Any, count: int) -> list[int] | None:
 
 
 def as_index(value: Any, size: int) -> int | None:
-    """A position, counted from the start."""
+    """An index or dimension as a non-negative number."""
     if type(value) is not int or not -size <= value < size:
         return None
     return value % size

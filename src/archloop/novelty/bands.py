@@ -1,9 +1,10 @@
-"""Banded locality-sensitive hashing as a few sorted arrays: which known signatures share a band.
+"""Banded locality-sensitive hashing: finds known signatures that share a band, in sorted arrays.
 
 A table of Python lists takes some 5 kB a network and slows down as it outgrows the caches; here a
 network takes 8 bytes a band: the hash of its content and the network's position in one number. New
-networks wait in a small dictionary until they fill a sorted block; four blocks of one size become
-one of the next, so that a network is sorted once a size, five times on the way to a million.
+networks are kept in a small dictionary until they fill a sorted block; four blocks of one size are
+merged into one of the next, so that an entry is sorted once per size, five times up to a million
+networks.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WAITING = 1024
-"""Networks in the dictionary before they become a sorted block."""
+"""Networks in the dictionary before they are moved to a sorted block."""
 _MERGED = 4
-"""Blocks of one size that become one of the next."""
+"""Blocks of one size that are merged into one of the next."""
 _POSITION_BITS = 26
-"""Of a number; the upper 38 are the hash. In a million networks of 25 bands one query in 440 meets
-a band of other content with the same one (25 * 25e6 / 2**38), and compares a network more."""
+"""Bits of an entry for the position; the upper 38 are the hash. With a million networks of 25
+bands one query in 440 has a hash collision (25 * 25e6 / 2**38), which costs one more comparison."""
 _POSITIONS = np.uint64((1 << _POSITION_BITS) - 1)
 _SEED = 42
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -51,7 +52,7 @@ class Bands:
         return sum(block.nbytes for block in self._blocks)
 
     def keys(self, signature: NDArray[np.uint32]) -> NDArray[np.uint64]:
-        """(bands,) a hash of each band's content and number, in the upper 38 bits."""
+        """(bands,) a hash of each band's content and index, in the upper 38 bits."""
         table = signature[: self._bands * self._rows].reshape(self._bands, self._rows)
         keys: NDArray[np.uint64] = (table * self._factors).sum(axis=1)
         keys += self._numbers
@@ -96,5 +97,5 @@ class Bands:
         self._blocks.append(block)
         while len(equal := self._blocks[-_MERGED:]) == _MERGED and equal[0].size == block.size:
             block = np.concatenate(equal)
-            block.sort(kind="stable")  # merges what is sorted already
+            block.sort(kind="stable")  # a stable sort merges sorted runs
             self._blocks[-_MERGED:] = [block]

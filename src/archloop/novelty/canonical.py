@@ -1,9 +1,9 @@
-"""A computation in canonical form: nodes without names, each equal one only once.
+"""The canonical form of a computation: nodes have no names, and equal nodes are merged.
 
 Equal computations of equal inputs are one node, except random ones, and two parameters are never
-equal. Reshapes, permutations, slices and reductions in a row are one. Shapes, types and every other
-attribute are kept. What is written in several ways and comes out as one is in
-:mod:`archloop.novelty.rules`.
+equal. Consecutive reshapes, permutations, slices and reductions are merged. Shapes, types and all
+other attributes are kept. :mod:`archloop.novelty.rules` unifies different ways of writing a
+computation.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Shape = tuple[Any, ...]
-"""Sizes; ``"2N"`` is twice the batch."""
+"""Sizes of the dimensions; ``"2N"`` is twice the batch size."""
 
 UNORDERED = frozenset(
     {
@@ -30,7 +30,7 @@ UNORDERED = frozenset(
         "ne",
     }
 )
-"""Operators whose inputs have no order."""
+"""Commutative operators."""
 
 LEAVES = frozenset({"input", "parameter", "frozen", "constant"})
 
@@ -70,9 +70,9 @@ class Node:
 
     operator: str
     attributes: str
-    """JSON, keys sorted."""
+    """Attributes as JSON with sorted keys."""
     inputs: tuple[int, ...]
-    """Places of earlier nodes."""
+    """Indices of earlier nodes."""
     shape: Shape
     dtype: str
 
@@ -89,7 +89,7 @@ class Call:
     dtype: str
 
     def input(self, name: str = "self") -> int | None:
-        """Place of a tensor argument."""
+        """Index of the node of a tensor argument."""
         value = self.arguments.get(name)
         return value.place if isinstance(value, Input) else None
 
@@ -122,7 +122,7 @@ class Canonical:
         *,
         unique: bool = False,
     ) -> int:
-        """The place of a node; that of an equal one, unless it is to be unique."""
+        """The index of a node; an existing equal node is reused unless ``unique`` is set."""
         if operator in UNORDERED:
             inputs = tuple(sorted(inputs))
         text = json.dumps(attributes, sort_keys=True)
@@ -136,7 +136,7 @@ class Canonical:
         return place
 
     def general(self, call: Call, operator: str) -> int:
-        """A node with the arguments as they are."""
+        """Add a node with unchanged arguments."""
         inputs: list[int] = []
 
         def place(value: Any) -> Any:
@@ -155,7 +155,7 @@ class Canonical:
         return self.add(operator, attributes, tuple(inputs), call.shape, call.dtype, unique=unique)
 
     def reshape(self, place: int, shape: Shape) -> int:
-        """The same elements in the same order."""
+        """Reshape: the same elements in the same order."""
         while self.nodes[place].operator == "reshape":
             place = self.nodes[place].inputs[0]
         node = self.nodes[place]
@@ -164,7 +164,7 @@ class Canonical:
         return self.add("reshape", {}, (place,), shape, node.dtype)
 
     def permute(self, place: int, dims: list[int]) -> int:
-        """Dimension ``i`` of the result is ``dims[i]`` of the input."""
+        """Permute: dimension ``i`` of the result is ``dims[i]`` of the input."""
         node = self.nodes[place]
         if node.operator == "permute":
             before = json.loads(node.attributes)["dims"]
@@ -187,12 +187,12 @@ class Canonical:
         return self.add("expand", {}, (place,), shape, node.dtype)
 
     def cast(self, place: int, dtype: str) -> int:
-        """As another type."""
+        """Convert to another type."""
         node = self.nodes[place]
         return place if node.dtype == dtype else self.add("cast", {}, (place,), node.shape, dtype)
 
     def slice(self, place: int, dim: int, start: int, end: int) -> int:
-        """Elements ``start`` to ``end`` of a dimension."""
+        """Slice: elements ``start`` to ``end`` of a dimension."""
         node = self.nodes[place]
         if (start, end) == (0, node.shape[dim]):
             return place
@@ -206,7 +206,7 @@ class Canonical:
         return self.add("slice", attributes, (place,), shape, node.dtype)
 
     def reduce(self, operator: str, place: int, dims: list[int], other: dict[str, Any]) -> int:
-        """Over some dimensions, which then are gone."""
+        """Reduce over dimensions, which are removed."""
         node = self.nodes[place]
         if operator in _REDUCED_IN_STEPS and node.operator == operator and not other:
             before = json.loads(node.attributes)["dims"]
@@ -217,6 +217,6 @@ class Canonical:
         return self.add(operator, {**other, "dims": dims}, (place,), shape, node.dtype)
 
     def constant(self, place: int) -> Any:
-        """The number that every element of a tensor is, if it is known."""
+        """The value of all elements of a constant tensor; ``None``: not known."""
         node = self.nodes[place]
         return json.loads(node.attributes)["value"] if node.operator == "full" else None

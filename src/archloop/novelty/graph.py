@@ -1,15 +1,14 @@
-"""Graph novelty: whether two networks compute the same, and how far apart they are if not.
+"""Graph novelty: whether two networks compute the same, and otherwise how different they are.
 
-A traced graph (:mod:`archloop.sandbox.candidate.trace`) is brought into canonical form and every
-node of it gets a label by Weisfeiler-Lehman refinement, from the inputs to the output and back
-until no new classes appear. Labels see who uses a node, so a shared layer is not two layers. The
-multiset of labels is the network's hash. Graphs that the refinement cannot tell apart share a hash:
-those with shared layers of one shape used crosswise, such as A(A(x)) + B(B(x)) and
-B(A(x)) + A(B(x)).
+A traced graph (:mod:`archloop.sandbox.candidate.trace`) is brought into canonical form, and every
+node gets a label by Weisfeiler-Lehman refinement in both directions, until no new classes appear.
+Labels depend on the users of a node, so a shared layer differs from two layers. The multiset of
+labels is the network's hash. Graphs that the refinement cannot tell apart share a hash: those with
+shared layers of one shape used crosswise, such as A(A(x)) + B(B(x)) and B(A(x)) + A(B(x)).
 
 For near matches, :func:`graph_shingles` gives labels of small neighbourhoods as a set of 64-bit
-hashes, which :func:`archloop.novelty.tokens.jaccard` and the MinHash index take as they take the
-shingles of a text.
+hashes, which :func:`archloop.novelty.tokens.jaccard` and the MinHash index treat like the shingles
+of a text.
 
 A graph is what :func:`checked` accepts: plain JSON, ``{"nodes": [...], "output": [node, index]}``,
 a node being ``[operator, [[name, argument], ...], [[shape, type], ...]]``. Arguments are JSON
@@ -41,15 +40,15 @@ if TYPE_CHECKING:
 Graph = dict[str, Any]
 
 MAX_NODES = 20_000
-"""Nodes of the largest graph that is compared."""
+"""Most nodes of a graph that is compared."""
 MAX_BYTES = 8 << 20
-"""JSON of the largest graph."""
+"""Most characters of a graph's JSON."""
 _MAX_DEPTH = 6
-"""Nesting of an argument; operators have lists of lists at most."""
+"""Deepest nesting of an argument; operators have lists of lists at most."""
 _MAX_RANK = 64
 _MAX_TEXT = 200
 _MAX_SWEEPS = 6
-"""Each goes through the whole graph in both directions; it ends when no new classes appear."""
+"""Most refinement rounds; each visits the whole graph in both directions."""
 _SIZE = re.compile(r"[1-9][0-9]{0,15}N")
 _NEIGHBOURHOOD = 3
 """Rounds of a local label: a layer, the layers next to it, and those next to them."""
@@ -60,7 +59,7 @@ class GraphError(UsageError):
 
 
 def parse(data: bytes) -> Graph:
-    """A graph from its JSON, which may come from anywhere.
+    """Parse a graph from untrusted JSON.
 
     Raises:
         GraphError: It is too large, no JSON, or not a graph.
@@ -75,7 +74,7 @@ def parse(data: bytes) -> Graph:
 
 
 def checked(value: Any) -> Graph:
-    """The value, if it is a graph: every reference points backwards, every part has its type.
+    """Check that a value is a graph: references point backwards, every part has its type.
 
     Raises:
         GraphError: It is not.
@@ -96,7 +95,7 @@ def checked(value: Any) -> Graph:
 
 
 def _checked_node(node: Any, outputs: list[int]) -> int:
-    """How many outputs it has."""
+    """Check a node; returns its number of outputs."""
     if not isinstance(node, list) or len(node) != 3:
         raise GraphError("not a list of operator, arguments and outputs")
     operator, arguments, results = node
@@ -171,7 +170,7 @@ def _check_ref(value: Any, outputs: list[int]) -> None:
 
 
 def canonical(graph: Graph) -> list[Node]:
-    """What reaches the output, in canonical form and topological order; the output is last."""
+    """The nodes that reach the output, in canonical form and topological order, output last."""
     used = _used(graph)
     c = Canonical()
     places: dict[tuple[int, int], int] = {}
@@ -195,7 +194,7 @@ def canonical(graph: Graph) -> list[Node]:
 
 
 def _used(graph: Graph) -> dict[int, set[int]]:
-    """Which outputs of which nodes reach the graph's output."""
+    """The outputs of nodes that reach the graph's output."""
     number, index = graph["output"]
     used, stack = {number: {index}}, [number]
     while stack:
@@ -217,7 +216,7 @@ def _refs(value: Any) -> Iterator[tuple[int, int]]:
 
 
 def _reaching(nodes: list[Node], output: int) -> list[Node]:
-    """Rules leave nodes behind that they have replaced."""
+    """Remove nodes that rules have replaced."""
     needed, stack = {output}, [output]
     while stack:
         for place in nodes[stack.pop()].inputs:
@@ -233,7 +232,7 @@ def _reaching(nodes: list[Node], output: int) -> list[Node]:
 
 
 def graph_hash(graph: Graph) -> str:
-    """Sixty-four characters that are the same for networks that compute the same."""
+    """The graph hash, 64 hex digits; equal for networks that compute the same."""
     return _hash(canonical(graph))
 
 
@@ -254,7 +253,7 @@ def _hash(nodes: list[Node]) -> str:
 
 
 def _users(nodes: list[Node]) -> list[list[tuple[int, int]]]:
-    """(node, position among its inputs) of everything that uses a node."""
+    """The users of each node, as (node, position among its inputs)."""
     users: list[list[tuple[int, int]]] = [[] for _ in nodes]
     for place, node in enumerate(nodes):
         for position, source in enumerate(node.inputs):
@@ -274,10 +273,10 @@ def _digest(*parts: Any) -> bytes:
 def graph_shingles(graph: Graph) -> NDArray[np.uint64]:
     """Labels of small neighbourhoods, for near matches.
 
-    Every operator gives its kind and attributes alone, the same with its shape, and that together
-    with the operators around it, once and twice. Equal labels are counted: the second occurrence
-    of a label is another element, so the similarity of two sets is that of the multisets. The
-    graph's hash is an element too: only equal networks have equal sets.
+    Every operator gives four labels: kind and attributes; these with its shape; and that with its
+    neighbours at distance one and two. Equal labels are counted: the second occurrence of a label
+    is another element, so the similarity of two sets is that of the multisets. The graph's hash is
+    an element too: only equal networks have equal sets.
 
     Returns:
         (S,) sorted and unique; the same on every machine.
@@ -313,9 +312,9 @@ def graph_distance(a: Graph, b: Graph) -> float:
 
 
 def operator_motifs(graph: Graph) -> Counter[str]:
-    """How often each chain of three operators occurs, as ``conv 3x3 > batch_norm > relu``.
+    """Counts of chains of three operators, such as ``conv 3x3 > batch_norm > relu``.
 
-    Widths and image sizes are left out, reshapes and types too: a motif is a piece of design.
+    Widths, image sizes, reshapes and types are ignored: a motif describes the design.
     """
     nodes = canonical(graph)
     names = [_motif_name(node, nodes) for node in nodes]
@@ -339,7 +338,7 @@ _CALLED |= {"native_layer_norm": "layer_norm", "native_group_norm": "group_norm"
 
 
 def _motif_name(node: Node, nodes: list[Node]) -> str:
-    """Empty for what only carries data or weights."""
+    """The name of an operator in a motif; empty for those that only move data or hold weights."""
     if node.operator in _SILENT or not node.inputs and node.operator != "input":
         return ""
     attributes = json.loads(node.attributes)

@@ -3,16 +3,15 @@
 The steps are the paper's: 256-permutation signatures, banded locality-sensitive hashing with a
 retrieval threshold of 0.85, verification of what was retrieved, near-duplicate above 0.90. One
 departure: hits are verified with the exact Jaccard similarity of the shingle sets, not with its
-MinHash estimate (mean absolute error 0.016 at 256 permutations), so no decision near the threshold
-hangs on chance. What shares no band with the query is not retrieved, and its similarity counts as
-0.0, as in the paper's log.
+MinHash estimate (mean absolute error 0.016 at 256 permutations), so that decisions near the
+threshold are not random. A network that shares no band with the query is not retrieved, and its
+similarity counts as 0.0, as in the paper's log.
 
 The 256 values of a signature come from one permutation of all shingles, cut into 256 parts, not
 from 256 permutations (Li, Owen and Zhang 2012; an empty part takes the next one's value,
-Shrivastava and Li 2014): the same estimate with no larger an error, found in 10 microseconds
-instead of 150.
+Shrivastava and Li 2014): the estimate has no larger error and takes 10 microseconds instead of 150.
 
-Answers depend only on what is in the index, never on the order it went in.
+Answers depend only on the content of the index, not on the order of insertion.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
     from archloop.config import NoveltyConfig
 
 RECALL_AT_THRESHOLD = 0.99
-"""Least chance that a network exactly at the retrieval threshold is retrieved; higher above it.
+"""Lowest probability that a network exactly at the retrieval threshold is retrieved.
 
 Bands that weigh misses and false hits alike (13 x 19 for 0.85) miss 15 % of the pairs at 0.90;
 false hits only cost an exact comparison here, so recall comes first (25 x 10: 99.6 % at 0.85, all
@@ -53,7 +52,7 @@ MOST_ESTIMATED = 2048
 
 @dataclass(frozen=True)
 class Sketch:
-    """What is compared of one network."""
+    """Shingles and signature of one network."""
 
     shingles: NDArray[np.uint64]
     """(S,) sorted unique shingle hashes."""
@@ -63,7 +62,7 @@ class Sketch:
 
 @lru_cache(maxsize=8192)
 def _shingles(code: str, size: int, view: View) -> NDArray[np.uint64]:
-    """Shingles of code, kept: each cycle of a run compares with the seed networks anew."""
+    """Shingles of code, cached, as each cycle of a run compares with the seed networks again."""
     found = shingles(code, size, view)
     found.flags.writeable = False
     return found
@@ -79,7 +78,7 @@ class NoveltyIndex:
 
     def __init__(self, config: NoveltyConfig, view: View = "lexical") -> None:
         self.config, self._view = config, view
-        # The first hash that each part of the circle of 2**64 may hold.
+        # Lower edge of each part of the hash range of 2**64.
         self._edges = np.array(
             [(i << 64) // config.permutations for i in range(config.permutations)], np.uint64
         )
@@ -104,7 +103,7 @@ class NoveltyIndex:
         return self.sketch_of(_shingles(code, self.config.shingle_size, self._view))
 
     def sketch_of(self, found: NDArray[np.uint64]) -> Sketch:
-        """The sketch of (S,) sorted unique shingle hashes, whatever they were made of."""
+        """The sketch of (S,) sorted unique shingle hashes, of text or of a graph."""
         if not found.size:
             top = np.full(self.config.permutations, np.iinfo(np.uint32).max, np.uint32)
             return Sketch(found, top)
@@ -162,7 +161,8 @@ class NoveltyIndex:
         least = above - self._margin(above) if above else 0.0
         for estimate, position in self._retrieve(sketch):
             if estimate < last:
-                # Only between different estimates, so that the order among equals is nothing.
+                # The search stops only between different estimates, so that ties do not depend on
+                # order.
                 last, floor = estimate, max(least, best - self._margin(best))
             if estimate < floor:
                 break
@@ -197,7 +197,7 @@ class NoveltyIndex:
         return found
 
     def _retrieve(self, sketch: Sketch) -> Iterator[tuple[float, int]]:
-        """Estimated similarity and position of what shares a band, most similar first."""
+        """Estimated similarity and position of networks that share a band, most similar first."""
         positions, shared = self._bands.find(self._bands.keys(sketch.signature))
         if positions.size > MOST_ESTIMATED:
             counts = np.bincount(shared)
@@ -209,7 +209,7 @@ class NoveltyIndex:
             yield float(equal[i]) / self.config.permutations, int(positions[i])
 
     def _equal(self, positions: NDArray[np.uint64], sketch: Sketch) -> NDArray[np.int32]:
-        """How many values of each signature are the sketch's."""
+        """The number of equal values in the sketch and in each signature."""
         same = self._signatures.take(positions, axis=0) == sketch.signature
         equal: NDArray[np.int32] = same.sum(axis=1, dtype=np.int32)
         return equal
@@ -267,7 +267,7 @@ def visit(
 ) -> Iterator[tuple[str, str | None]]:
     """The decisions of :func:`deduplicate` one at a time: id, and the kept near-duplicate if any.
 
-    What is kept is known before the rest is compared.
+    The kept networks come first, before the rest is compared.
     """
     index = NoveltyIndex(config, view)
     seen: set[str] = set()

@@ -1,4 +1,4 @@
-"""What a candidate is compared with: corpus (J_train) and own cycle (J_gen), paper section 3."""
+"""Compares candidates with the corpus (J_train) and their own cycle (J_gen), paper section 3."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Sketches:
 
 
 class _Known:
-    """Networks in every view, and the first of each graph hash."""
+    """Known networks in every view, and the first network of each graph hash."""
 
     def __init__(self, config: NoveltyConfig) -> None:
         self.lexical = NoveltyIndex(config)
@@ -66,8 +66,8 @@ class NoveltyJudge:
     cycle on, when it is in the corpus. (The paper's log shows J_train 0.0 beside J_gen 0.8047,
     which rules out a J_train that already holds the cycle's own.) Candidates must come in a fixed
     order. Every view is scored; ``config.kind`` says which of them reject. By text a near-duplicate
-    is above the threshold, by graph it computes the same (its hash is known). Of a candidate
-    without a graph the lexical view speaks for it.
+    is above the threshold, by graph it computes the same (its hash is known). For a candidate
+    without a graph the lexical view decides.
     """
 
     def __init__(self, config: NoveltyConfig) -> None:
@@ -76,7 +76,7 @@ class NoveltyJudge:
         self._config = config
 
     def add_known(self, id: str, code: str, graph: GraphSketch | None = None) -> None:
-        """Put a network of the corpus into J_train: a seed, or one accepted in an earlier cycle.
+        """Add a network to J_train: a seed network, or one accepted in an earlier cycle.
 
         Raises:
             CodeTokenError: The code is not a sequence of Python tokens.
@@ -85,7 +85,7 @@ class NoveltyJudge:
         self._train.add(id, self._train.sketches(code, graph))
 
     def start_cycle(self) -> None:
-        """Move what the last cycle accepted into J_train, and empty J_gen."""
+        """Move the networks accepted in the last cycle into J_train, and empty J_gen."""
         for id, found in self._accepted:
             self._train.add(id, found)
         self._accepted = []

@@ -1,6 +1,7 @@
 """Rules for operators that move, cut, join or copy elements without computing with them.
 
-``flatten`` and ``view``; ``split`` and slices; nested and flat concatenations; a copy is nothing.
+They unify ``flatten`` and ``view``, ``split`` and slices, nested and flat concatenations, and
+remove copies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from archloop.novelty.arguments import as_index, as_ints
 from archloop.novelty.canonical import Call, Canonical, Input
 
 Rule = Callable[[Canonical, Call], int | None]
-"""Gives a place, or ``None`` where it does not apply."""
+"""A rule returns the index of a node, or ``None`` if it does not apply."""
 
 _NOTHING = frozenset(
     {"detach", "alias", "clone", "contiguous", "lift", "lift_fresh", "lift_fresh_copy", "_to_copy"}
@@ -34,8 +35,8 @@ _PERMUTATIONS = frozenset(
 )
 
 _MOST_JOINED = 128
-"""Inputs of the longest concatenation that nested ones are merged into: without a bound, doubling
-``cat((x, x))`` twenty times would have a million inputs."""
+"""Most inputs of a merged concatenation: without a limit, doubling ``cat((x, x))`` twenty times
+would have a million inputs."""
 
 
 def _nothing(c: Canonical, call: Call) -> int | None:
@@ -57,7 +58,7 @@ def _permute(c: Canonical, call: Call) -> int | None:
 
 
 def _order(call: Call, rank: int) -> list[int] | None:
-    """What a permutation makes of the dimensions."""
+    """The dimensions after a permutation."""
     if "dims" in call.arguments:
         dims = as_ints(call.arguments["dims"])
     else:

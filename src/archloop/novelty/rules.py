@@ -1,10 +1,10 @@
-"""Several ways of writing one computation, as one.
+"""Rules that unify different ways of writing a computation.
 
 ``Linear`` and ``x @ w + b``; a pooling over everything and a mean; ``silu`` and ``x * sigmoid(x)``;
-those of ``layout.py``. What changes nothing is gone, such as a product with one, or a second
-``relu`` after the first.
+and those of ``layout.py``. Operators without an effect are removed, such as a product with one, or
+a second ``relu``.
 
-The rules hold for finite real numbers, not to the last bit of a float; ``0 * x`` is 0.
+The rules hold for finite real numbers, not for floating-point rounding; ``0 * x`` is 0.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ELEMENTWISE = frozenset(
         *("gelu", "silu", "mish", "sigmoid", "tanh", "hardswish", "hardsigmoid", "softplus"),
     }
 )
-"""What they do with one tensor does not depend on the places of its elements."""
+"""Element-wise operators."""
 
 _MOST_MOVES = 8
-"""Reshapes and permutations in a row that an operator is put before; each makes a node anew."""
+"""Most consecutive reshapes and permutations that an operator is moved before; each adds a node."""
 
 
 def apply(c: Canonical, call: Call) -> int:
-    """The place of what a traced operator gives."""
+    """The index of the node for a traced operator's output."""
     moved = _moved(c, call)
     return _ruled(c, call) if moved is None else moved
 
@@ -57,12 +57,13 @@ def _ruled(c: Canonical, call: Call) -> int:
     if rule is None:
         return c.general(call, call.operator)
     place = rule(c, call)
-    # Rules read the attributes of nodes that rules made; this one is to be none of them.
+    # Rules read the attributes of nodes that rules made; an unknown operator must not look like
+    # one.
     return c.general(call, f"{call.operator}*") if place is None else place
 
 
 def _moved(c: Canonical, call: Call) -> int | None:
-    """An elementwise operator after reshapes and permutations, put before them."""
+    """Move an element-wise operator before reshapes and permutations."""
     place = call.input()
     tensors = sum(isinstance(value, Input) for value in call.arguments.values())
     if place is None or tensors != 1 or call.operator not in _ELEMENTWISE:
@@ -94,7 +95,7 @@ def _fill(c: Canonical, call: Call) -> int | None:
 
 
 def _sample(c: Canonical, call: Call) -> int | None:
-    """What was there before counts only where the distribution depends on a tensor."""
+    """The old values matter only if the distribution depends on a tensor."""
     attributes = call.plain("self")
     if has_input([*attributes.values()]):
         return None
@@ -102,7 +103,7 @@ def _sample(c: Canonical, call: Call) -> int | None:
 
 
 def _arithmetic(c: Canonical, call: Call) -> int | None:
-    """Sums and products without what changes nothing; constants as numbers."""
+    """Sums and products without neutral elements; constants as numbers."""
     place, operator = call.input(), call.operator
     name = "exponent" if operator == "pow" else "other"
     other = call.arguments.get(name)
@@ -184,7 +185,7 @@ def _clamp(c: Canonical, call: Call) -> int | None:
 
 
 def _repeatable(c: Canonical, call: Call) -> int | None:
-    """What does nothing the second time."""
+    """Idempotent operators."""
     place = call.input()
     if place is None:
         return None
@@ -213,7 +214,7 @@ def _reduce(c: Canonical, call: Call) -> int | None:
 
 
 def _pool(c: Canonical, call: Call) -> int | None:
-    """Pooling: the stride said, one that covers everything as a reduction, one of 1 as nothing."""
+    """Pooling: explicit stride; global pooling is a reduction; pooling of size 1 is removed."""
     place = call.input()
     if place is None or call.index:
         return None

@@ -10,8 +10,8 @@ same text; unlike there, the whole module counts and not only its classes.
 
 The tokens are those of the standard library's ``tokenize`` (Python 3.11), found with one regular
 expression: six times faster, the same under every Python version (``tokenize`` splits f-strings
-from Python 3.12 on), and indifferent to broken layout. Networks of a corpus share most of their
-lines, so the tokens of a line are remembered (four times faster again over LEMUR).
+from Python 3.12 on), and tolerant of broken indentation. Networks of a corpus share most of their
+lines, so the tokens of a line are cached (another four times faster on LEMUR).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _BLANKS = " \t\f"
 _SINGLE = frozenset("+-*/%@&|^~=<>()[]{},:.;_")
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-"""Odd, 2**64 over the golden ratio: base of the polynomial that joins the hashes of a shingle."""
+"""Base of the polynomial that combines the hashes of a shingle: odd, 2**64 / golden ratio."""
 
 
 View = Literal["lexical", "normalized"]
@@ -70,7 +70,7 @@ _KEPT_PREFIXES = (
     *("Flatten", "LSTM", "GRU", "Multihead", "Transformer", "Upsample", "SE", "Squeeze"),
     *("Sequential", "Module", "Fractal", "ResNet", "Dense", "VGG"),
 )
-"""Identifiers that say what is computed (nn-dup, ``python_token_stream``); so does camel case."""
+"""Identifiers that name an operation, as camel case does (nn-dup, ``python_token_stream``)."""
 
 _LINES_REMEMBERED = 1 << 16
 
@@ -109,7 +109,7 @@ def _words(text: str) -> list[str]:
 
 
 def _words_by_line(code: str) -> list[str]:
-    """The same from remembered lines; empty where a token may cross lines, or is odd."""
+    """The tokens from cached lines; empty where a token may cross lines, or is unusual."""
     words: list[str] = []
     if _crosses_lines(code):
         return words
@@ -134,7 +134,7 @@ _line_words = lru_cache(maxsize=_LINES_REMEMBERED)(_words_of_line)
 
 
 def _first_odd(words: list[str]) -> str | None:
-    """The first character, by code point, that is a token by itself and may not be."""
+    """The first character that is not a valid token."""
     single = [word for word in set(words) - _SINGLE if len(word) == 1]
     return min((c for c in single if not c.isalnum()), default=None)
 
@@ -167,7 +167,7 @@ def shingles(code: str, size: int = 10, view: View = "lexical") -> NDArray[np.ui
     """The set of the code's contiguous token ``size``-grams, each as a 64-bit hash.
 
     Code shorter than one shingle is one shingle of all its tokens; code without tokens has none.
-    With 64 bits, two different shingles among the million of a corpus meet with a chance below
+    With 64 bits, the probability of a collision among the million shingles of a corpus is below
     1e-7.
 
     Returns:
@@ -183,14 +183,14 @@ def shingles(code: str, size: int = 10, view: View = "lexical") -> NDArray[np.ui
     if not hashes.size:
         return np.empty(0, np.uint64)
     found = np.sort(_mix(_joined(hashes, min(size, hashes.size))))
-    # np.unique does the same, four times slower.
+    # np.unique would be four times slower.
     return found[np.concatenate(([True], found[1:] != found[:-1]))]
 
 
 def _joined(hashes: NDArray[np.uint64], size: int) -> NDArray[np.uint64]:
     """The polynomial of each window of ``size`` hashes, modulo 2**64.
 
-    Two windows beside each other give the one of both lengths, so four steps are enough for 10.
+    Two adjacent windows combine into one of their total length, so 4 steps are enough for 10.
     """
     joined, length = hashes, 1
     for bit in bin(size)[3:]:
@@ -211,16 +211,16 @@ def _hashes_by_line(code: str) -> NDArray[np.uint64] | None:
     if _crosses_lines(code):
         return None
     try:
-        # Bytes, which join ten times as fast as arrays; indentation is no token.
+        # Bytes, which are joined ten times as fast as arrays; indentation is no token.
         lines = code.split("\n")
         return np.frombuffer(b"".join([_line_hashes(x.strip(_BLANKS)) for x in lines]), "<u8")
-    except CodeTokenError:  # decided by the whole, which may be Python all the same
+    except CodeTokenError:  # decided on the whole text, which may be valid Python nevertheless
         return None
 
 
 @lru_cache(maxsize=_LINES_REMEMBERED)
 def _line_hashes(line: str) -> bytes:
-    # Not by way of the remembered words: a line is wanted as words or as hashes, hardly as both.
+    # Not from the cached words: a line is needed as words or as hashes, rarely as both.
     words = _words_of_line(line)
     if words is None:
         raise CodeTokenError
@@ -243,7 +243,7 @@ def _token_digest(word: str) -> bytes:
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Spread the bits evenly (finaliser of splitmix64, Steele et al. 2014)."""
+    """Mix the bits (finaliser of splitmix64, Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -7,6 +7,7 @@ from archloop.report.status import (
     format_cycles,
     outcome_counts,
     spending_line,
+    spending_of,
     status_json,
 )
 
@@ -16,6 +17,7 @@ __all__ = [
     "format_cycles",
     "outcome_counts",
     "spending_line",
+    "spending_of",
     "status_json",
     "write_report",
 ]

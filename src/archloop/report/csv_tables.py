@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,26 +34,22 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
 def _cycle_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
         floor = run.config.selection.min_accuracy
-        for cycle, threshold, temperature in zip(
-            run.summary.cycles, run.thresholds, run.temperatures, strict=True
-        ):
-            yield {"run": run.label, **_cycle_row(cycle, floor, threshold, temperature)}
+        for cycle in run.summary.cycles:
+            yield {"run": run.label, **_cycle_row(cycle, floor)}
 
 
-def _cycle_row(
-    cycle: CycleSummary, floor: float, threshold: float | None, temperature: float | None
-) -> dict[str, Any]:
+def _cycle_row(cycle: CycleSummary, floor: float) -> dict[str, Any]:
     stats = cycle.stats
     return {
         "cycle": stats.cycle,
-        "temperature": temperature,
+        "temperature": stats.temperature,
         **_proportion_columns("valid", cycle.valid),
         "best_accuracy": cycle.best,
         **_mean_columns("accuracy", cycle.mean),
         "median_accuracy": cycle.median,
         **_proportion_columns("at_floor", cycle.at_floor),
         "min_accuracy": floor,
-        "threshold": threshold,
+        "threshold": stats.threshold,
         **_proportion_columns("near_duplicate", cycle.near_duplicate),
         "n_accepted": stats.n_accepted,
         "corpus_size": stats.corpus_size,
@@ -114,7 +110,15 @@ def _diversity_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
 def _candidate_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for candidate in run.candidates:
-            yield {"run": run.label, **candidate.to_json()}
+            row = candidate.to_json()
+            del row["measures"]
+            yield {"run": run.label, **row, **_measure_columns(candidate.measures)}
+
+
+def _measure_columns(measures: Mapping[str, float]) -> dict[str, Any]:
+    """The further measures that every report has a column for, counts without a decimal point."""
+    macs = measures.get("macs")
+    return {"macs": None if macs is None else int(macs)}
 
 
 def _proportion_columns(name: str, value: Proportion) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
     files = {"report.md": markdown(reported), **csv_files(reported)}
     for number, run in enumerate(reported, start=1):
         if cycles := run.summary.cycles:
-            files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles, run.thresholds)
+            files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles)
         if run.spans:
             files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
     with filling(out, replace=True) as folder:

@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 _COLOURS = {"fine-tune": "#b07aa1", "generate": "#4e79a7", "evaluate": "#f28e2b"}
 
 
-def cycles_svg(
-    title: str, cycles: Sequence[CycleSummary], thresholds: Sequence[float | None]
-) -> str:
+def cycles_svg(title: str, cycles: Sequence[CycleSummary]) -> str:
     """The paper's three curves over the cycles: valid rate, accuracy, accepted networks.
 
     Args:
         title: Name of the run.
         cycles: The committed cycles.
-        thresholds: The first-epoch accuracy each had to reach.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -38,7 +35,7 @@ def cycles_svg(
         _curve(accuracy, numbers, [m.value for m in means], [m.interval for m in means], "mean")
         for values, style, label in (
             ([c.best for c in cycles], "o--", "best"),
-            (list(thresholds), ":", "threshold"),
+            ([c.stats.threshold for c in cycles], ":", "threshold"),
         ):
             accuracy.plot(numbers, _percent(values), style, color="#555", ms=3, lw=1, label=label)
         accuracy.set(title="first-epoch accuracy, % [t 95 %]")

@@ -134,22 +134,20 @@ def _cycle_table(run: ReportedRun) -> str:
     rows = [
         (
             cycle.stats.cycle,
-            NOTHING if temperature is None else f"{temperature:g}",
+            NOTHING if cycle.stats.temperature is None else f"{cycle.stats.temperature:g}",
             proportion(cycle.valid),
             percent(cycle.best),
             mean(cycle.mean),
             percent(cycle.median),
             proportion(cycle.at_floor),
-            percent(least),
+            percent(cycle.stats.threshold),
             cycle.stats.n_near_duplicate,
             cycle.stats.n_accepted,
             count(cycle.stats.corpus_size),
             count(cycle.stats.n_tokens),
             _seconds(cycle.stats.wall_seconds),
         )
-        for cycle, least, temperature in zip(
-            run.summary.cycles, run.thresholds, run.temperatures, strict=True
-        )
+        for cycle in run.summary.cycles
     ]
     return _table(head, rows)
 

@@ -38,10 +38,6 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
-    thresholds: tuple[float | None, ...]
-    """The first-epoch accuracy to reach in each committed cycle."""
-    temperatures: tuple[float | None, ...]
-    """Of sampling, in each committed cycle."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
     spending: Spending | None
@@ -77,8 +73,6 @@ def _read(label: str, path: Path) -> ReportedRun:
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(cycles),
             candidates=tuple(candidates),
-            thresholds=tuple(stats.threshold for stats in cycles),
-            temperatures=tuple(stats.temperature for stats in cycles),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
             diversity=tuple(_diversity(run, path, cycles, candidates)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +11,8 @@ from archloop.config import RunConfig
 from archloop.llm.spending import Spent
 from archloop.report.formats import NOTHING, bracket, clock, count, floor, money, percent
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
-from archloop.store.run_dir import Run
-from archloop.types import Candidate, CycleStats
+from archloop.store.run_dir import SPENT, Run
+from archloop.types import CycleStats, Outcome
 
 _ALL = "all"
 """Stands for the number of a cycle in the row of all."""
@@ -93,11 +92,11 @@ def status_json(run: Run) -> dict[str, Any]:
 
 def spending_of(run: Run) -> Spending | None:
     """What a run has used of its LLM's server; ``None``: the LLM is local."""
-    spent = run.spent()
-    if spent is None:
+    found = run.store.get_meta(SPENT)
+    if found is None:
         return None
-    accepted = sum(stats.n_accepted for stats in run.cycles())
-    return Spending(spent, accepted, run.config.openai.has_prices)
+    priced = run.config.openai.has_prices
+    return Spending(Spent.from_json(found), run.store.n_accepted(), priced)
 
 
 def spending_line(spent: Spent, *, priced: bool, n_accepted: int | None = None) -> str:
@@ -121,16 +120,16 @@ def spending_line(spent: Spent, *, priced: bool, n_accepted: int | None = None) 
 
 def _current(run: Run, stats: Sequence[CycleStats]) -> dict[str, Any] | None:
     cycle = stats[-1].cycle + 1 if stats else 1
-    n_gen = len(run.store.completions(cycle))
+    n_gen = run.store.n_completions(cycle)
     if not n_gen:
         return None
-    judged = run.store.candidates(cycle)
+    judged = run.store.outcome_counts(cycle)
     return {
         "cycle": cycle,
         "n_gen": n_gen,
-        "n_judged": len(judged),
-        "n_valid": sum(candidate.outcome.is_valid for candidate in judged),
-        "outcomes": dict(Counter(candidate.outcome.value for candidate in judged)),
+        "n_judged": judged.total(),
+        "n_valid": sum(n for outcome, n in judged.items() if outcome.is_valid),
+        "outcomes": {outcome.value: judged[outcome] for outcome in Outcome if judged[outcome]},
     }
 
 
@@ -145,10 +144,10 @@ def current_line(run: Run) -> str | None:
     )
 
 
-def outcome_counts(candidates: Sequence[Candidate]) -> str:
+def outcome_counts(run: Run) -> str:
     """The most frequent outcomes in words, ``3 no_code, 1 timeout``."""
-    found = Counter(candidate.outcome.value for candidate in candidates)
-    return ", ".join(f"{n} {outcome}" for outcome, n in found.most_common(_MOST_OUTCOMES))
+    found = run.store.outcome_counts().most_common(_MOST_OUTCOMES)
+    return ", ".join(f"{n} {outcome.value}" for outcome, n in found)
 
 
 def _cells(cycle: CycleSummary) -> list[str]:

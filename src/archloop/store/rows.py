@@ -48,7 +48,7 @@ _VERDICT_MEASURES = (
 _COUNTS = frozenset({"n_params"})
 """Measures with a field of :class:`Candidate` that is a whole number."""
 
-_CANDIDATE_FIELDS = frozenset(field.name for field in fields(Candidate))
+_CANDIDATE_FIELDS = {field.name for field in fields(Candidate)}.intersection(_VERDICT_MEASURES)
 _SCORES = tuple(f.name for f in fields(NoveltyScores) if f.name != "rejected_by")
 _OF_CANDIDATE = (DECISIONS.c.cycle == CANDIDATES.c.cycle) & (
     DECISIONS.c.index == CANDIDATES.c.index

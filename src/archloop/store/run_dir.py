@@ -10,15 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
 
-from archloop.config import RunConfig, config_digest, resolve
+from archloop.config import RunConfig, config_digest, resolve_stored
 from archloop.errors import ConfigError, RunLockedError, UsageError
 from archloop.store.store import Store
 from archloop.types import Candidate, CycleStats
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from archloop.llm.spending import Spent
 
 FINISHED = "finished_at"
 """Meta key in the store: when the run ended as planned; absent before."""
@@ -89,7 +87,7 @@ class RunDir:
             UsageError: The file is damaged, or of another version of archloop.
         """
         try:
-            return resolve(json.loads(self.config.read_text("utf-8")))
+            return resolve_stored(json.loads(self.config.read_text("utf-8")))
         except (ValueError, RecursionError, ConfigError) as error:
             raise UsageError(f"{self.config}: not a run's configuration: {error}") from None
 
@@ -184,13 +182,6 @@ class Run:
     def task(self) -> str:
         """The task in use, where the configuration says ``auto`` too."""
         return self.pinned().get("task", self.config.task.name)
-
-    def spent(self) -> Spent | None:
-        """What a run whose LLM is on a server has used of it; ``None``: the LLM is local."""
-        from archloop.llm.spending import Spent
-
-        found = self.store.get_meta(SPENT)
-        return None if found is None else Spent.from_json(found)
 
     def state(self) -> State:
         """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""

@@ -12,8 +12,8 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from archloop.errors import UsageError
 
 SCHEMA = 3
-"""Raised when a table changes. :mod:`archloop.store.schema2` reads databases of schema 2; all others
-are refused."""
+"""Raised when a table changes. :mod:`archloop.store.schema2` reads databases of schema 2; all
+others are refused."""
 
 SCHEMA_KEY = "schema"
 _BUSY_SECONDS = 60.0
