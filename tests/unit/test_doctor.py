@@ -13,11 +13,11 @@ import torch
 
 from archloop.config import RunConfig, load_config
 from archloop.doctor import diagnose as doctor
-from archloop.doctor import requirements as machine
 from archloop.doctor.diagnose import Check, diagnose
 from archloop.doctor.preflight import preflight, preflight_rows
 from archloop.doctor.requirements import Gpu
 from archloop.errors import ConfigError, UsageError
+from archloop.evaluation import local
 from archloop.machine.downloads import cache_dir
 from archloop.tasks import open_source
 from archloop.tasks.arrays import decoded_folder
@@ -285,7 +285,7 @@ def test_images_decoded_from_another_copy_are_not_there() -> None:
 
 def gpu_check(monkeypatch: pytest.MonkeyPatch, gib: float, *overrides: str, n: int = 1) -> Check:
     monkeypatch.setattr(Gpu, "usable", lambda: Gpu("X", gib, n))
-    monkeypatch.setattr(machine, "usable_cores", lambda: 16)
+    monkeypatch.setattr(local, "usable_cores", lambda: 16)
     return look(load_config("embedded", list(overrides)))["GPU"]
 
 
