@@ -315,7 +315,8 @@ def test_every_completion_was_sampled_with_the_adapter_of_its_cycle(done: Done) 
         for cycle, other in product(llms, llms):
             stored = run.store.completions(cycle)
             assert len(stored) == COMPLETIONS
-            again = write(llms[other], tokenizer, prompt, [c.seed for c in stored])
+            seeds = [r.seed for r in run.store.requests(cycle)]
+            again = write(llms[other], tokenizer, prompt, seeds)
             same = sum(a == c.text for a, c in zip(again, stored, strict=True))
             # Another adapter may come to a text as well, where the draws decide alike.
             assert same == COMPLETIONS if other == cycle else same < COMPLETIONS / 2

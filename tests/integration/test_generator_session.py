@@ -86,6 +86,18 @@ def test_closing_the_iterator_early_ends_the_process(replay: RunConfig) -> None:
         assert len(texts(session.generate(batches(1), None))) == N
 
 
+def test_closing_the_session_does_not_wait_for_what_is_under_way() -> None:
+    with scripted(lambda _n, _body: chat("x", delay=0.5)) as server:
+        config = loop_config(server.url, openai={"concurrency": 1})
+        session = GeneratorSession(config)
+        found = session.generate([[request(i, i) for i in range(30)]], None)
+        next(found)
+        process, asked = process_of(session), len(server.bodies)
+        session.close()
+        assert is_gone(process)
+        assert len(server.bodies) <= asked + 1
+
+
 def test_a_failure_is_raised_as_its_kind_and_the_next_use_starts_anew(replay: RunConfig) -> None:
     with GeneratorSession(replay) as session:
         with pytest.raises(UsageError, match="no completion 0 stored"):

@@ -55,6 +55,8 @@ class GeneratorSession:
         }
         self._worker: Worker | None = None
         self._adapter: str | None = None
+        self._busy = False
+        """Whether an answer is under way; then the process is not asked to end, but ended."""
 
     def generate(
         self,
@@ -76,6 +78,7 @@ class GeneratorSession:
             ArchloopError: The process failed; the message is its last error line.
         """
         named = None if adapter is None else str(adapter.absolute())
+        self._busy = True
         try:
             if self._worker is None:
                 self._worker = Worker(_MODULE)
@@ -90,8 +93,10 @@ class GeneratorSession:
                 if event["event"] == "sampled":
                     yield _sampled(event["data"])
         except BaseException:
-            self._end(wait=False)
+            self._end()
             raise
+        finally:
+            self._busy = False
 
     def _do(self, command: dict[str, Any]) -> None:
         assert self._worker is not None
@@ -104,16 +109,16 @@ class GeneratorSession:
 
     def release(self) -> None:
         """End the process, so that its memory is the system's again; the next use starts one."""
-        self._end(wait=True)
+        self._end()
 
     def close(self) -> None:
         """End the process."""
-        self._end(wait=True)
+        self._end()
 
-    def _end(self, *, wait: bool) -> None:
+    def _end(self) -> None:
         worker, self._worker = self._worker, None
         if worker is not None:
-            worker.end() if wait else worker.kill()
+            worker.kill() if self._busy else worker.end()
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +129,7 @@ class GeneratorSession:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end(wait=error is None)
+        self._end()
 
 
 def _sampled(data: dict[str, Any]) -> Sampled:
