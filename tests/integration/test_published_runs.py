@@ -41,7 +41,7 @@ def test_a_published_run_judged_again_is_what_is_stored(tmp_path: Path, name: st
         config, stats = run.config, run.cycles()
         decided = {d.id: d for d in run.store.decisions()}
         # Its first corpus is the packaged one, and not kept a second time.
-        write_pairs(RunDir(root).corpus(1), seed_pairs(config, Silent()))
+        write_pairs(RunDir(root).corpus(1), seed_pairs(config, Silent(), lambda _: []))
     assert sha256_of(RunDir(root).corpus(1)) == stats[0].corpus_sha256
     committed = {s.cycle for s in stats}
     found = [(a, b) for a, b in rejudge(root, config) if a.cycle in committed]
