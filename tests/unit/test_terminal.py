@@ -85,10 +85,13 @@ def test_without_a_command_the_help_is_shown() -> None:
     assert "Start with: archloop run demo" in done.stderr
 
 
+RESUMABLE = "interrupted; run the same command again to resume"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["run", "openai", "--run-dir", "run"], "interrupted; the same command goes on from here"),
+        (["run", "openai", "--run-dir", "run"], RESUMABLE),
         (["generate", "--config", "openai"], "interrupted"),
     ],
 )

@@ -74,10 +74,10 @@ class _Log(logging.StreamHandler[TextIO]):
 
 
 class _Stderr(io.FileIO):
-    """Stderr without faults: progress that nobody can read ends no run of a week."""
+    """Stderr without faults: a failed write to stderr must not abort a run."""
 
     def write(self, data: Any) -> int:
-        """Write what can be written; of the rest nobody is told, as there is nowhere to say it."""
+        """Write what can be written; a failure is dropped, as there is nowhere to report it."""
         try:
             written = super().write(data)
         except OSError:

@@ -144,7 +144,7 @@ def finetune_command(
     """LoRA fine-tune the LLM on a chat corpus; the adapter loads in plain PEFT.
 
     With --adapter, or finetune.init = "previous", it goes on from that adapter, otherwise from the
-    base LLM. An interrupted fine-tune goes on when the same command is given again.
+    base LLM. Fine-tunes are resumable: run the same command again.
     """
     from archloop.cli.screen import open_screen
     from archloop.config import load_config

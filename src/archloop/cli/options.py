@@ -83,7 +83,7 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         click.echo(err=True)  # ends the line of the terminal's ^C, as click does for other commands
-        raise click.Abort("the same command goes on from here") from None
+        raise click.Abort("run the same command again to resume") from None
 
 
 def echo_text(text: str, *, err: bool = False) -> None:

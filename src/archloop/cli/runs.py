@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 @click.option(
     "--run-dir",
     type=FilePath(file_okay=False),
-    help="Where the run is kept [default: runs/NAME]. A run begun there goes on.",
+    help="Where the run is kept [default: runs/NAME]. A run that is there is resumed.",
 )
 @set_option
 def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, ...]) -> None:
-    """Start a run, or go on with an interrupted one.
+    """Start a run, or resume an interrupted one.
 
     Without an argument: the embedded preset, or what the run directory began with.
     """

@@ -3,7 +3,7 @@
 A new engine is one file with a class that fulfils
 :class:`~archloop.llm.generation.generator.Generator`, and one line in :data:`ENGINES`. The sections
 ``[openai]`` and ``[vllm]`` are apart from the decoding, which is fixed for a run: where the LLM is
-reached, what may be spent and how much memory is taken can change when a run goes on.
+reached, what may be spent and how much memory is taken can change when a run is resumed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _OWN = {
 
 
 _SECRET = re.compile(r"api_?key|authoriz|bearer|passw|secret|credential|(access|api)_?token", re.I)
-"""Names of fields that hold what nobody else should read."""
+"""Names of fields that hold secrets."""
 
 
 def _names(value: Any) -> list[str]:
@@ -249,7 +249,7 @@ FIXED = {"openai.limit_field", "openai.extra_body"}
 
 
 def may_change(key: str) -> bool:
-    """Whether a run may go on with another value of a dotted key."""
+    """Whether a run may be resumed with another value of a dotted key."""
     section = key.partition(".")[0]
     has_section = section in ENGINES and ENGINES[section].section is not None
     return has_section and not any(key == f or key.startswith(f + ".") for f in FIXED)

@@ -237,7 +237,7 @@ class FinetuneConfig(Section):
     replay: int = Field(0, ge=0)
     """With ``previous``: pairs of the older corpus mixed into the new ones."""
     replay_seeds: int | None = Field(None, ge=0)
-    """With ``previous``: at most this many of them are seeds; ``None``: as the sample falls."""
+    """With ``previous``: at most this many of them are seed networks; ``None``: no limit."""
     lora_r: int = Field(32, ge=1, le=4096)
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.05, ge=0.0, lt=1.0)

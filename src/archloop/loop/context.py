@@ -258,7 +258,7 @@ class RunContext:
         self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])
 
     def _about_precision(self) -> str:
-        """What another machine may change of the protocol; a run goes on where it is the same."""
+        """What differs between machines in the protocol; a run is resumed where it is the same."""
         wanted = self.config.protocol.precision
         if wanted != "auto":
             return ""
@@ -300,7 +300,7 @@ def _has_begun(paths: RunDir, store: Store) -> bool:
 def _refuse_another_run(
     paths: RunDir, store: Store, before: RunConfig | None, config: RunConfig
 ) -> None:
-    """Refuse to go on with another configuration, or without a part of the run."""
+    """Refuse to resume with another configuration, or without a part of the run."""
     if before is None:
         missing = paths.config
     elif not store.completions(1) and store.get_meta(PINNED) is None:

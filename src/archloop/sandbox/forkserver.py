@@ -220,9 +220,9 @@ def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
     status = None
     if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
         _, status = os.waitpid(pid, 0)
-    strays = _sweep(others)
+    left_processes = _sweep(others)
     remove_folder(Path(request["folder"]))
-    return {"status": status, "strays": strays}
+    return {"status": status, "left_processes": left_processes}
 
 
 def _wait(seconds: float, done: Callable[[], bool]) -> bool:
@@ -241,8 +241,8 @@ def _sweep(others: set[int]) -> int:
         How many there were.
     """
     file, count = Path(f"/proc/self/task/{os.getpid()}/children"), 0
-    while strays := [p for p in _children(file) if p not in others]:
-        for pid in strays:
+    while left_processes := [p for p in _children(file) if p not in others]:
+        for pid in left_processes:
             _kill(pid)
             os.waitpid(pid, 0)
             count += 1

@@ -36,7 +36,7 @@ class Learner(Protocol):
     def learn(
         self, job: LearningJob, on_progress: Callable[[FinetuneProgress], None]
     ) -> FinetuneResult:
-        """Learn; an interrupted job goes on where it stopped when it is called again.
+        """Learn; an interrupted job continues from its checkpoint when it is called again.
 
         Raises:
             DivergedError: The loss left the numbers, so there is no adapter.

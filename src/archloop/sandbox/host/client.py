@@ -56,7 +56,7 @@ class _Ran(Generic[T]):
 
     value: T
     output: str
-    strays: int
+    left_processes: int
 
 
 class Sandbox:
@@ -159,7 +159,7 @@ class Sandbox:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
 
         Training and measuring happen in two processes; see :mod:`archloop.sandbox.host.measure`. A
-        fault that nobody foresaw is this network's outcome and a warning: a run goes on with the
+        unforeseen fault is this network's outcome and a warning, so that a run continues with the
         others.
         """
         try:
@@ -314,10 +314,11 @@ class Sandbox:
     def _hold(self, job: CandidateJob, talk: Callable[[Conversation], T]) -> _Ran[T]:
         """Run a job; if the fork server is lost under it, again, with a server of its own.
 
-        Of several candidates under one server nobody can say which ended it; of one, one can.
+        With several candidates under one server the culprit is unknown; alone on a dedicated server
+        it is known.
 
         Raises:
-            FailedError: The candidate is done for.
+            FailedError: The candidate failed, with this verdict.
         """
         if len(job.code) > MAX_SOURCE:
             text = f"source is longer than {MAX_SOURCE} characters"
@@ -359,19 +360,19 @@ class Sandbox:
         except wire.WireError as error:
             logger.debug("a candidate broke off: %s", error)
             ended = server.reap(child, grace=_GRACE)
-            failed, strays = FailedError(conversation.died(ended)), ended.strays
+            failed, left_processes = FailedError(conversation.died(ended)), ended.left_processes
         except FailedError as error:
-            failed, strays = error, server.reap(child).strays
+            failed, left_processes = error, server.reap(child).left_processes
         except BaseException:
             server.reap(child)
             raise
         else:
-            strays = server.reap(child).strays
-            return _Ran(value, child.output.text()[-_OUTPUT:], strays)
+            left_processes = server.reap(child).left_processes
+            return _Ran(value, child.output.text()[-_OUTPUT:], left_processes)
         failed.verdict = replace(
             failed.verdict,
             output=child.output.text()[-_OUTPUT:],
-            flags=(flags.LEFT_PROCESSES,) if strays else (),
+            flags=(flags.LEFT_PROCESSES,) if left_processes else (),
         )
         try:
             raise failed from None
@@ -400,7 +401,7 @@ class Sandbox:
 
 
 def _left(ran: _Ran[Any]) -> tuple[str, ...]:
-    return (flags.LEFT_PROCESSES,) if ran.strays else ()
+    return (flags.LEFT_PROCESSES,) if ran.left_processes else ()
 
 
 def _validation(

@@ -107,7 +107,7 @@ class Ended:
     """``False``: it was killed by the main process, so its exit status means nothing."""
     status: int | None
     """Exit status as returned by ``os.waitpid``."""
-    strays: int
+    left_processes: int
     """Number of processes that it left behind, which were killed."""
 
 
@@ -298,7 +298,9 @@ class ForkServer:
             child.kill()
             child.close()
         status = answer["status"]
-        return Ended(by_itself, status if isinstance(status, int) else None, answer["strays"])
+        return Ended(
+            by_itself, status if isinstance(status, int) else None, answer["left_processes"]
+        )
 
     def _ask_for_child(self, request: dict[str, Any], fds: tuple[int, ...]) -> tuple[int, int]:
         """Its process id and pidfd."""
