@@ -80,6 +80,7 @@ def test_a_random_search_needs_no_llm_and_ends_the_same_when_it_was_killed(tmp_p
 
 
 @pytest.mark.llm
+@pytest.mark.slow
 def test_a_frozen_llm_sees_what_became_of_its_networks_and_a_run_in_two_parts_is_the_same(
     tmp_path: Path,
 ) -> None:

@@ -43,7 +43,7 @@ def test_what_another_run_generated_is_a_seed_here(tmp_path: Path) -> None:
     packed = gzip.compress((tmp_path / "corpus.jsonl").read_bytes())
     (tmp_path / "corpus.jsonl.gz").write_bytes(packed)
     config = load_config("embedded", [f"seeds.path={tmp_path}"])
-    (found,) = seed_pairs(config, Silent())
+    (found,) = seed_pairs(config, Silent(), lambda _: [])
     assert found.meta == {"candidate": "c01-0001"}
 
 

@@ -61,6 +61,8 @@ class RunContext:
     paths: RunDir
     store: Store
     observer: Observer
+    extends: bool = False
+    """Whether more cycles are planned than when the run was last opened."""
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -289,7 +291,8 @@ def open_context(config: RunConfig | None, root: Path, observer: Observer) -> Ru
     except BaseException:
         store.close()
         raise
-    return RunContext(config, paths, store, observer)
+    extends = before is not None and config.loop.cycles > before.loop.cycles
+    return RunContext(config, paths, store, observer, extends)
 
 
 def _has_begun(paths: RunDir, store: Store) -> bool:

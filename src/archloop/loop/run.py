@@ -40,7 +40,7 @@ def run(
         RunDir(root).lock(),
         open_context(config, root, observer or Silent()) as context,
     ):
-        if context.owed_cycles() or not context.is_finished:
+        if context.extends or not context.is_finished:
             run_cycles(context)
     return Run.open(root)
 
