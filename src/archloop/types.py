@@ -261,7 +261,8 @@ class Candidate:
 
     id: str
     """``cNN-IIII``: cycle and index."""
-    cycle: int
+    cycle: int | None
+    """``None``: of no run."""
     index: int
     outcome: Outcome
     error: str | None = None

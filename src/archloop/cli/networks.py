@@ -46,7 +46,7 @@ def _read_sources(paths: Sequence[Path]) -> list[tuple[str, str]]:
 
 
 def _row(candidate: Candidate, file: str) -> dict[str, object]:
-    row = candidate.to_json() | {"id": Path(file).stem, "cycle": None}
+    row = candidate.to_json() | {"id": Path(file).stem}
     return {"id": row.pop("id"), "file": file, **row}
 
 

@@ -137,7 +137,7 @@ def _row(
     times = [v.train_seconds for v in verdicts if v.train_seconds is not None]
     return Evaluation(
         id=source.id,
-        cycle=0,
+        cycle=None,
         index=index,
         outcome=verdict.outcome,
         error=verdict.error,

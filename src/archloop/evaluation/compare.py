@@ -44,7 +44,7 @@ def compare_files(
         judge.add_known(id, code, sketches.get(id))
     judge.start_cycle()
     rows = {
-        name: Candidate(name, 0, index, Outcome.VALID, code=code, graph=sketches.get(name))
+        name: Candidate(name, None, index, Outcome.VALID, code=code, graph=sketches.get(name))
         for index, (name, code) in enumerate(sources)
     }
     decisions = select((rows[n] for n, _ in sources if n in sound), judge, limits=lambda _: ())

@@ -78,4 +78,5 @@ class History:
         return 0
 
     def _earlier(self, cycle: int) -> list[Candidate]:
-        return [c for c in self.record.candidates() if c.cycle < cycle]
+        rows = self.record.candidates()
+        return [row for row in rows if row.cycle is not None and row.cycle < cycle]

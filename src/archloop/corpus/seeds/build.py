@@ -49,7 +49,8 @@ class Seed:
     family: str
     code: str
     accuracy: float | None
-    n_params: int = 0
+    n_params: int | None = None
+    """``None`` until it is built."""
     factors: tuple[float, float] | None = None
     """(channels, dense) of the width edit, if it was narrowed."""
 
@@ -86,7 +87,7 @@ def build_corpus(
     found = _distinct_that_build(found, seeds, novelty, probe, report)
     found = _short(found, seeds, count_tokens, report)
     if seeds.within_budget:
-        large = {s.name: s for s in found if s.n_params > max_params}
+        large = {s.name: s for s in found if _size(s) > max_params}
         over = [f"over {max_params:,} parameters" if s.name in large else None for s in found]
         found = _drop(found, over, f"at most {max_params:,} parameters", report)
         if seeds.narrow:
@@ -106,9 +107,21 @@ def build_corpus(
     return pairs, report
 
 
+def _size(seed: Seed) -> int:
+    """Parameters of a network that was built."""
+    assert seed.n_params is not None, "built and counted"
+    return seed.n_params
+
+
+def _by_accuracy(network: SeedNetwork) -> tuple[bool, float, str]:
+    """The most accurate first, those that nobody measured last, then by name."""
+    accuracy = network.accuracy
+    return (accuracy is None, 0.0 if accuracy is None else -accuracy, network.name)
+
+
 def _read(source: SeedSource, report: SeedReport) -> list[SeedNetwork]:
     """All networks, the best of a group first, without copies of an earlier one."""
-    ranked = sorted(_named(source.networks()), key=lambda n: (-(n.accuracy or 0.0), n.name))
+    ranked = sorted(_named(source.networks()), key=_by_accuracy)
     report.steps.append(("read", len(ranked)))
     return _first_of_each(ranked, [n.code for n in ranked], "not an exact duplicate", report)
 
@@ -204,7 +217,7 @@ def _distinct_that_build(
 
     verdicts = probe(codes())
     report.steps.append((step, len(kept)))
-    found = [replace(s, n_params=v.n_params or 0) for s, v in zip(kept, verdicts, strict=True)]
+    found = [replace(s, n_params=v.n_params) for s, v in zip(kept, verdicts, strict=True)]
     faults = [None if v.outcome.is_valid else v.outcome.value for v in verdicts]
     return _drop(found, faults, "builds at (N, 3, 32, 32)", report)
 
@@ -266,8 +279,8 @@ def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
         edited = [narrow(s.code, *FACTORS[m]) for s, m in zip(open_, middles, strict=True)]
         for seed, middle, code, verdict in zip(open_, middles, edited, probe(edited), strict=True):
             low, high = ends[seed.name]
-            n_params = verdict.n_params or 0
-            if verdict.outcome.is_valid and 0 < n_params <= max_params:
+            n_params = verdict.n_params
+            if verdict.outcome.is_valid and n_params is not None and 0 < n_params <= max_params:
                 ends[seed.name] = (low, middle)
                 fitted[seed.name] = replace(
                     seed,
@@ -296,7 +309,7 @@ def _pairs(
         "code_sha256": code_sha256(seed.code),
         **extra,
     }
-    cap = parameter_cap(seed.n_params)
+    cap = parameter_cap(_size(seed))
     pairs = [
         make_pair(template.render(subject, cap), seed.code, meta | {"dataset": subject.dataset})
         for subject in subjects
