@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        found('job')['role'] == 'predict' and (say(stage='built', n_params=1), time.sleep(60))
+        found('job').role == 'predict' and (say(stage='built', n_params=1), time.sleep(60))
 
     def forward(self, x):
         pass

@@ -19,8 +19,8 @@ class Net(nn.Module):
         frame, names = sys._getframe(), set()
         while frame is not None:
             names |= set(frame.f_locals)
-            job = frame.f_locals.get('job', {})
-            names |= set(job)
+            job = frame.f_locals.get('job')
+            names |= set(vars(job)) if job else set()
             frame = frame.f_back
         assert not {n for n in names if 'label' in n or 'valid' in n}, names
 

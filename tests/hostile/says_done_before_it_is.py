@@ -34,7 +34,7 @@ def play():
         return data
 
     say(stage='built', n_params=1)
-    if job['role'] == 'train':
+    if job.role == 'train':
         say(stage='feed', channels_last=False)
         _, (_, peer) = hear(2)
         source = socket.socket(fileno=peer)

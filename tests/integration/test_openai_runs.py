@@ -25,7 +25,7 @@ from archloop.llm.models import resolve_model
 from archloop.loop import pipeline
 from archloop.loop.run import run
 from archloop.progress import Progress, Silent
-from archloop.report import status_json, write_report
+from archloop.report import spending_of, status_json, write_report
 from archloop.sandbox import Sandbox
 from archloop.store.run_dir import SPENT, Run
 from conftest import network
@@ -152,8 +152,9 @@ def test_a_whole_run_against_the_real_server(real: RealServer, tmp_path: Path) -
         (cycle,) = finished.cycles()
         assert (cycle.n_gen, cycle.adapter) == (3, "none")
         completions = finished.store.completions(1)
-        spent = finished.spent()
-    assert spent is not None
+        found = spending_of(finished)
+    assert found is not None
+    spent = found.spent
     assert spent.answers == 3
     assert spent.completion_tokens == sum(c.n_tokens for c in completions) == cycle.n_tokens
     assert not (tmp_path / "run" / "adapters").exists()
@@ -175,8 +176,9 @@ def test_a_run_stops_at_its_cap_and_goes_on_when_it_is_raised(
             run(config(server.url, 0.0018), root)
         with Run.open(root) as stopped:
             judged = [c.id for c in stopped.store.candidates()]
-            spent = stopped.spent()
-        assert spent is not None
+            found = spending_of(stopped)
+        assert found is not None
+        spent = found.spent
         assert 0 < len(judged) == spent.answers == len(server.bodies) < 6
         assert spent.cost <= 0.0018
         with pytest.raises(ConfigError, match="limit_field"):

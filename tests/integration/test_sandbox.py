@@ -399,7 +399,8 @@ def test_the_end_of_the_main_process_is_the_end_of_everything(when: str, tmp_pat
     script.write_text(
         "import os, threading, time\n"
         "from archloop.config import SandboxConfig\n"
-        "from archloop.sandbox import Sandbox, server\n"
+        "from archloop.sandbox import Sandbox\n"
+        "from archloop.sandbox.host import server\n"
         "def end(pid, folder):\n"
         "    print(pid, folder, flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"

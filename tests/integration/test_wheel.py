@@ -75,7 +75,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: Path) -> None:
         if path.is_file() and path.suffix != ".pyc"
     }
     assert tracked <= held
-    assert {"archloop/py.typed", "archloop/presets/paper.toml"} <= held
+    assert {"archloop/py.typed", "archloop/config/presets/paper.toml"} <= held
     assert any(name.endswith("licenses/LICENSE") for name in held)
     assert not any(name.startswith("tests") for name in held)
 
@@ -126,6 +126,7 @@ def test_the_installed_package_has_its_presets(installed: Path, tmp_path: Path) 
         "print(json.dumps({n: load_config(n).model_dump(mode='json') for n in preset_names()}))"
     )
     shown = json.loads(call(installed, "python", "-c", code, cwd=tmp_path))
-    assert set(shown) == {p.stem for p in (ROOT / "src" / "archloop" / "presets").glob("*.toml")}
+    presets = ROOT / "src" / "archloop" / "config" / "presets"
+    assert set(shown) == {p.stem for p in presets.glob("*.toml")}
     for name, tree in shown.items():
         assert tree == archloop.load_config(name).model_dump(mode="json")
