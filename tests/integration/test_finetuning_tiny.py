@@ -113,7 +113,7 @@ def lineage(folder: Path) -> dict[str, Any]:
 
 def kill_at(job: FinetuneJob, step: int) -> None:
     """Start a fine-tune and kill its process once it has told of a step."""
-    for event in run_worker("archloop.llm.finetuning.lora", job.to_json()):
+    for event in run_worker("archloop.llm.finetuning.process", job.to_json()):
         if event["event"] == "step" and event["data"]["step"] >= step:
             break
     assert not job.output.exists()

@@ -78,6 +78,7 @@ WORKER_FILES = {
     "llm/finetuning/lora.py",
     "llm/finetuning/loss.py",
     "llm/finetuning/packing.py",
+    "llm/finetuning/process.py",
     "llm/finetuning/trainer.py",
     "llm/finetuning/writing.py",
     "llm/generation/kv_cache.py",

@@ -1,7 +1,7 @@
 """LoRA fine-tuning of the LLM on a corpus of prompt-code pairs.
 
 The work runs in a separate process (:func:`finetune`), so that all its memory is released when it
-ends; :mod:`archloop.llm.finetuning.lora` is what runs there. The job and the result are plain JSON.
+ends; :mod:`archloop.llm.finetuning.process` runs there. The job and the result are plain JSON.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def finetune(
         ArchloopError: The process failed; the message is its last error line.
     """
     result: dict[str, Any] | None = None
-    for event in run_worker("archloop.llm.finetuning.lora", job.to_json()):
+    for event in run_worker("archloop.llm.finetuning.process", job.to_json()):
         if event["event"] == "step" and on_progress:
             on_progress(FinetuneProgress(**event["data"]))
         if event["event"] == "note":

@@ -25,7 +25,6 @@ from archloop.llm.finetuning.checkpoints import last_checkpoint
 from archloop.llm.finetuning.dataset import EncodedPair, encode_pair, read_messages
 from archloop.llm.finetuning.fit import fit, free_bytes
 from archloop.llm.finetuning.job import FinetuneJob
-from archloop.llm.finetuning.launch import process_count, run_together
 from archloop.llm.finetuning.loading import adapted, load
 from archloop.llm.finetuning.packing import Collator
 from archloop.llm.finetuning.split import split_dev
@@ -38,7 +37,7 @@ from archloop.llm.finetuning.trainer import (
 )
 from archloop.llm.finetuning.writing import write_adapter
 from archloop.llm.models import load_tokenizer, loading
-from archloop.worker import Emit, serve
+from archloop.worker import Emit
 
 MOST_RISE = 0.3
 """The loss may end this many nats per token above its start."""
@@ -164,13 +163,3 @@ def divergence(first: float, last: float) -> str | None:
     if last > first + MOST_RISE:
         return f"the loss rose from {first:.3f} to {last:.3f}"
     return None
-
-
-def start(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Fine-tune in this process, or in several that it starts."""
-    processes = process_count(FinetuneJob.from_json(job_data).config.processes)
-    return run(job_data, emit) if processes == 1 else run_together(job_data, emit, processes)
-
-
-if __name__ == "__main__":
-    serve(start)
