@@ -16,7 +16,7 @@ from archloop.machine.hardware import resolved_dtype
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from conftest import network
 
-pytestmark = pytest.mark.llm
+pytestmark = [pytest.mark.llm, pytest.mark.slow]
 CONFIG = FinetuneConfig(
     lora_r=4,
     lora_alpha=8,
