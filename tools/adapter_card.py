@@ -20,16 +20,19 @@ from archloop.corpus.pairs import distinct_codes, read_pairs
 from archloop.evaluation.alone import Source, evaluate_many
 from archloop.llm.generation.session import GeneratorSession
 from archloop.llm.models import resolve_model
-from archloop.loop.context import task_prompt
+from archloop.loop.context import task_subject
 from archloop.machine.session import machine, versions
 from archloop.novelty import NoveltyIndex
+from archloop.search.prompts import PromptTemplate
 from archloop.stats import wilson_interval
 from archloop.types import Completion, Request
 
 
 def sample(config: RunConfig, adapter: Path, count: int) -> list[Completion]:
     size = config.generation.batch_size
-    messages, temperature = tuple(task_prompt(config)), config.generation.temperature
+    template = PromptTemplate.from_config(config.prompt)
+    messages = tuple(template.render(task_subject(config), config.task.max_params))
+    temperature = config.generation.temperature
     requests = [
         Request(
             cycle=1,

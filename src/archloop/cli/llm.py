@@ -51,9 +51,10 @@ def generate_command(
     from archloop.errors import UsageError
     from archloop.llm.generation.session import GeneratorSession
     from archloop.llm.models import resolve_model
-    from archloop.loop.context import task_prompt
+    from archloop.loop.context import task_subject
     from archloop.progress import Progress
     from archloop.report import spending_line
+    from archloop.search.prompts import PromptTemplate
     from archloop.types import Request
 
     config = load_config(source, overrides)
@@ -64,7 +65,9 @@ def generate_command(
         )
     adapter_dir = _adapter(adapter, config.llm.warm_start)
     size = config.generation.batch_size
-    messages = tuple(task_prompt(config))
+    subject = task_subject(config)
+    template = PromptTemplate.from_config(config.prompt)
+    messages = tuple(template.render(subject, config.task.max_params))
     requests = [
         Request(
             cycle=1,
@@ -81,7 +84,7 @@ def generate_command(
     if out:
         out.mkdir(parents=True, exist_ok=True)
     done, spent = 0, None
-    with open_screen() as screen, GeneratorSession(config, model_dir) as session:
+    with open_screen() as screen, GeneratorSession(config, model_dir, subject=subject) as session:
         begin = "loading the LLM" if traits.local else "asking the server"
         screen.update(Progress("generate", total=count, unit="completions", detail=begin))
         try:

@@ -46,11 +46,9 @@ def _subject(task: TaskData) -> PromptSubject:
     return PromptSubject(task.info.title, task.info.shape, task.info.classes)
 
 
-def task_prompt(config: RunConfig) -> list[Message]:
-    """The prompt of a configuration; loads its task, whose data say shape and classes."""
-    template = PromptTemplate.from_config(config.prompt)
-    task = load_task(config.task, config.protocol)
-    return template.render(_subject(task), config.task.max_params)
+def task_subject(config: RunConfig) -> PromptSubject:
+    """What a prompt says about the task of a configuration; loads it, as its data say so."""
+    return _subject(load_task(config.task, config.protocol))
 
 
 @dataclass
