@@ -61,7 +61,7 @@ class Sketch:
 
 
 @lru_cache(maxsize=8192)
-def _shingles(code: str, size: int, view: View) -> NDArray[np.uint64]:
+def kept_shingles(code: str, size: int, view: View) -> NDArray[np.uint64]:
     """Shingles of code, cached, as each cycle of a run compares with the seed networks again."""
     found = shingles(code, size, view)
     found.flags.writeable = False
@@ -100,7 +100,7 @@ class NoveltyIndex:
         Raises:
             CodeTokenError: The code is not a sequence of Python tokens.
         """
-        return self.sketch_of(_shingles(code, self.config.shingle_size, self._view))
+        return self.sketch_of(shingles(code, self.config.shingle_size, self._view))
 
     def sketch_of(self, found: NDArray[np.uint64]) -> Sketch:
         """The sketch of (S,) sorted unique shingle hashes, of text or of a graph."""

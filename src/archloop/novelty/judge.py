@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from archloop.novelty.index import NoveltyIndex, Sketch
+from archloop.novelty.index import NoveltyIndex, Sketch, kept_shingles
 from archloop.types import GraphSketch, NoveltyScores
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class _Known:
     """Known networks in every view, and the first network of each graph hash."""
 
     def __init__(self, config: NoveltyConfig) -> None:
+        self._size = config.shingle_size
         self.lexical = NoveltyIndex(config)
         self.normalized = NoveltyIndex(config, "normalized")
         self.graph = NoveltyIndex(config)
@@ -36,8 +37,8 @@ class _Known:
     def sketches(self, code: str, graph: GraphSketch | None) -> _Sketches:
         shingles = None if graph is None else np.frombuffer(graph.shingles, "<u8")
         return _Sketches(
-            self.lexical.sketch(code),
-            self.normalized.sketch(code),
+            self.lexical.sketch_of(kept_shingles(code, self._size, "lexical")),
+            self.normalized.sketch_of(kept_shingles(code, self._size, "normalized")),
             None if shingles is None else self.graph.sketch_of(shingles.astype(np.uint64)),
             None if graph is None else graph.hash,
         )
