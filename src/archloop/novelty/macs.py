@@ -15,8 +15,12 @@ from archloop.novelty.graph import Graph
 
 _FUSED = ("_scaled_dot_product", "_flash", "_efficient_attention", "_cudnn_rnn", "mkldnn_rnn")
 """Beginnings of operators with products inside, which a trace on the meta device does not have."""
-_UNKNOWN = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu", "_trilinear", "_fft_c2c", "cdist"})
-"""Operators whose products cannot be counted from shapes here."""
+_TRANSFORM = "_fft_"
+"""Beginning of Fourier transforms, whose products depend on the algorithm."""
+_UNKNOWN = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "_trilinear", "_cdist_forward", "_pdist_forward"}
+)
+"""Operators whose products cannot be counted from shapes here, by the names of a trace."""
 
 
 def macs(graph: Graph) -> int | None:
@@ -30,7 +34,7 @@ def macs(graph: Graph) -> int | None:
     """
     total = 0
     for operator, arguments, outputs in graph["nodes"]:
-        if operator.startswith(_FUSED) or operator in _UNKNOWN:
+        if operator.startswith((*_FUSED, _TRANSFORM)) or operator in _UNKNOWN:
             return None
         if (count := _COUNTED.get(operator)) is not None:
             total += count(_Node(graph, dict(arguments), outputs))
@@ -82,6 +86,7 @@ _COUNTED: dict[str, Callable[[_Node], int]] = {
     "bmm": _product("self"),
     "mv": _product("self"),
     "dot": _product("self"),
+    "vdot": _product("self"),
     "addmm": _product("mat1"),
     "addmv": _product("mat"),
     "baddbmm": _product("batch1"),
