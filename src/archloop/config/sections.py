@@ -219,10 +219,13 @@ class SelectionConfig(Section):
     """Cycles that ``percentile`` looks at, the current one included."""
     max_macs: int | None = Field(None, ge=1)
     """A candidate whose forward pass takes more multiply-accumulates an image is
-    ``below_threshold``; the same on every machine. ``None``: no limit (paper)."""
+    ``below_threshold``; the same on every machine. One whose graph could not be traced or counted
+    is not rejected by it, as what is not measured breaks no limit. ``None``: no limit (paper)."""
     max_train_seconds: float | None = Field(None, gt=0)
     """A candidate that trained for longer, on the machine of the run, is ``below_threshold``
-    however accurate it is, so that the LLM learns from quick ones; ``None``: no limit (paper)."""
+    however accurate it is, so that the LLM learns from quick ones. Seconds depend on the speed and
+    the load of the machine, so the accepted set may differ between machines, as it does not with
+    ``max_macs``; ``None``: no limit (paper)."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 
