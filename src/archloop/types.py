@@ -175,6 +175,8 @@ class Verdict:
     first_epoch_accuracy: float | None = None
     train_seconds: float | None = None
     """Wall clock of the epoch, on the main process's clock."""
+    work: float | None = None
+    """Work of training as a multiple of the fixed loop's; see :mod:`archloop.sandbox.host.work`."""
     harness_accuracy: float | None = None
     """First-epoch accuracy under the harness's own loop, where both were asked for."""
     flags: tuple[str, ...] = ()

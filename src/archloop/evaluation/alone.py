@@ -125,6 +125,13 @@ def evaluate_many(
                 future.cancel()
 
 
+def _measures(verdicts: Sequence[Verdict]) -> dict[str, float]:
+    """Multiply-accumulates, and the most work of all trainings."""
+    macs = [v.macs for v in verdicts if v.macs is not None]
+    work = [v.work for v in verdicts if v.work is not None]
+    return ({"macs": float(macs[0])} if macs else {}) | ({"work": max(work)} if work else {})
+
+
 def _row(
     index: int, source: Source, verdicts: Sequence[Verdict], shared: dict[str, Any]
 ) -> Evaluation:
@@ -153,5 +160,6 @@ def _row(
         hint=hint(verdict.outcome, verdict.error, found),
         output=verdict.output,
         graph=verdict.graph,
+        measures=_measures(verdicts),
         **shared,
     )

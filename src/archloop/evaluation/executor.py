@@ -53,6 +53,7 @@ def build_executor(
     config: SandboxConfig,
     tasks: TaskData | Mapping[str, TaskData] | None = None,
     protocol: ProtocolConfig | None = None,
+    key: bytes | None = None,
 ) -> Executor:
     """The executor for this machine.
 
@@ -61,13 +62,15 @@ def build_executor(
         tasks: What networks are trained on, by the names in :attr:`Evaluate.task`; without any,
             networks can be built and traced only.
         protocol: How they are trained; required with tasks.
+        key: The secret from which the order of validation images and the like are drawn
+            (:mod:`archloop.sandbox.host.draws`); ``None``: a new one.
 
     Raises:
         IsolationError: The isolation level is not available on this machine.
     """
     if isinstance(tasks, TaskData):
         tasks = {tasks.info.name: tasks}
-    return LocalExecutor(config, tasks or {}, protocol)
+    return LocalExecutor(config, tasks or {}, protocol, key)
 
 
 def in_order(executor: Executor, jobs: Iterable[Job[T]]) -> Iterator[T]:

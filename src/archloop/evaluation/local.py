@@ -13,7 +13,7 @@ from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
 from archloop.evaluation.jobs import Evaluate, Evaluated, Job, Probe, T, Trace, Traced
 from archloop.machine.hardware import usable_cores
-from archloop.sandbox import Sandbox, require
+from archloop.sandbox import Sandbox, new_key, require
 from archloop.types import Isolation, TaskData
 
 
@@ -37,6 +37,7 @@ class LocalExecutor:
         config: Limits, isolation level, and how many networks at a time.
         tasks: What networks are trained on, by name.
         protocol: How they are trained.
+        key: The secret of their measurement; ``None``: a new one.
 
     Raises:
         IsolationError: The isolation level is not available on this machine.
@@ -47,9 +48,11 @@ class LocalExecutor:
         config: SandboxConfig,
         tasks: Mapping[str, TaskData],
         protocol: ProtocolConfig | None = None,
+        key: bytes | None = None,
     ) -> None:
         require(config.isolation)
         self._config, self._tasks, self._protocol = config, dict(tasks), protocol
+        self._key = key or new_key()
         self._pool = ThreadPoolExecutor(worker_count(config), thread_name_prefix="candidate")
         self._lock = threading.Lock()
         self._sandboxes: dict[str | None, Sandbox] = {}
@@ -116,10 +119,10 @@ class LocalExecutor:
             if self._closed:
                 raise SandboxError("the executor was closed while a network ran")
             if task not in self._sandboxes:
-                self._sandboxes[task] = (
-                    Sandbox(self._config)
-                    if task is None
-                    else Sandbox(self._config, task=self._tasks[task], protocol=self._protocol)
+                images = None if task is None else self._tasks[task]
+                protocol = None if task is None else self._protocol
+                self._sandboxes[task] = Sandbox(
+                    self._config, task=images, protocol=protocol, key=self._key
                 )
             return self._sandboxes[task]
 

@@ -27,9 +27,10 @@ from archloop.machine.hardware import (
 )
 from archloop.machine.session import session
 from archloop.progress import Observer
+from archloop.sandbox import new_key
 from archloop.search.prompts import PromptSubject, PromptTemplate
 from archloop.search.strategy import Strategy, build_strategy
-from archloop.store.run_dir import FINISHED, PINNED, SESSIONS, TASK_SIZE, RunDir
+from archloop.store.run_dir import FINISHED, MEASURING_KEY, PINNED, SESSIONS, TASK_SIZE, RunDir
 from archloop.store.store import Store
 from archloop.tasks import load_task
 from archloop.tasks.protocol import protocol_digest
@@ -105,7 +106,16 @@ class RunContext:
     @cached_property
     def executor(self) -> Executor:
         """Evaluates candidates; its fork servers live as long as the run."""
-        return build_executor(self.config.sandbox, self.task, self.config.protocol)
+        config = self.config
+        return build_executor(config.sandbox, self.task, config.protocol, self.measuring_key)
+
+    @property
+    def measuring_key(self) -> bytes:
+        """The run's secret, drawn when it begins: nobody can predict how a network is measured."""
+        if (stored := self.store.get_meta(MEASURING_KEY)) is None:
+            stored = new_key().hex()
+            self.store.set_meta(MEASURING_KEY, stored)
+        return bytes.fromhex(stored)
 
     @cached_property
     def generator(self) -> GeneratorSession:
@@ -253,6 +263,7 @@ class RunContext:
             names = ", ".join(k for k in pinned if before.get(k) != pinned[k])
             why = self._about_precision() if before.get("protocol") != self.protocol else ""
             raise ConfigError(f"{self.paths.root}: changed since the run began: {names}{why}")
+        _ = self.measuring_key
         size = {"shape": list(self.input_shape), "classes": self.task.info.classes}
         self.store.set_meta(TASK_SIZE, size)
         self.store.set_meta(SESSIONS, [*self.store.get_meta(SESSIONS, []), session()])

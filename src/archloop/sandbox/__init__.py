@@ -6,5 +6,6 @@ clock.
 
 from archloop.sandbox.confine.confine import available_isolation, require, why_not
 from archloop.sandbox.host.client import Sandbox
+from archloop.sandbox.host.draws import new_key
 
-__all__ = ["Sandbox", "available_isolation", "require", "why_not"]
+__all__ = ["Sandbox", "available_isolation", "new_key", "require", "why_not"]

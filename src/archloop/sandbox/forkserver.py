@@ -217,12 +217,13 @@ def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
     """
     pid = request["pid"]
     _kill(pid)
-    status = None
+    status = cpu_seconds = None
     if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
-        _, status = os.waitpid(pid, 0)
+        _, status, used = os.wait4(pid, 0)
+        cpu_seconds = used.ru_utime + used.ru_stime
     left_processes = _sweep(others)
     remove_folder(Path(request["folder"]))
-    return {"status": status, "left_processes": left_processes}
+    return {"status": status, "cpu_seconds": cpu_seconds, "left_processes": left_processes}
 
 
 def _wait(seconds: float, done: Callable[[], bool]) -> bool:

@@ -75,5 +75,7 @@ class FeedJob(_Wire):
     std: tuple[float, ...]
     resize: int | None
     seed: int
+    relabel: tuple[int, ...]
+    """The number that each class has for this candidate."""
     channels_last: bool = False
     """Layout of the batches."""

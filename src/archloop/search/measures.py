@@ -34,6 +34,9 @@ MEASURES: dict[str, Measure] = {
         ),
         Measure("n_params", "min", "parameters", "trainable and frozen parameters"),
         Measure("macs", "min", "multiply-accumulates", "one forward pass of one image"),
+        Measure(
+            "work", "min", "ratio", "work of its training over that of the fixed training loop"
+        ),
         Measure("train_seconds", "min", "seconds", "wall clock of the epoch, on this machine"),
     )
 }

@@ -42,6 +42,7 @@ _VERDICT_MEASURES = (
     "train_seconds",
     "harness_accuracy",
     "macs",
+    "work",
 )
 """The fields of a :class:`Verdict` that are measures."""
 

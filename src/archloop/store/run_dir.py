@@ -24,6 +24,9 @@ FINISHED = "finished_at"
 SESSIONS = "sessions"
 """Meta key in the store: :func:`archloop.machine.session.session` of each start of the run."""
 
+MEASURING_KEY = "measuring_key"
+"""Meta key in the store: the secret of the run's measurements, in hexadecimal digits."""
+
 PINNED = "pinned"
 """Meta key in the store: ``task`` (the one in use), and the digests that are fixed for the run."""
 

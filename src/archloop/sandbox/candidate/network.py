@@ -65,7 +65,7 @@ class Builder:
         return net if device.type == "meta" else net.to(device)
 
     def count(self, net: nn.Module) -> int:
-        """Number of elements of all trainable tensors."""
+        """Parameters in all trainable tensors."""
         return count(trainable_tensors(net, self.module))
 
     def over_budget(self, n_params: int) -> Fault | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from archloop.sandbox import wire
 from archloop.sandbox.candidate import state
 from archloop.sandbox.candidate.network import Builder, as_channels_last, check_logits
 from archloop.sandbox.candidate.phase import Fault, Phase
+from archloop.sandbox.candidate.training import FixedStep
 from archloop.sandbox.feed.batches import BatchRecipe, Normalise
 from archloop.sandbox.job import CandidateJob
 from archloop.types import Outcome
@@ -22,33 +24,63 @@ from archloop.types import Outcome
 def predict(
     sock: socket.socket, builder: Builder, net: nn.Module, job: CandidateJob, phase: Phase
 ) -> None:
-    """Load the weights, then answer every batch of images with logits until told to stop.
+    """State the network's tensors, then do what is asked for until the process is ended.
 
     The process gets only images, one batch at a time, in an order without information, and the next
-    batch only after the answer; it has neither the data set nor labels.
+    batch only after the answer; it has neither the data set nor labels. Of training it gets the
+    bytes of the weights in the order that it has stated, so that names and shapes carry nothing.
     """
-    message, fds = wire.receive_with_fds(sock, 1)
-    with os.fdopen(fds[0], "rb") as file:
-        file.seek(0)  # the folder was also that of an earlier, lost process
-        data = bytearray(file.read(message["bytes"]))
-    phase.enter(Outcome.PROTOCOL_VIOLATION)
     try:
-        state.load(net, message["spec"], data)
+        wire.send(sock, {"stage": "stated", "spec": state.describe(net)})
     except state.StateError as error:
-        raise Fault(phase.outcome, f"the network does not take its weights: {error}") from None
-    digest = _digest(net)
+        raise Fault(Outcome.PROTOCOL_VIOLATION, f"a weight cannot be stored: {error}") from None
     phase.enter(Outcome.FORWARD_ERROR)
-    wire.send(sock, {"stage": "ready"})
-    if message["channels_last"]:
-        as_channels_last(net)
     state.set_eval(net)
-    answer = _Answer(net, builder.device, job)
-    with torch.no_grad():
-        while (rows := wire.receive(sock)["rows"]) > 0:
-            logits = answer(wire.receive_bytes(sock, rows * answer.image_bytes), rows)
+    answer, digest, steps = _Answer(net, builder.device, job), "", None
+    while True:
+        message, fds = wire.receive_with_fds(sock)
+        if message["do"] == "load":
+            with os.fdopen(fds[0], "rb") as file:
+                file.seek(0)  # the folder was also that of an earlier, lost process
+                state.load(net, bytearray(file.read(message["bytes"])))
+            digest = _digest(net)
+            if message["channels_last"]:
+                as_channels_last(net)
+            wire.send(sock, {"stage": "ready"})
+        elif message["do"] == "predict":
+            rows = message["rows"]
+            with torch.no_grad():
+                logits = answer(wire.receive_bytes(sock, rows * answer.image_bytes), rows)
             wire.send(sock, {"stage": "logits"})
             sock.sendall(logits)
-    wire.send(sock, {"stage": "done", "unchanged": _digest(net) == digest})
+        elif message["do"] == "compare":
+            wire.send(sock, {"stage": "compared", "unchanged": _digest(net) == digest})
+        elif message["do"] == "step":
+            if steps is None:
+                steps = _Steps(builder, net, job, message)
+            steps.take()
+            wire.send(sock, {"stage": "stepped"})
+
+
+class _Steps:
+    """Steps of the fixed loop on a batch of noise, as the epoch makes them on images."""
+
+    def __init__(
+        self, builder: Builder, net: nn.Module, job: CandidateJob, message: dict[str, Any]
+    ) -> None:
+        self._builder, self._bf16 = builder, message["bf16"]
+        net.train()
+        device = builder.device
+        self._inputs = torch.randn((job.batch_size, *job.shape), device=device)
+        if message["channels_last"]:
+            self._inputs = self._inputs.contiguous(memory_format=torch.channels_last)
+        self._labels = torch.arange(job.batch_size, device=device) % job.classes
+        self._step = FixedStep(net, job.prm)
+
+    def take(self) -> None:
+        """Make one; on a GPU it is complete when this returns."""
+        with self._builder.precision(bf16=self._bf16):
+            self._step(self._inputs.clone(), self._labels.clone()).item()
 
 
 class _Answer:

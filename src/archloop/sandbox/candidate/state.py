@@ -30,11 +30,11 @@ _TYPES = {
 }
 
 Spec = list[list[Any]]
-"""[name, type, shape] of every tensor, in the order of the bytes."""
+"""[name, type, shape, whether it is a parameter] of every tensor, in the order of the bytes."""
 
 
 class StateError(ValueError):
-    """The weights do not fit the network."""
+    """A weight has no plain form."""
 
 
 def tensors(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -75,46 +75,41 @@ def set_eval(net: nn.Module) -> None:
         module.__dict__["training"] = False
 
 
+def describe(net: nn.Module) -> Spec:
+    """What :func:`pack` would say about a network's tensors.
+
+    Raises:
+        StateError: A tensor's type has no plain form.
+    """
+    spec: Spec = []
+    for name, tensor in tensors(net).items():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind not in _TYPES or tensor.layout is not torch.strided:
+            raise StateError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}")
+        spec.append([name, kind, list(tensor.shape), isinstance(tensor, nn.Parameter)])
+    return spec
+
+
 def pack(net: nn.Module) -> tuple[Spec, bytes]:
     """A network's tensors as (spec, bytes).
 
     Raises:
         StateError: A tensor's type has no plain form.
     """
-    spec: Spec = []
-    parts: list[bytes] = []
-    for name, tensor in tensors(net).items():
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind not in _TYPES or tensor.layout is not torch.strided:
-            raise StateError(f"{name} is a {tensor.layout} tensor of {tensor.dtype}")
-        plain = tensor.detach().as_subclass(torch.Tensor).cpu().contiguous()
-        spec.append([name, kind, list(plain.shape)])
-        if plain.numel():
-            parts.append(plain.view(-1).view(torch.uint8).numpy().tobytes())
+    spec = describe(net)
+    plain = (t.detach().as_subclass(torch.Tensor).cpu().contiguous() for t in tensors(net).values())
+    parts = [t.view(-1).view(torch.uint8).numpy().tobytes() for t in plain if t.numel()]
     return spec, b"".join(parts)
 
 
-def load(net: nn.Module, spec: Spec, data: bytearray) -> None:
-    """Copy packed tensors into a network that has the same ones.
-
-    Raises:
-        StateError: Names, types or shapes differ.
-    """
-    own, start = tensors(net), 0
-    sent = {name for name, _, _ in spec}
-    for which, names in (("lacks", sent - own.keys()), ("has besides", own.keys() - sent)):
-        if names:
-            raise StateError(f"built anew it {which} {', '.join(sorted(names)[:3])}")
+def load(net: nn.Module, data: bytearray) -> None:
+    """Copy the bytes of a network's tensors into it, in the order of :func:`describe`."""
+    start = 0
     with torch.no_grad():
-        for name, kind, shape in spec:
-            target, dtype = own[name].detach().as_subclass(torch.Tensor), _TYPES[kind]
-            if list(target.shape) != shape or target.dtype != dtype:
-                raise StateError(
-                    f"built anew its {name} is {target.dtype} of {tuple(target.shape)}, "
-                    f"trained it is {dtype} of {tuple(shape)}"
-                )
+        for tensor in tensors(net).values():
+            target = tensor.detach().as_subclass(torch.Tensor)
             count = target.numel()
             if count:
-                source = torch.frombuffer(data, dtype=dtype, count=count, offset=start)
-                target.copy_(source.view(shape))
+                source = torch.frombuffer(data, dtype=target.dtype, count=count, offset=start)
+                target.copy_(source.view(target.shape))
             start += count * target.element_size()

@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
 
 from archloop.sandbox.candidate.network import Builder
 from archloop.sandbox.candidate.phase import Fault, Phase
-from archloop.sandbox.candidate.weights import trainable_tensors
+from archloop.sandbox.candidate.weights import count, trainable_tensors
 from archloop.sandbox.feed.feed import TrainData
 from archloop.sandbox.job import CandidateJob
 from archloop.types import LRSchedule, Outcome
@@ -75,16 +75,28 @@ def train(
 def _fixed_loop(
     net: nn.Module, batches: TrainData, prm: dict[str, Any], device: torch.device
 ) -> None:
-    """SGD with momentum on the cross-entropy, one step a batch, as most of LEMUR does."""
-    parameters = list(nn.Module.parameters(net))
-    optimizer = torch.optim.SGD(parameters, lr=prm["lr"], momentum=prm["momentum"])
+    step = FixedStep(net, prm)
     for inputs, labels in batches:
-        optimizer.zero_grad()
-        logits = net(inputs.to(device))
-        loss: Any = nn.functional.cross_entropy(logits, labels.to(device))
+        step(inputs.to(device), labels.to(device))
+
+
+class FixedStep:
+    """A step of SGD with momentum on the cross-entropy, as most of LEMUR makes for each batch."""
+
+    def __init__(self, net: nn.Module, prm: dict[str, Any]) -> None:
+        self._net, self._parameters = net, list(nn.Module.parameters(net))
+        self._optimizer = torch.optim.SGD(
+            self._parameters, lr=prm["lr"], momentum=prm["momentum"]
+        )
+
+    def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Train on a batch; returns its loss."""
+        self._optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(self._net(inputs), labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, _CLIP_NORM)
-        optimizer.step()
+        nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
+        self._optimizer.step()
+        return loss
 
 
 @contextmanager
@@ -174,7 +186,7 @@ class Steps:
 
 def _check_weights(builder: Builder, net: nn.Module) -> None:
     weights = trainable_tensors(net, builder.module)
-    if over := builder.over_budget(sum(w.numel() for w in weights)):
+    if over := builder.over_budget(count(weights)):
         raise over
     if not all(bool(torch.isfinite(w).all()) for w in weights):
         raise Fault(Outcome.NON_FINITE, "a parameter is NaN or infinite after training")

@@ -41,8 +41,8 @@ def trainable_tensors(net: nn.Module, module: types.ModuleType) -> list[torch.Te
 
 
 def count(tensors: list[torch.Tensor]) -> int:
-    """Total number of elements of the tensors."""
-    return sum(t.numel() for t in tensors)
+    """Parameters in the tensors: one for every four bytes, as of float32, so a complex one is two."""
+    return -(-sum(t.numel() * t.element_size() for t in tensors) // 4)
 
 
 def _is_weight(tensor: torch.Tensor) -> bool:

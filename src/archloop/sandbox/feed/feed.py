@@ -108,7 +108,8 @@ def serve_feed(control: socket.socket, data: TrainingData) -> None:
     job = FeedJob.from_wire(message)
     recipe = BatchRecipe(job.batch_size, job.augmentation, job.mean, job.std, job.resize)
     slots = _slots(_map(ring, job.shape), job.shape, channels_last=job.channels_last)
-    epoch = Epoch(data.images, data.labels, recipe, job.seed)
+    labels = np.array(job.relabel, np.int64)[data.labels]
+    epoch = Epoch(data.images, labels, recipe, job.seed)
     with socket.socket(fileno=peer) as candidate:
         # A candidate that does not read the answers gets no further batches.
         candidate.setblocking(False)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from archloop.config import ProtocolConfig, SandboxConfig
+from archloop.config.derived import derive_seed
 from archloop.errors import SandboxError
 from archloop.machine.hardware import resolved_precision
 from archloop.novelty.graph import Graph, sketch_graph
@@ -34,8 +35,11 @@ from archloop.sandbox.host.conversation import (
     FailedError,
     trace,
 )
-from archloop.sandbox.host.measure import FastWayError, Feeding, Measured, Trained, measure, train
-from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory, shared_memory
+from archloop.sandbox.host.draws import Plan, draw_plan, new_key, relabelling
+from archloop.sandbox.host.epoch import FastWayError, Feeding, Trained, train
+from archloop.sandbox.host.measure import Checked, Predicted, check, largest_batch, predict, untrained
+from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory
+from archloop.sandbox.host.work import MOST_WORK, Reference, extra_work
 from archloop.sandbox.job import CandidateJob, FeedJob, Role
 from archloop.types import Outcome, TaskData, Training, Verdict
 
@@ -57,6 +61,8 @@ class _Ran(Generic[T]):
     value: T
     output: str
     left_processes: int
+    cpu_seconds: float | None
+    """Processor time of the process, from its fork to its end."""
 
 
 class Sandbox:
@@ -66,6 +72,8 @@ class Sandbox:
         config: Limits and isolation level.
         task: The images; without them only :meth:`probe` can be used.
         protocol: How to train; required with ``task``.
+        key: The secret from which the order of images and the like are drawn, 16 to 64 bytes;
+            ``None``: a new one.
 
     Raises:
         IsolationError: The isolation level is not available on this machine.
@@ -77,9 +85,10 @@ class Sandbox:
         *,
         task: TaskData | None = None,
         protocol: ProtocolConfig | None = None,
+        key: bytes | None = None,
     ) -> None:
         require(config.isolation)
-        self._config, self._task = config, task
+        self._config, self._task, self._key = config, task, key or new_key()
         self._protocol = protocol or ProtocolConfig()
         self._lock = threading.Lock()
         self._closed = False
@@ -158,8 +167,8 @@ class Sandbox:
     def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
 
-        Training and measuring happen in two processes; see :mod:`archloop.sandbox.host.measure`. A
-        unforeseen fault is this network's outcome and a warning, so that a run continues with the
+        Training and measuring happen in processes of their own; see
+        :mod:`archloop.sandbox.host.measure`. An unforeseen fault is this network's outcome and a warning, so that a run continues with the
         others.
         """
         try:
@@ -197,57 +206,103 @@ class Sandbox:
             images=len(self._task.train_labels),
             training=training,
         )
+        rebuilt = replace(job, role="predict")
+        relabel = relabelling(code, seed, info.classes)
+        plan = draw_plan(self._key, code, seed, images.shape, largest_batch(shape))
         try:
-            try:
-                trained = self._train(job)
-            except FastWayError:
-                trained = self._train(replace(job, channels_last=False, bf16=False))
-            measured = self._measure(job, trained.value, images, labels)
+            trained, found = self._train(job, relabel)
+            first = self._hold(rebuilt, lambda talk: predict(talk, trained.value, images, plan))
+            predicted = first.value
+            second = self._hold(
+                rebuilt, lambda talk: check(talk, trained.value, images, plan, predicted.logits)
+            )
+            known = self._knows(rebuilt, second.value.untrained, labels[plan.first], relabel, plan)
         except FailedError as failed:
             return failed.verdict
-        accuracy = round(measured.value.accuracy, 6)
-        found = [*trained.value.flags, *measured.value.flags]
+        right = np.array(relabel)[labels]
+        accuracy = round(float((predicted.logits.argmax(axis=1) == right).mean()), 6)
+        work = self._work(trained, predicted, second.value)
+        found += [*trained.value.flags, *predicted.flags, *second.value.flags]
         found += flags.of_accuracy(
             info.name, accuracy, classes=info.classes, steps=trained.value.steps
         )
-        found += {*_left(trained), *_left(measured)}
+        found += flags.of_source(code)
+        if known:
+            found.append(flags.KNOWS_BEFORE)
+        if work is not None and work > MOST_WORK:
+            found.append(flags.EXTRA_WORK)
+        found += [*_left(trained), *_left(first), *_left(second)]
         _, graph = self.trace(code, shape=shape, classes=info.classes)
         return Verdict(
             Outcome.VALID,
-            n_params=trained.value.n_params,
+            n_params=predicted.n_params,
             first_epoch_accuracy=accuracy,
             train_seconds=trained.value.seconds,
-            flags=tuple(found),
+            work=None if work is None else round(work, 3),
+            flags=tuple(dict.fromkeys(found)),
             output=trained.output,
             graph=None if graph is None else sketch_graph(graph),
             macs=None if graph is None else macs(graph),
         )
 
-    def _train(self, job: CandidateJob) -> _Ran[Trained]:
+    def _train(self, job: CandidateJob, relabel: tuple[int, ...]) -> tuple[_Ran[Trained], list[str]]:
+        """Train in the fast layout and precision, or in the plain one if that fails."""
+
         def talk(conversation: Conversation) -> Trained:
-            with self._feeding(conversation.server, job) as feeding:
+            with self._feeding(conversation.server, conversation.job, relabel) as feeding:
                 return train(conversation, feeding)
 
-        return self._hold(job, talk)
+        try:
+            return self._hold(job, talk), []
+        except FastWayError:
+            plain = replace(job, channels_last=False, bf16=False)
+            return self._hold(plain, talk), [flags.TRAINED_AGAIN]
 
-    def _measure(
+    def _knows(
         self,
         job: CandidateJob,
-        trained: Trained,
-        images: NDArray[np.uint8],
+        logits: NDArray[np.float32] | None,
         labels: NDArray[np.int64],
-    ) -> _Ran[Measured]:
-        weights = shared_memory(np.frombuffer(trained.weights, np.uint8))
-        try:
-            return self._hold(
-                replace(job, role="predict"),
-                lambda talk: measure(talk, trained, weights, images, labels),
-            )
-        finally:
-            os.close(weights)
+        relabel: tuple[int, ...],
+        plan: Plan,
+    ) -> bool:
+        """Whether the network is better than chance before training, from whatever beginning."""
+        assert self._validation is not None
+        images = self._validation[0][plan.first]
+        for again in range(1, flags.BEGINNINGS + 1):
+            if not flags.above_chance(logits, labels, relabel):
+                return False
+            if again < flags.BEGINNINGS:
+                # By chance an untrained network may be right; then it is not with other weights.
+                other = replace(job, seed=derive_seed(job.seed, "beginning", again))
+                logits = self._hold(other, lambda talk: untrained(talk, images)).value
+        return True
+
+    def _work(
+        self, trained: _Ran[Trained], predicted: Predicted, checked: Checked
+    ) -> float | None:
+        """The work of training as a multiple of the reference's; ``None``: it is not known."""
+        value = trained.value
+        if value.on_gpu:
+            spent = value.seconds
+        elif trained.cpu_seconds is None or value.cpu_before is None:
+            return None
+        else:
+            spent = trained.cpu_seconds - value.cpu_before
+        if predicted.cpu_per_image is None or checked.build is None:
+            return None
+        return extra_work(
+            spent,
+            Reference(checked.build, predicted.cpu_per_image, checked.steps),
+            batches=value.batches,
+            batch_size=self._protocol.batch_size,
+            steps_per_batch=self._protocol.steps_per_batch,
+        )
 
     @contextmanager
-    def _feeding(self, server: ForkServer, job: CandidateJob) -> Iterator[Feeding]:
+    def _feeding(
+        self, server: ForkServer, job: CandidateJob, relabel: tuple[int, ...]
+    ) -> Iterator[Feeding]:
         """A process that gives out one epoch, for one candidate."""
         channels, height, width = job.shape
         shape = (job.batch_size, channels, height, width)
@@ -261,6 +316,7 @@ class Sandbox:
             std=job.std,
             resize=job.resize,
             seed=job.seed,
+            relabel=relabel,
         )
         with ours, theirs:
             feeder = server.fork(feed=True)
@@ -367,8 +423,9 @@ class Sandbox:
             server.reap(child)
             raise
         else:
-            left_processes = server.reap(child).left_processes
-            return _Ran(value, child.output.text()[-_OUTPUT:], left_processes)
+            ended = server.reap(child)
+            text = child.output.text()[-_OUTPUT:]
+            return _Ran(value, text, ended.left_processes, ended.cpu_seconds)
         failed.verdict = replace(
             failed.verdict,
             output=child.output.text()[-_OUTPUT:],
@@ -407,10 +464,11 @@ def _left(ran: _Ran[Any]) -> tuple[str, ...]:
 def _validation(
     task: TaskData, protocol: ProtocolConfig
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Images and labels in an order that tells a network nothing."""
-    rng = np.random.default_rng(0)
-    order = rng.permutation(len(task.validation_labels))
-    images = task.validation_images[order]
+    """Images and labels; augmented with a fixed seed, if at all, as that changes an accuracy."""
+    images = task.validation_images
     if protocol.augment_validation:
-        images = augment(images, protocol.augmentation, rng)
-    return images, task.validation_labels[order]
+        rng = np.random.default_rng(0)
+        order = rng.permutation(len(images))
+        images = np.empty_like(images)
+        images[order] = augment(task.validation_images[order], protocol.augmentation, rng)
+    return images, task.validation_labels

@@ -1,252 +1,224 @@
-"""Training in one process, measuring in another: the main process's side of both.
+"""The accuracy of trained weights, and what may be wrong with it: the main process's side.
 
-The accuracy is that of the network rebuilt from its source with the weights that training left, on
-images that are sent in batches, in an order without information; labels, metric and clock stay in
-the main process. A few images are asked for again, in other batches and with a little noise; the
-differences give the flags.
+The accuracy is that of the network rebuilt from its source, in a process of its own, with the
+weights that training left: bytes in an order that the new process states itself. It is asked for
+logits in batches that nobody can predict (:mod:`archloop.sandbox.host.draws`). A second new process
+is asked what the network knows before it is trained, then for some images again, in other batches
+and with a little noise; what differs gives the flags. Last, it takes some steps of the fixed
+training loop, whose time is the reference for the work of training.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import time
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from archloop.sandbox import wire
 from archloop.sandbox.host import flags
-from archloop.sandbox.host.conversation import BUILDING, Conversation, FailedError, number
-from archloop.sandbox.host.server import Child, ServerLostError
-from archloop.sandbox.job import FeedJob
+from archloop.sandbox.host.conversation import BUILDING, Conversation, FailedError
+from archloop.sandbox.host.draws import Plan
+from archloop.sandbox.host.epoch import Trained
+from archloop.sandbox.host.server import shared_memory
+from archloop.sandbox.host.weights import Spec
+from archloop.sandbox.host.work import Reference
 from archloop.types import Outcome
 
+Images = NDArray[np.uint8]
+Logits = NDArray[np.float32]
+
 BATCH = 250
-"""Images asked for at once."""
+"""Images asked for at once, at most."""
 _BATCH_BYTES = 64 << 20
 """Largest batch of images in bytes, as floats."""
-_SPARE, _LEAST_SPARE = 0.25, 10_000
-"""Numbers in buffers (running statistics, masks), as a share of the parameter budget, and at least
-so many. Trained buffers do not count as parameters, so this limit keeps them from bypassing the
-budget."""
-AGAIN = 512
-"""Images that are asked for again to find flags."""
-_ODD_BATCH = 96
-_PERHAPS_TOO_FAST = (Outcome.TRAIN_ERROR, Outcome.NON_FINITE)
-_FEED_SECONDS = 60.0
-_SEND_SECONDS = 10.0
-"""Minimum time for receiving the weights, which are some megabytes at most."""
-_MOST_DIMENSIONS = 64
-"""Of a tensor, in torch."""
-_TYPE_BYTES = {
-    "float32": 4,
-    "float64": 8,
-    "float16": 2,
-    "bfloat16": 2,
-    "complex64": 8,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
+_STEPS = 3
+"""Steps of the fixed loop that are timed, after a first one."""
+_SHARE_OF_STEPS = 0.02
+"""At most this share of the epoch's, so that measuring stays cheap."""
 
 
-class FastWayError(FailedError):
-    """The candidate failed in a faster layout or precision, and may work in the plain one."""
-
-
-class Feeding(NamedTuple):
-    """The feeder process, and the candidate's connection to it."""
-
-    feeder: Child
-    job: FeedJob
-    ring: int
-    """Descriptor of the shared memory."""
-    candidate_end: int
-    feeder_end: int
-    """Descriptors of the socket between the two."""
+def largest_batch(shape: Sequence[int]) -> int:
+    """Images of one request, for inputs of (channels, height, width)."""
+    return max(1, min(BATCH, _BATCH_BYTES // (4 * int(np.prod(shape)))))
 
 
 @dataclass(frozen=True)
-class Trained:
-    """The result of the training process, and what the main process observed."""
+class Predicted:
+    """What the rebuilt network answered."""
 
     n_params: int
-    spec: list[list[Any]]
-    weights: bytes
-    channels_last: bool
-    steps: int
-    """Optimiser steps of the parameter with the most of them, as reported by the process."""
-    seconds: float
-    """From the first batch to the last byte of the weights, on the main process's clock."""
+    """Counted outside of any process of the network."""
+    logits: Logits
+    """(M, classes), in the order of the images."""
+    cpu_per_image: float | None
+    """Processor seconds of an image's forward pass."""
     flags: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Flags that follow from the predictions."""
+class Checked:
+    """What the second rebuilt network answered."""
 
-    accuracy: float
+    untrained: Logits | None
+    """(A, classes) of ``plan.first``, before it had its weights; ``None``: not all were finite."""
+    build: float | None
+    """Processor seconds of building it."""
+    steps: tuple[float, ...]
+    """Processor seconds of steps of the fixed loop."""
     flags: tuple[str, ...]
 
 
-def train(conversation: Conversation, feeding: Feeding) -> Trained:
-    """Probe and train for one epoch; for exceptions see :class:`Conversation`."""
-    config = conversation.config
-    n_params = conversation.build()
-    wish = conversation.expect("feed", config.build_seconds, BUILDING)
-    channels_last, bf16 = wish.get("channels_last") is True, wish.get("bf16") is True
-    job = replace(feeding.job, channels_last=channels_last)
-    total = _ask(feeding.feeder, job.to_wire(), (feeding.ring, feeding.feeder_end))["total"]
-    conversation.phase = Outcome.TRAIN_ERROR
-    start, fds = wire.frame({"total": total}), (feeding.ring, feeding.candidate_end)
-    conversation.send_bytes(start, config.build_seconds, BUILDING, fds)
-    begin = time.monotonic()
-    try:
-        message = conversation.expect("trained", config.train_seconds, "the epoch")
-    except FailedError as failed:
-        if (channels_last or bf16) and failed.verdict.outcome in _PERHAPS_TOO_FAST:
-            raise FastWayError(failed.verdict) from None
-        raise
-    report = _ask(feeding.feeder, {"report": True})
-    if report["given"] < total:
-        text = f"learn() took {report['given']} of {total} batches of the epoch"
-        raise FailedError(conversation.verdict(Outcome.TRAIN_ERROR, text))
-    spec = _spec(message.get("spec"))
-    _require_budget(conversation, spec)
-    size = number(message, "bytes", config.memory_mb << 20)
-    if size != sum(_TYPE_BYTES[kind] * math.prod(shape) for _, kind, shape in spec):
-        raise wire.WireError("weights and their description differ")
-    left = max(_SEND_SECONDS, config.train_seconds - (time.monotonic() - begin))
-    weights = conversation.receive_bytes(size, left, "the epoch with its weights")
-    # Time is taken only here: a process may report the end and still be training.
-    done = time.monotonic()
-    found = []
-    if number(message, "passes") > report["images"]:
-        found.append(flags.EXTRA_PASSES)
-    whole = done - report["first"]
-    if flags.is_long(done - report["last"], whole):
-        found.append(flags.LATE_TRAINING)
-    if flags.is_long(report["pause"], whole):
-        found.append(flags.LONG_PAUSE)
-    return Trained(
+def predict(conversation: Conversation, trained: Trained, images: Images, plan: Plan) -> Predicted:
+    """The logits of all images; for exceptions see :class:`Conversation`."""
+    asker = _Asker(conversation)
+    n_params = _counted(conversation, trained, asker.spec)
+    asker.load(trained)
+    before = conversation.child.cpu_seconds()
+    answers = [asker(images[batch]) for batch in plan.batches]
+    after = conversation.child.cpu_seconds()
+    logits = np.empty((len(images), conversation.job.classes), np.float32)
+    logits[np.concatenate(plan.batches)] = np.concatenate(answers)
+    known = before is not None and after is not None
+    return Predicted(
         n_params=n_params,
-        spec=spec,
-        weights=weights,
-        channels_last=channels_last,
-        steps=number(message, "steps"),
-        seconds=round(whole, 3),
-        flags=tuple(found),
+        logits=logits,
+        cpu_per_image=(after - before) / len(images) if known else None,  # type: ignore[operator]
+        flags=() if asker.unchanged() else (flags.CHANGES_WEIGHTS,),
     )
 
 
-def _ask(feeder: Child, message: dict[str, Any], fds: tuple[int, ...] = ()) -> dict[str, Any]:
-    """The feeder runs no generated code, so if it does not answer, the machine is at fault."""
-    try:
-        wire.send(feeder.sock, message, fds)
-        return wire.receive(feeder.sock, time.monotonic() + _FEED_SECONDS)
-    except (wire.WireError, wire.DeadlineError) as error:
-        text = f"the process that feeds batches was lost: {error}"
-        raise ServerLostError(text, while_running=True) from None
+def check(
+    conversation: Conversation, trained: Trained, images: Images, plan: Plan, logits: Logits
+) -> Checked:
+    """What gives the flags; for exceptions see :class:`Conversation`.
+
+    Args:
+        conversation: With a process that has not been asked for anything yet.
+        trained: The weights.
+        images: (M, C, H, W).
+        plan: What to ask for.
+        logits: (M, classes), as :func:`predict` found them.
+    """
+    asker = _Asker(conversation)
+    build = conversation.child.cpu_seconds()
+    untrained = asker.untrained(images[plan.first])
+    asker.load(trained)
+    found = _consistency(asker, images, logits, plan)
+    if not asker.unchanged():
+        found.append(flags.CHANGES_WEIGHTS)
+    return Checked(untrained, build, asker.steps(trained), tuple(found))
 
 
-def _spec(value: Any) -> list[list[Any]]:
-    """[name, type, shape] of every weight, as a candidate sent it.
+def untrained(conversation: Conversation, images: Images) -> Logits | None:
+    """The logits (B, classes) of a network that was built, and no more; ``None``: not finite."""
+    return _Asker(conversation).untrained(images)
+
+
+def _counted(conversation: Conversation, trained: Trained, spec: Spec) -> int:
+    """The number of parameters, by what a process says that has not seen training.
 
     Raises:
-        wire.WireError: The value has another form.
+        FailedError: The budget is exceeded, training left another network, or its own count is
+            short of this one.
     """
-    if not isinstance(value, list) or not all(_is_spec_row(row) for row in value):
-        raise wire.WireError("no description of weights")
-    return value
-
-
-def _is_spec_row(row: Any) -> bool:
-    return (
-        isinstance(row, list)
-        and len(row) == 3
-        and isinstance(row[0], str)
-        and isinstance(row[1], str)
-        and row[1] in _TYPE_BYTES
-        and isinstance(row[2], list)
-        and len(row[2]) <= _MOST_DIMENSIONS
-        and all(type(n) is int and 0 <= n < 2**40 for n in row[2])
-    )
-
-
-def _require_budget(conversation: Conversation, spec: list[list[Any]]) -> None:
-    """Parameters were counted in the candidate's process; what leaves it is counted here."""
-    budget = conversation.job.max_params
-    if budget is None:
-        return
-    total, most = sum(math.prod(shape) for *_, shape in spec), budget + _spare(budget)
-    if total > most:
-        text = f"{total:,} numbers in parameters and buffers; at most {most:,} are allowed"
-        raise FailedError(conversation.verdict(Outcome.OVER_BUDGET, text))
-
-
-def _spare(budget: int) -> int:
-    return max(int(_SPARE * budget), _LEAST_SPARE)
-
-
-def measure(
-    conversation: Conversation,
-    trained: Trained,
-    weights_fd: int,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-) -> Measured:
-    """Top-1 accuracy on images (M, C, H, W); for exceptions see :class:`Conversation`."""
-    config = conversation.config
-    conversation.build()
-    message = {
-        "spec": trained.spec,
-        "bytes": len(trained.weights),
-        "channels_last": trained.channels_last,
-    }
-    seconds, what = config.build_seconds, "loading the weights"
-    # The candidate chose its names and shapes, and may not read it.
-    conversation.send_bytes(wire.frame(message), seconds, what, (weights_fd,))
-    conversation.expect("ready", seconds, what)
-    asker = _Asker(conversation)
-    logits = asker(images, asker.batch)
-    found = _consistency(asker, images, logits)
-    if not asker.finish():
-        found.append(flags.CHANGES_WEIGHTS)
-    return Measured(float((logits.argmax(axis=1) == labels).mean()), tuple(found))
+    found, job = conversation.verdict, conversation.job
+    if (text := trained.spec.differs(spec)) is not None:
+        text = f"the network does not take its weights: {text}"
+        raise FailedError(found(Outcome.PROTOCOL_VIOLATION, text))
+    if (text := spec.over_budget(job.max_params)) is not None:
+        raise FailedError(found(Outcome.OVER_BUDGET, text))
+    if min(trained.n_params, conversation.n_params or 0) < spec.n_parameters:
+        text = f"counts {trained.n_params:,} parameters in itself; it has {spec.n_parameters:,}"
+        raise FailedError(found(Outcome.PROTOCOL_VIOLATION, text))
+    return trained.n_params
 
 
 class _Asker:
-    """Asks for logits; one deadline holds for all batches."""
+    """A rebuilt network that answers; one deadline holds for all answers."""
 
     def __init__(self, conversation: Conversation) -> None:
-        self._talk = conversation
-        self._seconds = conversation.config.predict_seconds
+        self._talk, self._classes = conversation, conversation.job.classes
+        config = conversation.config
+        conversation.build()
+        self.spec = Spec.parse(
+            conversation.expect("stated", config.build_seconds, BUILDING).get("spec")
+        )
+        self._seconds = config.predict_seconds
         self._deadline = time.monotonic() + self._seconds
-        self._classes = conversation.job.classes
-        floats = 4 * int(np.prod(conversation.job.shape))
-        self.batch = max(1, min(BATCH, _BATCH_BYTES // floats))
 
-    def __call__(self, images: NDArray[np.uint8], batch: int) -> NDArray[np.float32]:
-        """The logits (B, classes) of images, requested in batches of ``size``."""
-        starts = range(0, len(images), batch)
-        return np.concatenate([self._one(images[i : i + batch]) for i in starts])
+    def load(self, trained: Trained) -> None:
+        """Give the network its weights, as bytes in its own order, and nothing besides."""
+        weights = trained.spec.arranged(trained.weights, self.spec)
+        message = {"do": "load", "bytes": len(weights), "channels_last": trained.channels_last}
+        what, fd = "loading the weights", shared_memory(np.frombuffer(weights, np.uint8))
+        try:
+            self._request(message, fds=(fd,), what=what)
+            self._talk.expect("ready", self._left(), what)
+        finally:
+            os.close(fd)
 
-    def _one(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        talk, what = self._talk, "prediction"
-        request = wire.frame({"rows": len(images)}) + images.tobytes()
-        talk.send_bytes(request, self._left(), what)
-        talk.expect("logits", self._left(), what)
-        raw = talk.receive_bytes(len(images) * self._classes * 4, self._left(), what)
-        logits = np.frombuffer(raw, np.float32).reshape(len(images), self._classes)
+    def __call__(self, images: Images) -> Logits:
+        """The logits (B, classes) of one batch."""
+        logits = self._answer(images)
         if not np.isfinite(logits).all():
             text = "a logit is NaN or infinite after training"
-            raise FailedError(talk.verdict(Outcome.NON_FINITE, text))
+            raise FailedError(self._talk.verdict(Outcome.NON_FINITE, text))
         return logits
+
+    def untrained(self, images: Images) -> Logits | None:
+        """The logits before the network has its weights; ``None``: not all are finite."""
+        size = largest_batch(self._talk.job.shape)
+        parts = [self._answer(images[i : i + size]) for i in range(0, len(images), size)]
+        logits = np.concatenate(parts)
+        return logits if np.isfinite(logits).all() else None
+
+    def _answer(self, images: Images) -> Logits:
+        talk, what = self._talk, "prediction"
+        self._request({"do": "predict", "rows": len(images)}, images.tobytes())
+        talk.expect("logits", self._left(), what)
+        raw = talk.receive_bytes(len(images) * self._classes * 4, self._left(), what)
+        return np.frombuffer(raw, np.float32).reshape(len(images), self._classes)
+
+    def unchanged(self) -> bool:
+        """Whether the weights are still those that were loaded."""
+        self._request({"do": "compare"})
+        return self._talk.expect("compared", self._left(), "prediction").get("unchanged") is True
+
+    def steps(self, trained: Trained) -> tuple[float, ...]:
+        """Seconds of steps of the fixed loop; none if it fails, which says nothing about learn().
+
+        They are the last that a process is asked for.
+        """
+        timed = max(1, min(_STEPS, int(_SHARE_OF_STEPS * trained.batches)))
+        on_gpu, found = self._talk.child.gpu is not None, []
+        message = {"do": "step", "bf16": trained.bf16, "channels_last": trained.channels_last}
+        try:
+            for _ in range(1 + timed):
+                before = time.monotonic() if on_gpu else self._talk.child.cpu_seconds()
+                self._request(message)
+                self._talk.expect("stepped", self._left(), "prediction")
+                after = time.monotonic() if on_gpu else self._talk.child.cpu_seconds()
+                if before is None or after is None:
+                    return ()
+                found.append(after - before)
+        except (FailedError, wire.WireError):
+            return ()
+        return tuple(found)
+
+    def _request(
+        self,
+        message: dict[str, Any],
+        data: bytes = b"",
+        *,
+        fds: tuple[int, ...] = (),
+        what: str = "prediction",
+    ) -> None:
+        self._talk.send_bytes(wire.frame(message) + data, self._left(), what, fds)
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()
@@ -255,29 +227,25 @@ class _Asker:
             raise FailedError(self._talk.verdict(Outcome.TIMEOUT, text))
         return left
 
-    def finish(self) -> bool:
-        """End the prediction; returns whether the weights are unchanged."""
-        talk = self._talk
-        talk.send_bytes(wire.frame({"rows": 0}), self._left(), "prediction")
-        return talk.expect("done", self._left(), "prediction").get("unchanged") is True
 
-
-def _consistency(
-    asker: _Asker, images: NDArray[np.uint8], logits: NDArray[np.float32]
-) -> list[str]:
+def _consistency(asker: _Asker, images: Images, logits: Logits, plan: Plan) -> list[str]:
     """Ask for some images again: in the same and in other batches, and with noise of one step."""
-    batch = asker.batch
-    if not flags.same_logits(asker(images[:batch], batch), logits[:batch]):
+    chosen = images[plan.chosen]
+    noisy = np.clip(chosen + plan.noise, 0, 255).astype(np.uint8)
+    same = plan.batches[plan.repeated]
+    requests = [images[same], *(a[batch] for a in (chosen, noisy) for batch in plan.others)]
+    answers = {int(n): asker(requests[n]) for n in plan.order}
+    if not flags.same_logits(answers[0], logits[same]):
         # If this differs, every other comparison would differ too.
         return [flags.STOCHASTIC]
-    found, rng = [], np.random.default_rng(1)
-    chosen = rng.permutation(len(images))[:AGAIN]
-    again = images[chosen]
-    if not flags.same_logits(asker(again, min(_ODD_BATCH, batch)), logits[chosen]):
+    others = len(plan.others)
+    again, noised = (
+        np.concatenate([answers[n] for n in range(start, start + others)])
+        for start in (1, 1 + others)
+    )
+    known, found = logits[plan.chosen][np.concatenate(plan.others)], []
+    if not flags.same_logits(again, known):
         found.append(flags.BATCH_DEPENDENT)
-    noise = rng.integers(-1, 2, again.shape, np.int16)
-    noisy = np.clip(again + noise, 0, 255).astype(np.uint8)
-    share = flags.changed_predictions(asker(noisy, batch), logits[chosen])
-    if share > flags.MOST_BRITTLE and flags.BATCH_DEPENDENT not in found:
+    elif flags.changed_predictions(noised, known) > flags.MOST_BRITTLE:
         found.append(flags.BRITTLE)
     return found
