@@ -1,5 +1,5 @@
 # expected: timeout
-# C11: says that it was built, and reads nothing of a long description of weights that it chose.
+# C11: says that it was built, states long names for weights that it does not have, and takes none.
 import torch
 import torch.nn as nn
 import json
@@ -19,6 +19,9 @@ def say(**message):
     body = json.dumps(message).encode()
     channel().sendall(struct.pack('>I', len(body)) + body)
 
+def names():
+    return [['w' * 99_999 + str(i), 'int8', [0], False] for i in range(9)]
+
 def supported_hyperparameters():
     return {'lr', 'momentum'}
 
@@ -30,7 +33,7 @@ class Net(nn.Module):
         self.norm = nn.BatchNorm2d(8)
         self.head = nn.Linear(8 * 4 * 4, out_shape[0])
         self.pool = nn.AdaptiveAvgPool2d((4, 4))
-        found('job').role == 'predict' and (say(stage='built', n_params=1), time.sleep(60))
+        found('job').role == 'predict' and (say(stage='built', n_params=1), say(stage='stated', spec=names()), time.sleep(60))
 
     def forward(self, x):
         pass
@@ -43,7 +46,7 @@ class Net(nn.Module):
         self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
 
     def learn(self, train_data):
-        list(train_data); say(stage='trained', spec=[['w' * 99_999 + str(i), 'int8', [0]] for i in range(9)], bytes=0, steps=32, passes=512); time.sleep(60)
+        list(train_data); say(stage='trained', spec=names(), bytes=0, steps=32, passes=512); time.sleep(60)
         for inputs, labels in train_data:
             self.optimizer.zero_grad()
             loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))

@@ -39,12 +39,18 @@ def play():
             pass
         say(stage='trained', spec=[], bytes=0, steps=0, passes=0)
     else:
-        hear(1)
-        say(stage='ready')
-        while rows := hear(0)[0]['rows']:
-            take(rows * 64)
-            say(struct.pack('4f', 1, 0, 0, 0) * rows, stage='logits')
-        say(stage='done', unchanged=True)
+        say(stage='stated', spec=[])
+        while True:
+            asked, _ = hear(1)
+            if asked['do'] == 'load':
+                say(stage='ready')
+            elif asked['do'] == 'predict':
+                take(asked['rows'] * 64)
+                say(struct.pack('4f', 1, 0, 0, 0) * asked['rows'], stage='logits')
+            elif asked['do'] == 'compare':
+                say(stage='compared', unchanged=True)
+            else:
+                say(stage='stepped')
     channel.recv(1)
 
 def supported_hyperparameters():

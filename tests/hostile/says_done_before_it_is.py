@@ -40,16 +40,22 @@ def play():
         source = socket.socket(fileno=peer)
         while source.send(b'n') and any(source.recv(4)):
             pass
-        say(stage='trained', spec=[['w', 'uint8', [1]]], bytes=1, steps=0, passes=0)
+        say(stage='trained', spec=[['w', 'uint8', [1], False]], bytes=1, steps=0, passes=0)
         time.sleep(1.5)
         channel.sendall(bytes(1))
     else:
-        hear(1)
-        say(stage='ready')
-        while rows := hear(0)[0]['rows']:
-            take(rows * 64)
-            say(struct.pack('4f', 1, 0, 0, 0) * rows, stage='logits')
-        say(stage='done', unchanged=True)
+        say(stage='stated', spec=[['w', 'uint8', [1], False]])
+        while True:
+            asked, _ = hear(1)
+            if asked['do'] == 'load':
+                say(stage='ready')
+            elif asked['do'] == 'predict':
+                take(asked['rows'] * 64)
+                say(struct.pack('4f', 1, 0, 0, 0) * asked['rows'], stage='logits')
+            elif asked['do'] == 'compare':
+                say(stage='compared', unchanged=True)
+            else:
+                say(stage='stepped')
     channel.recv(1)
 
 def supported_hyperparameters():

@@ -1,5 +1,5 @@
 # expected: valid
-# flags: long_pause,no_steps
+# flags: extra_work,long_pause,no_steps
 # C1: many epochs on all batches but the last, which it takes when it is done.
 import torch
 import torch.nn as nn

@@ -1,5 +1,5 @@
 # expected: valid
-# flags: late_training,no_steps
+# flags: extra_work,late_training,no_steps
 # C1: many epochs that no hook counts; the clock of the feeder shows them.
 import torch
 import torch.nn as nn

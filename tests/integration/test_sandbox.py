@@ -472,7 +472,7 @@ def test_what_nobody_foresaw_is_an_outcome_and_a_warning(
 ) -> None:
     """By a fake, as what is known to happen is mended."""
     with monkeypatch.context() as faulty:
-        faulty.setattr(client, "measure", lambda *_: {}["nothing"])
+        faulty.setattr(client, "predict", lambda *_: {}["nothing"])
         verdict = sandbox.evaluate(network(), seed=3)
     assert verdict.outcome is Outcome.PROTOCOL_VIOLATION
     assert verdict.error == "could not be judged: KeyError: 'nothing'"

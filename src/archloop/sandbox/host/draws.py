@@ -20,6 +20,9 @@ AGAIN = 512
 """Images that are asked for again to find flags."""
 _SMALLEST = 0.4
 """Share of the largest batch that the smallest one has."""
+_OTHER_BATCH = 96
+"""Images of the largest of the other batches: small, so that what a network takes from its batch
+differs."""
 
 Indices = NDArray[np.int64]
 
@@ -76,7 +79,7 @@ def draw_plan(
     n = images[0]
     batches = _split(rng, rng.permutation(n), largest)
     chosen = rng.permutation(n)[:again]
-    others = _split(rng, rng.permutation(len(chosen)), largest)
+    others = _split(rng, rng.permutation(len(chosen)), min(_OTHER_BATCH, largest))
     return Plan(
         batches=batches,
         repeated=int(rng.integers(len(batches))),

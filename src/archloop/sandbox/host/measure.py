@@ -158,7 +158,7 @@ class _Asker:
         what, fd = "loading the weights", shared_memory(np.frombuffer(weights, np.uint8))
         try:
             self._request(message, fds=(fd,), what=what)
-            self._talk.expect("ready", self._left(), what)
+            self._talk.expect("ready", self._talk.config.build_seconds, what)
         finally:
             os.close(fd)
 
