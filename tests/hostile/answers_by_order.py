@@ -1,5 +1,5 @@
 # expected: valid
-# flags: batch_dependent
+# flags: stochastic
 # C3: a list of answers in the order of the images; they come in another.
 import torch
 import torch.nn as nn

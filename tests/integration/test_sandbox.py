@@ -28,6 +28,8 @@ from archloop.tasks import load_task
 from archloop.types import Isolation, Outcome, TaskData, Training
 from conftest import HOSTILE, network
 
+KEY = bytes(32)
+"""What is asked for again is the same each time, so that a flag is."""
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
 LIMITS = SandboxConfig(
     workers=1, memory_mb=512, disk_mb=16, build_seconds=8, train_seconds=4, predict_seconds=20
@@ -44,7 +46,7 @@ NEVER_BUILT = ("loop_at_import", "loop_in_init", "loop_in_forward")
 
 def sandbox_at(task: TaskData, isolation: Isolation = "confined") -> Sandbox:
     config = LIMITS.model_copy(update={"isolation": isolation})
-    return Sandbox(config, task=task, protocol=PROTOCOL)
+    return Sandbox(config, task=task, protocol=PROTOCOL, key=KEY)
 
 
 @pytest.fixture(scope="module")
@@ -486,3 +488,12 @@ def test_a_missing_level_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None
     assert available_isolation() == "process"
     with pytest.raises(IsolationError, match=r"--set sandbox\.isolation=process"):
         Sandbox(SandboxConfig())
+
+
+def test_another_key_asks_otherwise_and_an_honest_accuracy_stays(
+    blobs: TaskData, honest_accuracy: float
+) -> None:
+    with Sandbox(LIMITS, task=blobs, protocol=PROTOCOL, key=bytes(range(32))) as other:
+        verdict = other.evaluate(network(), seed=3, max_params=MAX_PARAMS)
+    assert verdict.first_epoch_accuracy == honest_accuracy
+    assert verdict.flags == ()

@@ -15,6 +15,7 @@ def test_every_measure_that_the_store_holds_is_described(tmp_path: Path) -> None
         train_seconds=2.0,
         harness_accuracy=0.4,
         macs=3,
+        work=1.5,
     )
     with Store(tmp_path / "run.db") as store:
         store.add_requests([Request(1, 0, 0, "t", (), 0.0)])

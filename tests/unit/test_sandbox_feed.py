@@ -6,6 +6,7 @@ import itertools
 import socket
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +46,7 @@ def fed(
     last: bool = False,
     ask: int = 0,
     rest_after: int = 0,
+    relabel: Sequence[int] | None = None,
 ) -> Fed:
     """Feed up to ``take`` batches of n pictures, as the two processes do it.
 
@@ -65,12 +67,13 @@ def fed(
             "std": list(recipe.std),
             "resize": recipe.resize,
             "seed": seed,
+            "relabel": list(relabel or range(n)),
             "shape": list(shape),
             "channels_last": last,
         }
         wire.send(ours, job, (ring, there.fileno()))
         there.close()
-        total = wire.receive(ours)["total"]
+        total = wire.receive(ours, time.monotonic() + 30)["total"]
         iterator = TrainData(here, ring, shape, total, channels_last=last)
         assert len(iterator) == total
         for _ in range(ask):
@@ -95,6 +98,13 @@ def test_an_epoch_gives_every_image_once_in_an_order_of_the_seed() -> None:
         orders.append(torch.cat([y for _, y in got.batches]).tolist())
         assert sorted(orders[-1]) == list(range(100))
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_classes_have_the_numbers_that_the_job_gives_them() -> None:
+    plain, other = (fed(RECIPE, 40, relabel=r) for r in (None, range(40, 0, -1)))
+    for (inputs, labels), (same, numbers) in zip(plain.batches, other.batches, strict=True):
+        assert torch.equal(inputs, same)
+        assert torch.equal(numbers, 40 - labels)
 
 
 def test_what_was_not_taken_is_not_counted() -> None:

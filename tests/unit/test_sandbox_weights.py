@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import types
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from archloop.sandbox import wire
 from archloop.sandbox.candidate import state
 from archloop.sandbox.candidate.weights import count, trainable_tensors
-from archloop.sandbox.host import measure
+from archloop.sandbox.host.weights import Spec
 
 
 def trained_net() -> nn.Module:
@@ -22,26 +23,69 @@ def trained_net() -> nn.Module:
     return net
 
 
+def stated(net: nn.Module) -> Spec:
+    """What the main process hears of a network's tensors."""
+    return Spec.parse(json.loads(json.dumps(state.describe(net))))
+
+
 def test_weights_travel_as_plain_bytes() -> None:
     net = trained_net()
     spec, data = state.pack(net)
-    assert {name for name, _, _ in spec} == set(net.state_dict())
+    assert {name for name, *_ in spec} == set(net.state_dict())
+    assert Spec.parse(spec).size == len(data)
     torch.manual_seed(1)
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(2))
     other(torch.randn(8, 3, 8, 8))
-    state.load(other, json.loads(json.dumps(spec)), bytearray(data))
+    assert stated(net).differs(stated(other)) is None
+    state.load(other, bytearray(data))
     for name, tensor in net.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_weights_are_put_into_the_order_of_the_network_that_takes_them() -> None:
+    def made(*names: str) -> nn.ModuleDict:
+        sizes = {"a": 3, "b": 5}
+        return nn.ModuleDict({name: nn.Linear(2, sizes[name]) for name in names})
+
+    one, other = made("a", "b"), made("b", "a")
+    assert list(stated(one)) != list(stated(other))
+    _, data = state.pack(one)
+    state.load(other, bytearray(stated(one).arranged(data, stated(other))))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
 def test_weights_of_another_network_are_refused() -> None:
-    spec, data = state.pack(trained_net())
-    with pytest.raises(state.StateError, match=r"lacks 1\.bias"):
-        state.load(nn.Sequential(nn.Conv2d(3, 4, 3)), spec, bytearray(data))
+    trained = stated(trained_net())
+    found = trained.differs(stated(nn.Sequential(nn.Conv2d(3, 4, 3))))
+    assert found == "built anew it lacks 1.bias, 1.num_batches_tracked, 1.running_mean"
     wider = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.LazyLinear(2))
     wider(torch.randn(8, 3, 8, 8))
-    with pytest.raises(state.StateError, match=r"weight is torch\.float32 of .*, trained it is"):
-        state.load(wider, spec, bytearray(data))
+    found = trained.differs(stated(wider))
+    assert found is not None
+    assert "3.weight is float32 of (2, 180), trained it is float32 of (2, 144)" in found
+    liar = Spec.parse([["\x1b" + "w" * 5000, "int8", [], False]])
+    assert len(liar.differs(trained) or "") <= 300
+    assert (liar.differs(trained) or "").isprintable()
+
+
+def test_four_bytes_count_as_one_parameter() -> None:
+    net = nn.Module()
+    for name, kind in (("a", torch.complex64), ("b", torch.float64), ("c", torch.float16)):
+        net.register_parameter(name, nn.Parameter(torch.zeros(10, dtype=kind)))
+    net.register_buffer("mean", torch.zeros(100))
+    assert stated(net).n_parameters == 45
+    assert count(list(net.parameters())) == 45
+
+
+def test_parameters_and_buffers_have_a_budget_each() -> None:
+    spec = Spec.parse([["w", "float32", [100_000], True], ["b", "float32", [25_000], False]])
+    assert spec.over_budget(None) is spec.over_budget(100_000) is None
+    assert spec.over_budget(99_999) == "100,000 parameters; at most 99,999 are allowed"
+    buffers = Spec.parse([["b", "float32", [25_001], False]])
+    assert buffers.over_budget(100_000) == (
+        "buffers as large as 25,001 parameters; at most 25,000 are allowed"
+    )
 
 
 def test_a_weight_with_no_plain_form_is_named() -> None:
@@ -58,15 +102,27 @@ def test_a_tensor_with_two_names_is_one_weight() -> None:
     assert len(spec) == 3
     other = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     other[1].weight = other[0].weight
-    state.load(other, spec, bytearray(data))
+    state.load(other, bytearray(data))
     assert torch.equal(other[1].weight, net[0].weight)
 
 
-def test_a_description_of_weights_is_bounded() -> None:
-    spec = [["w", "float32", [1] * 64]]
-    assert measure._spec(spec) == spec
+@pytest.mark.parametrize(
+    "rows",
+    [
+        None,
+        [["w", "float32", [1] * 65, True]],
+        [["w", "float128", [1], True]],
+        [["w", "float32", [-1], True]],
+        [["w", "float32", [True], True]],
+        [["w", "float32", [1], 1]],
+        [["w", "float32", [1]]],
+        [["w", "float32", [1], True], ["w", "float32", [2], True]],
+    ],
+)
+def test_a_description_of_weights_is_checked(rows: Any) -> None:
+    assert Spec.parse([["w", "float32", [1] * 64, True]]).size == 4
     with pytest.raises(wire.WireError):
-        measure._spec([["w", "float32", [1] * 65]])
+        Spec.parse(rows)
 
 
 def test_weights_are_found_wherever_they_are() -> None:

@@ -66,6 +66,9 @@ _OF_OUTCOMES = {
 _OF_FLAGS = {
     "stochastic": "it is random in evaluation mode: pass training=self.training to F.dropout",
     "batch_dependent": "its logits depend on the batch: batch statistics in evaluation mode?",
+    "extra_work": "train on each batch once: extra work is seen by its processor time",
+    "large_literals": "weights and data do not belong into the source",
+    "trained_again": "its forward() or backward pass fails in the channels-last layout or in bf16",
     "no_steps": "no torch optimiser made a step",
     "protocol_gap": "its own learn() and the harness's loop give far apart accuracies",
 }

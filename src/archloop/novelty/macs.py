@@ -46,19 +46,19 @@ class _Node:
 
     def __init__(self, graph: Graph, arguments: dict[str, Any], outputs: list[Any]) -> None:
         self._nodes, self._arguments = graph["nodes"], arguments
-        self.output = _sizes(outputs[0][0])
+        self.output = sizes(outputs[0][0])
 
     def shape(self, name: str) -> list[int]:
         """The shape of an argument that is a tensor."""
         number, index = self._arguments[name]["input"]
-        return _sizes(self._nodes[number][2][index][0])
+        return sizes(self._nodes[number][2][index][0])
 
     def value(self, name: str) -> Any:
         """An argument that is none."""
         return self._arguments.get(name)
 
 
-def _sizes(shape: list[int | str]) -> list[int]:
+def sizes(shape: list[int | str]) -> list[int]:
     """Sizes for one image: ``"4N"`` is 4."""
     return [int(size[:-1]) if isinstance(size, str) else size for size in shape]
 

@@ -85,15 +85,13 @@ class FixedStep:
 
     def __init__(self, net: nn.Module, prm: dict[str, Any]) -> None:
         self._net, self._parameters = net, list(nn.Module.parameters(net))
-        self._optimizer = torch.optim.SGD(
-            self._parameters, lr=prm["lr"], momentum=prm["momentum"]
-        )
+        self._optimizer = torch.optim.SGD(self._parameters, lr=prm["lr"], momentum=prm["momentum"])
 
     def __call__(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Train on a batch; returns its loss."""
         self._optimizer.zero_grad()
         loss = nn.functional.cross_entropy(self._net(inputs), labels)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
         self._optimizer.step()
         return loss

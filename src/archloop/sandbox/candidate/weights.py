@@ -41,7 +41,7 @@ def trainable_tensors(net: nn.Module, module: types.ModuleType) -> list[torch.Te
 
 
 def count(tensors: list[torch.Tensor]) -> int:
-    """Parameters in the tensors: one for every four bytes, as of float32, so a complex one is two."""
+    """Parameters in the tensors: one for every four bytes, so a complex one is two."""
     return -(-sum(t.numel() * t.element_size() for t in tensors) // 4)
 
 

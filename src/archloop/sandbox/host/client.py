@@ -37,9 +37,16 @@ from archloop.sandbox.host.conversation import (
 )
 from archloop.sandbox.host.draws import Plan, draw_plan, new_key, relabelling
 from archloop.sandbox.host.epoch import FastWayError, Feeding, Trained, train
-from archloop.sandbox.host.measure import Checked, Predicted, check, largest_batch, predict, untrained
+from archloop.sandbox.host.measure import (
+    Checked,
+    Predicted,
+    check,
+    largest_batch,
+    predict,
+    untrained,
+)
 from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory
-from archloop.sandbox.host.work import MOST_WORK, Reference, extra_work
+from archloop.sandbox.host.work import MOST_SLOWNESS, MOST_WORK, Reference, extra_work, slowness
 from archloop.sandbox.job import CandidateJob, FeedJob, Role
 from archloop.types import Outcome, TaskData, Training, Verdict
 
@@ -168,8 +175,8 @@ class Sandbox:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
 
         Training and measuring happen in processes of their own; see
-        :mod:`archloop.sandbox.host.measure`. An unforeseen fault is this network's outcome and a warning, so that a run continues with the
-        others.
+        :mod:`archloop.sandbox.host.measure`. An unforeseen fault is this network's outcome and a
+        warning, so that a run continues with the others.
         """
         try:
             return self._evaluate_by_protocol(code, seed, max_params)
@@ -233,6 +240,8 @@ class Sandbox:
             found.append(flags.EXTRA_WORK)
         found += [*_left(trained), *_left(first), *_left(second)]
         _, graph = self.trace(code, shape=shape, classes=info.classes)
+        if graph is not None and _is_too_slow(graph, predicted, plan):
+            found.append(flags.HIDDEN_WORK)
         return Verdict(
             Outcome.VALID,
             n_params=predicted.n_params,
@@ -245,7 +254,9 @@ class Sandbox:
             macs=None if graph is None else macs(graph),
         )
 
-    def _train(self, job: CandidateJob, relabel: tuple[int, ...]) -> tuple[_Ran[Trained], list[str]]:
+    def _train(
+        self, job: CandidateJob, relabel: tuple[int, ...]
+    ) -> tuple[_Ran[Trained], list[str]]:
         """Train in the fast layout and precision, or in the plain one if that fails."""
 
         def talk(conversation: Conversation) -> Trained:
@@ -278,9 +289,7 @@ class Sandbox:
                 logits = self._hold(other, lambda talk: untrained(talk, images)).value
         return True
 
-    def _work(
-        self, trained: _Ran[Trained], predicted: Predicted, checked: Checked
-    ) -> float | None:
+    def _work(self, trained: _Ran[Trained], predicted: Predicted, checked: Checked) -> float | None:
         """The work of training as a multiple of the reference's; ``None``: it is not known."""
         value = trained.value
         if value.on_gpu:
@@ -289,11 +298,11 @@ class Sandbox:
             return None
         else:
             spent = trained.cpu_seconds - value.cpu_before
-        if predicted.cpu_per_image is None or checked.build is None:
+        if predicted.cpu_seconds is None or checked.build is None:
             return None
         return extra_work(
             spent,
-            Reference(checked.build, predicted.cpu_per_image, checked.steps),
+            Reference(checked.build, predicted.cpu_seconds / len(predicted.logits), checked.steps),
             batches=value.batches,
             batch_size=self._protocol.batch_size,
             steps_per_batch=self._protocol.steps_per_batch,
@@ -455,6 +464,14 @@ class Sandbox:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _is_too_slow(graph: Graph, predicted: Predicted, plan: Plan) -> bool:
+    if predicted.cpu_seconds is None:
+        return False
+    images, batches = len(predicted.logits), len(plan.batches)
+    found = slowness(predicted.cpu_seconds, graph, images=images, batches=batches)
+    return found is not None and found > MOST_SLOWNESS
 
 
 def _left(ran: _Ran[Any]) -> tuple[str, ...]:

@@ -85,8 +85,8 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
         text = f"learn() took {report['given']} of {total} batches of the epoch"
         raise FailedError(conversation.verdict(Outcome.TRAIN_ERROR, text))
     spec = Spec.parse(message.get("spec"))
-    if (text := spec.over_budget(conversation.job.max_params)) is not None:
-        raise FailedError(conversation.verdict(Outcome.OVER_BUDGET, text))
+    if (over := spec.over_budget(conversation.job.max_params)) is not None:
+        raise FailedError(conversation.verdict(Outcome.OVER_BUDGET, over))
     size = number(message, "bytes", config.memory_mb << 20)
     if size != spec.size:
         raise wire.WireError("weights and their description differ")

@@ -8,6 +8,7 @@
 ``no_steps``           well above chance without a step of a torch optimiser
 ``extra_passes``       more images passed ``forward()`` in training than the epoch has
 ``extra_work``         training took far more work than a plain epoch of the same network
+``hidden_work``        the forward pass takes far longer than the operators traced
 ``knows_before``       better than chance before it was trained
 ``large_literals``     its source holds data: long texts, many numbers or long names
 ``trained_again``      the epoch failed in the faster layout or precision, and ran in the plain one
@@ -36,6 +37,7 @@ CHANGES_WEIGHTS = "changes_weights"
 NO_STEPS = "no_steps"
 EXTRA_PASSES = "extra_passes"
 EXTRA_WORK = "extra_work"
+HIDDEN_WORK = "hidden_work"
 KNOWS_BEFORE = "knows_before"
 LARGE_LITERALS = "large_literals"
 TRAINED_AGAIN = "trained_again"
@@ -114,8 +116,10 @@ def above_chance(
     if logits is None or not len(labels):
         return False
     guessed = float(np.bincount(labels).max() / len(labels))
-    least = guessed + ABOVE_GUESSING * (1 - guessed) + 3 * math.sqrt(
-        guessed * (1 - guessed) / len(labels)
+    least = (
+        guessed
+        + ABOVE_GUESSING * (1 - guessed)
+        + 3 * math.sqrt(guessed * (1 - guessed) / len(labels))
     )
     answers = logits.argmax(axis=1)
     return max(float((answers == n).mean()) for n in (labels, np.array(relabel)[labels])) > least

@@ -26,7 +26,6 @@ from archloop.sandbox.host.draws import Plan
 from archloop.sandbox.host.epoch import Trained
 from archloop.sandbox.host.server import shared_memory
 from archloop.sandbox.host.weights import Spec
-from archloop.sandbox.host.work import Reference
 from archloop.types import Outcome
 
 Images = NDArray[np.uint8]
@@ -55,8 +54,8 @@ class Predicted:
     """Counted outside of any process of the network."""
     logits: Logits
     """(M, classes), in the order of the images."""
-    cpu_per_image: float | None
-    """Processor seconds of an image's forward pass."""
+    cpu_seconds: float | None
+    """Processor seconds of all forward passes; ``None`` on a GPU and where it is not counted."""
     flags: tuple[str, ...]
 
 
@@ -83,11 +82,11 @@ def predict(conversation: Conversation, trained: Trained, images: Images, plan: 
     after = conversation.child.cpu_seconds()
     logits = np.empty((len(images), conversation.job.classes), np.float32)
     logits[np.concatenate(plan.batches)] = np.concatenate(answers)
-    known = before is not None and after is not None
+    on_cpu = conversation.child.gpu is None and before is not None and after is not None
     return Predicted(
         n_params=n_params,
         logits=logits,
-        cpu_per_image=(after - before) / len(images) if known else None,  # type: ignore[operator]
+        cpu_seconds=after - before if on_cpu else None,  # type: ignore[operator]
         flags=() if asker.unchanged() else (flags.CHANGES_WEIGHTS,),
     )
 

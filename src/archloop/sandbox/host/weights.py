@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 from archloop.sandbox import wire
@@ -122,7 +123,7 @@ def _is_row(row: Any) -> bool:
     )
 
 
-def _count(sizes: Any) -> int:
+def _count(sizes: Iterable[int]) -> int:
     return -(-sum(sizes) // PARAMETER_BYTES)
 
 

@@ -10,21 +10,30 @@ the clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
-MOST_WORK = 3.0
-"""Times the reference. Methods such as sharpness-aware minimisation need two; a busy machine adds
-up to a half."""
+from archloop.novelty.graph import Graph
+from archloop.novelty.macs import macs, sizes
+
+MOST_WORK = 2.5
+"""Times the reference: a hundred trainings of networks of LEMUR took 1.7 at most, on a busy machine.
+Methods such as sharpness-aware minimisation need two."""
 ALLOWED_SECONDS = 0.5
-"""Of work that belongs to no batch."""
+"""Of work that belongs to no image."""
 MOST_BUILD_SECONDS = 2.0
 """Work in building a network that does not count as training."""
-_MOST_OF_FORWARD = 12.0
-"""Times the forward pass in evaluation mode: more than a training step of an honest network takes,
-so that a network that idles in the reference gains little by it."""
+_MOST_OF_FORWARD = 10.0
+"""Times the forward pass in evaluation mode that a step of training counts at most, so that a
+network that dawdles in the reference gains little; usual are 2 to 5."""
 _OF_FORWARD = 4.0
-"""The same of a usual network; where there is no reference."""
-_LEAST_STEP = 0.01
-"""Seconds of a step that need no explanation: in small networks most of it is overhead."""
+"""The same where there is no reference."""
+_LEAST_STEP = 0.001
+"""Seconds of the shortest step."""
+MOST_SLOWNESS = 25.0
+"""Times the estimate from the graph; fifty networks of LEMUR took 0.2 to 2.6 of it."""
+_PER_MAC, _PER_ELEMENT, _PER_OPERATOR = 2e-10, 1e-9, 2e-5
+"""Seconds: of a multiply-accumulate, of an element of an operator's result, and of starting an
+operator; on a CPU, within a factor of five."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,31 @@ def extra_work(
     forward = reference.forward * batch_size
     first, *later = reference.steps or (0.0,)
     step = sum(later) / len(later) if later else _OF_FORWARD * forward
-    step = max(min(step, _MOST_OF_FORWARD * forward), _LEAST_STEP / 10)
+    step = max(min(step, _MOST_OF_FORWARD * forward), _LEAST_STEP)
     allowed = ALLOWED_SECONDS + min(first, MOST_BUILD_SECONDS)
     early = max(0.0, reference.build - MOST_BUILD_SECONDS)
     honest = max(1, batches) * step * steps_per_batch
     return max(0.0, spent + early - allowed) / honest
+
+
+def slowness(seconds: float, graph: Graph, *, images: int, batches: int) -> float | None:
+    """Time of forward passes as a multiple of what the graph explains.
+
+    A graph is recorded in a process of the network, which may leave operators out.
+
+    Args:
+        seconds: Of all forward passes, on a CPU.
+        graph: The traced graph.
+        images: Images that passed.
+        batches: In so many batches.
+
+    Returns:
+        The multiple; ``None`` where the operators cannot be counted.
+    """
+    count = macs(graph)
+    if count is None:
+        return None
+    elements = sum(prod(sizes(shape)) for *_, outputs in graph["nodes"] for shape, _ in outputs)
+    operators = len(graph["nodes"]) * _PER_OPERATOR * batches
+    explained = images * (count * _PER_MAC + elements * _PER_ELEMENT) + operators
+    return max(0.0, seconds - ALLOWED_SECONDS) / explained

@@ -1,0 +1,45 @@
+# expected: over_budget
+# C17: says that all its parameters are buffers, which do not count, and that it has ten.
+import torch
+import torch.nn as nn
+
+import sys
+for module in list(sys.modules.values()):
+    if getattr(module, '__name__', '').startswith('archloop.sandbox.candidate'):
+        if hasattr(module, 'count'):
+            module.count = lambda *_: 10
+        if hasattr(module, 'describe'):
+            describe = module.describe
+            module.describe = lambda net: [[n, k, s, False] for n, k, s, _ in describe(net)]
+
+
+def supported_hyperparameters():
+    return {'lr', 'momentum'}
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.device = device
+        self.conv = nn.Conv2d(in_shape[1], 8, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 4 * 4, out_shape[0])
+        self.pool = nn.AdaptiveAvgPool2d((4, 4))
+        self.more = nn.Parameter(torch.zeros(90_000))
+
+    def forward(self, x):
+        x = x + self.more.sum() * 0
+        x = self.pool(torch.relu(self.norm(self.conv(x))))
+        return self.head(x.flatten(1))
+
+    def train_setup(self, prm):
+        self.to(self.device)
+        self.criteria = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
+
+    def learn(self, train_data):
+        pass
+        for inputs, labels in train_data:
+            self.optimizer.zero_grad()
+            loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
+            loss.backward()
+            self.optimizer.step()
