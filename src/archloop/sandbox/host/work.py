@@ -16,7 +16,7 @@ from archloop.novelty.graph import Graph
 from archloop.novelty.macs import macs, sizes
 
 MOST_WORK = 2.5
-"""Times the reference: a hundred trainings of networks of LEMUR took 1.7 at most, on a busy machine.
+"""Times the reference: a hundred trainings of LEMUR's networks took 1.7 at most, on a busy machine.
 Methods such as sharpness-aware minimisation need two."""
 ALLOWED_SECONDS = 0.5
 """Of work that belongs to no image."""
