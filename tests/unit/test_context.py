@@ -10,6 +10,7 @@ from archloop.progress import Silent
 
 
 def opened(root: Path) -> RunContext:
+    root.mkdir(exist_ok=True)
     config = load_config("embedded", ["task.name=digits", "seeds.source=none"])
     return open_context(config, root, Silent())
 
