@@ -35,7 +35,7 @@ BATCH = 250
 """Images asked for at once, at most."""
 _BATCH_BYTES = 64 << 20
 """Largest batch of images in bytes, as floats."""
-_STEPS = 3
+_STEPS = 5
 """Steps of the fixed loop that are timed, after a first one."""
 _SHARE_OF_STEPS = 0.02
 """At most this share of the epoch's, so that measuring stays cheap."""
