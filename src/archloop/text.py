@@ -25,3 +25,11 @@ def as_markdown(text: str) -> str:
 def printable(text: str) -> str:
     """The text without control characters other than newlines and tabs."""
     return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c in "\n\t")
+
+
+def visible(text: str) -> str:
+    """The text with control characters other than newlines and tabs as escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in text.replace("\r\n", "\n")
+    )

@@ -24,6 +24,7 @@ from archloop.cli.llm import finetune_command, generate_command
 from archloop.cli.networks import evaluate_command, novelty_command
 from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
+from archloop.cli.show import show_command
 from archloop.errors import ArchloopError, UsageError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ def cli(verbose: int) -> None:
 for command in (
     run_command,
     status_command,
+    show_command,
     report_command,
     corpus_group,
     generate_command,

@@ -9,6 +9,7 @@ is left out. Answers are hostile too: the time is bounded by their length.
 from __future__ import annotations
 
 import ast
+import contextlib
 import html
 import json
 import re
@@ -16,7 +17,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from archloop.code.policy import MAX_SOURCE_BYTES
 
@@ -28,7 +29,7 @@ _WINDOW = 2 * MAX_SOURCE_BYTES
 _INFO = 500
 """Characters behind a fence that are looked at; no title is longer."""
 _DEPTH = 4
-"""Quotes within quotes, and JSON within JSON, that are followed."""
+"""Quotes within quotes that are followed."""
 
 _THINK = (
     (r"<(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)>", r"</\w+(?::think)?>"),
@@ -119,22 +120,20 @@ def fenced(answer: str) -> Pieces:
     return pieces
 
 
-def unfenced(text: str, depth: int = _DEPTH) -> Iterator[list[Block]]:
+def unfenced(text: str, *, escaped: bool = True) -> Iterator[list[Block]]:
     """Other readings of an answer without drafts, most likely first: blocks that may be code."""
     if (whole := _block(text, "other")).tree is not None:
         yield [whole]
     yield (segments := [_block(part, "other") for part in _MARKUP.split(text) if part.strip()])
     yield [_block(run[0], "other") for run in _INDENTED.finditer(text) if run[0].strip()]
-    if depth:
-        strings = [s for segment in segments for s in _json_strings(segment.text)]
-        for string in strings:
-            yield fenced(string).blocks
-        yield [_block(string, "other") for string in strings]
-    if text.count("\n") < text.count("\\n"):  # a whole answer, escaped
+    strings = [s for segment in segments for s in _json_strings(segment.text)]
+    for string in strings:
+        yield fenced(string).blocks
+    yield [_block(string, "other") for string in strings]
+    if escaped and text.count("\n") < text.count("\\n"):
         plain = _unescape(text)
         yield fenced(plain).blocks
-        if depth:
-            yield from unfenced(plain, 0)
+        yield from unfenced(plain, escaped=False)
 
 
 def repaired(block: Block) -> Block:
@@ -329,13 +328,8 @@ def _block(text: str, label: Label) -> Block:
 
 
 def _json_strings(text: str) -> list[str]:
-    """The strings of a JSON value that may hold code."""
-    if text.lstrip()[:1] not in ("{", "[", '"'):
-        return []
-    try:
-        values, strings = [json.loads(text, strict=False)], []
-    except (ValueError, RecursionError):
-        return []
+    """The strings of a JSON value that may hold code; arguments of a tool call are JSON again."""
+    values, strings = list(_json(text)), []
     while values:
         value = values.pop()
         if isinstance(value, dict):
@@ -343,8 +337,17 @@ def _json_strings(text: str) -> list[str]:
         elif isinstance(value, list):
             values += reversed(value)
         elif isinstance(value, str) and len(value) > len("class Net"):
-            strings.append(value)
+            inner = list(_json(value))
+            values += inner
+            strings += [] if inner else [value]
     return strings
+
+
+def _json(text: str) -> Iterator[Any]:
+    """The JSON value that the text is, if it is one."""
+    if text.lstrip()[:1] in ("{", "[", '"'):
+        with contextlib.suppress(ValueError, RecursionError):
+            yield json.loads(text, strict=False)
 
 
 _DIFF_HEADS = ("+++ ", "--- ", "@@", "diff ", "index ")
