@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import click
 
 from archloop import __version__
+from archloop.cli.cache import cache_command
 from archloop.cli.corpus import corpus_group
 from archloop.cli.doctor import doctor_command
 from archloop.cli.llm import finetune_command, generate_command
@@ -62,6 +63,7 @@ for command in (
     novelty_command,
     finetune_command,
     doctor_command,
+    cache_command,
 ):
     cli.add_command(command)
 
