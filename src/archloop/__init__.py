@@ -33,6 +33,10 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that ``import archloop`` stays instant."""
     if name not in _WHERE:
         raise AttributeError(f"module 'archloop' has no attribute {name!r}")
+    if name in ("run", "evaluate"):
+        from archloop.platforms import refuse_windows
+
+        refuse_windows()
     module, attribute = _WHERE[name]
     loaded = importlib.import_module(module)
     return loaded if attribute is None else getattr(loaded, attribute)

@@ -27,6 +27,7 @@ from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
 from archloop.cli.show import show_command
 from archloop.errors import ArchloopError, UsageError
+from archloop.platforms import refuse_windows
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def cli(verbose: int) -> None:
 
     Start with: archloop run demo
     """
+    refuse_windows()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(
         level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Log()]
