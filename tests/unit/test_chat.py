@@ -100,6 +100,11 @@ def test_a_fence_may_be_of_any_length_and_say_anything(fence: str, info: str) ->
         ("````python\nclass Net: pass\n```\n", "class Net: pass"),
         ("```python\nclass Net: pass\n~~~\n```", "class Net: pass"),
         ("class Net: pass", "class Net: pass"),
+        ("```python\nclass Net: pass\n``", "class Net: pass"),
+        (
+            "<think></pre>```\nclass Net: draft\n```</think>```\nclass Net: pass\n```",
+            "class Net: pass",
+        ),
         ("\ufeffclass Net: pass\n", "class Net: pass"),
         ("net = Net()", None),
     ],

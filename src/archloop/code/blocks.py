@@ -31,17 +31,15 @@ _INFO = 500
 _DEPTH = 4
 """Quotes within quotes that are followed."""
 
+_THINK_TAG = "(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)"
 _THINK = (
-    (r"<(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)>", r"</\w+(?::think)?>"),
+    (f"<{_THINK_TAG}>", f"</{_THINK_TAG}>"),
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"◁think▷", r"◁/think▷"),
     (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
     (r"<\|channel\|>(?:analysis|commentary)", r"<\|channel\|>final|<\|(?:end|return|call)\|>"),
 )
-_THOUGHT = (
-    r"</(?:think|thinking|thoughts?|reasoning|scratchpad|seed:think)>|\[/THINK\]|◁/think▷"
-    r"|<\|end_of_thought\|>|<\|channel\|>final"
-)
+_THOUGHT = rf"</{_THINK_TAG}>|\[/THINK\]|◁/think▷|<\|end_of_thought\|>|<\|channel\|>final"
 """The end of reasoning; some chat templates begin it in the prompt, so that it stands alone."""
 _EVENT = re.compile(
     r"(?P<fence>`{3,}|~{3,})|(?<!`)(?:"
@@ -259,7 +257,7 @@ class _Reader:
         A block of another language is taken as CommonMark would.
         """
         text = self._text
-        closing = re.compile(rf"^[ \t]*+{fence}{fence[0]}*[ \t]*$", re.MULTILINE)
+        closing = re.compile(rf"^[ \t]*+{_at_least(fence)}[ \t]*$", re.MULTILINE)
         found = closing.search(text, start)
         strict = (found.start(), found.end()) if found else (len(text), len(text))
         self.budget -= strict[1] - start + 1
@@ -295,7 +293,12 @@ class _Reader:
 
 def _reopening(fence: str) -> re.Pattern[str]:
     """A line that opens a Python block, though one with this fence is still open."""
-    return re.compile(rf"^[ \t]*+{fence}{fence[0]}*[ \t]*[{{.]*(?:i?python|py\b)", re.M | re.I)
+    return re.compile(rf"^[ \t]*+{_at_least(fence)}[ \t]*[{{.]*(?:i?python|py\b)", re.M | re.I)
+
+
+def _at_least(fence: str) -> str:
+    """The expression of a fence of this length or longer."""
+    return f"{fence[0]}{{{len(fence)},}}"
 
 
 def _info(rest: str) -> tuple[Label, str]:
@@ -397,7 +400,13 @@ def _without_escaped_ends(text: str) -> str:
     return text.removesuffix("\\n").removeprefix("\\n")
 
 
+def _without_cut_fence(text: str) -> str:
+    """Without the part of a closing fence that an answer ends with at the token limit."""
+    return text.rstrip().rstrip("`~")
+
+
 _REPAIRS = (
+    _without_cut_fence,
     _visible,
     _without_prompts,
     _without_diff,

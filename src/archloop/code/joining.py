@@ -134,9 +134,10 @@ def _names(text: str) -> tuple[frozenset[str], frozenset[str]]:
     """The names that a source binds at module level, and those that it has from elsewhere."""
     try:
         top = symtable.symtable(text, "answer", "exec")
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         return frozenset(), frozenset()
-    binds, uses = set(), set()
+    binds: set[str] = set()
+    uses: set[str] = set()
     tables = [top]
     while tables:
         table = tables.pop()
