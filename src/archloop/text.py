@@ -25,3 +25,20 @@ def as_markdown(text: str) -> str:
 def printable(text: str) -> str:
     """The text without control characters other than newlines and tabs."""
     return "".join(c for c in text.replace("\r", "\n") if c.isprintable() or c in "\n\t")
+
+
+def visible(text: str) -> str:
+    """The text with control characters other than newlines and tabs as escapes."""
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode()
+        for c in text.replace("\r\n", "\n")
+    )
+
+
+def bytes_in_words(n: int) -> str:
+    """A number of bytes in the largest unit that it fills, ``1.5 MiB``."""
+    size, units = float(n), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size /= 1024
+        units.pop(0)
+    return f"{size:.0f} B" if units[0] == "B" else f"{size:.1f} {units[0]}"

@@ -484,7 +484,7 @@ def test_what_nobody_foresaw_is_an_outcome_and_a_warning(
 
 
 def test_a_missing_level_names_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine.sys, "platform", "darwin")
+    monkeypatch.setattr(confine.landlock, "abi", lambda: 1)
     assert available_isolation() == "process"
     with pytest.raises(IsolationError, match=r"--set sandbox\.isolation=process"):
         Sandbox(SandboxConfig())

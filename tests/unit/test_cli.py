@@ -287,5 +287,15 @@ def test_a_reader_that_leaves_is_no_fault_and_a_full_disk_is(
 def test_help_names_every_command() -> None:
     done = archloop("--help")
     assert done.returncode == 0
-    for command in ("run", "status", "report", "corpus", "generate", "evaluate", "novelty"):
+    for command in (
+        "run",
+        "status",
+        "show",
+        "report",
+        "corpus",
+        "generate",
+        "evaluate",
+        "novelty",
+        "cache",
+    ):
         assert command in done.stdout

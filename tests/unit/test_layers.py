@@ -16,7 +16,7 @@ import archloop
 SOURCE = Path(archloop.__file__).parent
 
 ROOMS = (
-    {"types", "errors", "progress", "text", "files", "worker", "stats"},
+    {"types", "errors", "progress", "text", "files", "worker", "stats", "platforms"},
     {"config"},
     {"code"},
     {"machine"},
@@ -32,7 +32,7 @@ ROOMS = (
     {"doctor"},
     {"loop"},
     {"report"},
-    {"cli", "__main__"},
+    {"cli", "__main__", "api"},
 )
 """Lowest first: a module imports its own room and lower ones; ``archloop/__init__`` is the top.
 

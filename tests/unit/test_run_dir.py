@@ -55,8 +55,31 @@ def test_open_gives_the_configuration_and_the_public_rows(run_dir: RunDir) -> No
     assert list(frame["id"]) == ["c01-0000", "c01-0001"]
     assert list(frame["outcome"]) == ["valid", "timeout"]
     assert frame["first_epoch_accuracy"].mean() == 0.5
-    assert set(frame.columns) == set(shown[0])
+    assert set(frame.columns) == {*shown[0], "code"}
     assert list(frame["graph_hash"].dropna()) == ["1f"]
+
+
+def test_the_best_candidate_comes_first_with_its_code(run_dir: RunDir) -> None:
+    accuracies = [None, 0.25, 0.0, 0.75, 0.25]
+    with Store(run_dir.database) as store:
+        add_texts(store, 1, ["text"] * len(accuracies))
+        for index, accuracy in enumerate(accuracies):
+            outcome = Outcome.TIMEOUT if accuracy is None else Outcome.VALID
+            store.add_verdict(
+                1,
+                index,
+                verdict=Verdict(outcome, first_epoch_accuracy=accuracy),
+                code=f"x = {index}",
+                code_sha256=None,
+                isolation=None,
+                protocol=None,
+                training=None,
+            )
+    with Run.open(run_dir.root) as run:
+        frame = run.candidates()
+    assert list(frame["code"]) == ["x = 3", "x = 1", "x = 4", "x = 2", "x = 0"]
+    assert frame.iloc[0]["first_epoch_accuracy"] == 0.75
+    assert list(frame.index) == [0, 1, 2, 3, 4]
 
 
 def test_an_empty_run_has_the_same_columns(run_dir: RunDir) -> None:

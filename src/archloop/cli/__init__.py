@@ -18,13 +18,16 @@ from typing import Any, TextIO
 import click
 
 from archloop import __version__
+from archloop.cli.cache import cache_command
 from archloop.cli.corpus import corpus_group
 from archloop.cli.doctor import doctor_command
 from archloop.cli.llm import finetune_command, generate_command
 from archloop.cli.networks import evaluate_command, novelty_command
 from archloop.cli.options import echo_text
 from archloop.cli.runs import report_command, run_command, status_command
+from archloop.cli.show import show_command
 from archloop.errors import ArchloopError, UsageError
+from archloop.platforms import refuse_windows
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ def cli(verbose: int) -> None:
 
     Start with: archloop run demo
     """
+    refuse_windows()
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(
         level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Log()]
@@ -53,6 +57,7 @@ def cli(verbose: int) -> None:
 for command in (
     run_command,
     status_command,
+    show_command,
     report_command,
     corpus_group,
     generate_command,
@@ -60,6 +65,7 @@ for command in (
     novelty_command,
     finetune_command,
     doctor_command,
+    cache_command,
 ):
     cli.add_command(command)
 

@@ -62,7 +62,7 @@ def _show_end(run: Run, console: Console) -> None:
             f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}, "
             f"{best.n_params:,} parameters"
         )
-        _show_code(best.code or "", console)
+        show_code(best.code or "", console)
     else:
         console.print(f"No candidate was valid: {outcome_counts(run)}.", highlight=False)
     task = printable(run.task())
@@ -87,7 +87,7 @@ def _show_cycles(run: Run, console: Console) -> None:
         console.print(format_cycles(stats, run.config), highlight=False)
 
 
-def _show_code(code: str, console: Console) -> None:
+def show_code(code: str, console: Console) -> None:
     """The whole of a network: a terminal breaks its long lines, elsewhere it is the plain text."""
     from rich.syntax import Syntax
 

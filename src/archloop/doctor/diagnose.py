@@ -251,7 +251,9 @@ def _isolation(machine: Machine) -> Iterator[Check]:
         require(wanted)
         yield Check("isolation", True, f"{wanted} is available")
     except IsolationError as error:
-        yield Check("isolation", False, f"{available_isolation()} is available", str(error))
+        yield Check(
+            "isolation", False, f"{available_isolation() or 'none'} is available", str(error)
+        )
 
 
 def _attacks(machine: Machine) -> Iterator[Check]:

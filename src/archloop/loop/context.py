@@ -27,7 +27,7 @@ from archloop.machine.hardware import (
 )
 from archloop.machine.session import session
 from archloop.progress import Observer
-from archloop.sandbox import new_key
+from archloop.sandbox import new_key, require
 from archloop.search.prompts import PromptSubject, PromptTemplate
 from archloop.search.strategy import Strategy, build_strategy
 from archloop.store.run_dir import FINISHED, MEASURING_KEY, PINNED, SESSIONS, TASK_SIZE, RunDir
@@ -201,6 +201,8 @@ class RunContext:
             UsageError: Naming the key that is wrong, or what is missing.
             AssetError: The LLM is not here and cannot be downloaded.
         """
+        # Found out now: the sandbox is first needed when a fine-tune and a batch are done.
+        require(self.config.sandbox.isolation)
         committed = self.config.loop.cycles - len(self.owed_cycles())
         preflight(
             self.config,

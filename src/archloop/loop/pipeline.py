@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from archloop.code.chat import code_sha256, extract_code
+from archloop.code.chat import code_sha256, extract
 from archloop.code.policy import check
 from archloop.config import RunConfig
 from archloop.config.derived import derive_seed
@@ -258,9 +258,10 @@ class Pipeline:
 
     def _judge(self, completion: Completion) -> None:
         """Check statically; what passes goes to the sandbox."""
-        code, index = extract_code(completion.text), completion.index
+        found, index = extract(completion.text), completion.index
+        code = found.code
         if code is None:
-            self._finish(index, None, Verdict(Outcome.NO_CODE, "no Python code block"))
+            self._finish(index, None, Verdict(Outcome.NO_CODE, found.reason))
             return
         if (fault := check(code)) is not None:
             self._finish(index, code, fault)

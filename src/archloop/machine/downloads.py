@@ -26,6 +26,8 @@ from archloop.files import not_writable
 logger = logging.getLogger(__name__)
 
 _DOWNLOAD_SECONDS = 1800
+LOCKS = "locks"
+"""Folder in the cache; the empty files in it stay, as a process may be waiting for one."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def check_cache() -> None:
 
 def lock(name: str) -> FileLock:
     """A lock between processes for the cache entry ``name``."""
-    folder = cache_dir() / "locks"
+    folder = cache_dir() / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     return FileLock(folder / f"{name}.lock")
 

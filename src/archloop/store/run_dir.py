@@ -165,11 +165,20 @@ class Run:
         self.close()
 
     def candidates(self) -> pd.DataFrame:
-        """One row a candidate, in (cycle, index) order, with the columns of its public JSON."""
+        """One row a candidate, the best first, with the columns of its public JSON and its code.
+
+        The best have the highest first-epoch accuracy; those without one follow, and what is equal
+        is in (cycle, index) order.
+        """
         import pandas as pd
 
-        rows = [candidate.to_json() for candidate in self.store.candidates()]
-        hidden = {"code", "index", "graph"}
+        def place(candidate: Candidate) -> float:
+            accuracy = candidate.first_epoch_accuracy
+            return 1.0 if accuracy is None else -accuracy
+
+        found = sorted(self.store.candidates(), key=place)
+        rows = [candidate.to_json() | {"code": candidate.code} for candidate in found]
+        hidden = {"index", "graph"}
         columns = [field.name for field in fields(Candidate) if field.name not in hidden]
         return pd.DataFrame(rows, columns=[*columns, "graph_hash"])
 

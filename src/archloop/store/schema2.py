@@ -89,8 +89,13 @@ def convert(old: Connection, where: str) -> Engine:
         ValueError, TypeError: A row holds something else than the store wrote.
     """
     config = _config(where)
+    # One connection, as the database is gone with it; a pool of one gives it to a thread at a time.
     engine = sa.create_engine(
-        "sqlite://", poolclass=sa.StaticPool, connect_args={"check_same_thread": False}
+        "sqlite://",
+        poolclass=sa.QueuePool,
+        pool_size=1,
+        max_overflow=0,
+        connect_args={"check_same_thread": False},
     )
     cycles = _cycles(old, config)
     candidates = _rows(old, _CANDIDATES)

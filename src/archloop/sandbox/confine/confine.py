@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from archloop.errors import IsolationError
+from archloop.platforms import why_no_sandbox
 from archloop.sandbox.confine import bwrap, landlock, seccomp
 from archloop.sandbox.confine.landlock import DEVICE, LIST, READ, Access, Fence
 from archloop.types import Isolation
@@ -46,9 +47,9 @@ LEVELS: tuple[Isolation, ...] = ("process", "confined", "bwrap")
 """Weakest first."""
 
 
-def available_isolation() -> Isolation:
-    """The strongest level this machine offers."""
-    return next(level for level in reversed(LEVELS) if why_not(level) is None)
+def available_isolation() -> Isolation | None:
+    """The strongest level this machine offers; ``None``: it has no sandbox."""
+    return next((level for level in reversed(LEVELS) if why_not(level) is None), None)
 
 
 def require(isolation: Isolation) -> None:
@@ -58,6 +59,10 @@ def require(isolation: Isolation) -> None:
         IsolationError: It is not; the message says what is missing and how to accept a weaker
             level.
     """
+    if reason := why_no_sandbox():
+        raise IsolationError(
+            f"sandbox.isolation: {reason}; use Linux in a virtual machine or a Docker container"
+        )
     if reason := why_not(isolation):
         weaker = next(n for n in reversed(LEVELS[: LEVELS.index(isolation)]) if why_not(n) is None)
         raise IsolationError(
@@ -68,14 +73,12 @@ def require(isolation: Isolation) -> None:
 
 def why_not(isolation: Isolation) -> str | None:
     """The reason why a level is not available here; ``None``: it is."""
-    if isolation == "process":
-        return None
+    if (reason := why_no_sandbox()) or isolation == "process":
+        return reason
     return _why_not_confined() or (bwrap.why_not() if isolation == "bwrap" else None)
 
 
 def _why_not_confined() -> str | None:
-    if sys.platform != "linux":
-        return "needs Linux"
     if not seccomp.supported():
         return "this processor's system calls are not known"
     if (found := landlock.abi()) < landlock.MIN_ABI:
