@@ -15,11 +15,11 @@ from archloop.errors import ArchloopError, UsageError
 
 _PART = ".part"
 """Temporary folder for incomplete files."""
-MAX_SOURCE_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20
 """Largest file that is read as the source of a network, several times of what can be run."""
 
 
-def read_regular(file: Path, most: int = MAX_SOURCE_BYTES) -> bytes:
+def read_regular(file: Path, most: int = _MOST_BYTES) -> bytes:
     """The content of a file that somebody else may have put there: at once, and within bounds.
 
     A link to a file is followed. A device, a FIFO or a socket is not opened, as that could block,

@@ -70,7 +70,7 @@ def main(control_fd: int) -> None:
         gc.collect()
         gc.freeze()
         huge_pages.collapse()
-        ready = {"ready": True, "gpus": torch.cuda.device_count()}
+        ready: dict[str, Any] = {"ready": True, "gpus": torch.cuda.device_count()}
         if isinstance(found, str):
             ready["one_user"] = found
         _answer(control, os.getpid(), ready)

@@ -106,9 +106,9 @@ class Conversation:
             self.child.host_pid,
             self.child.folder,
             self.child.output,
-            self.child.refusals,
             self.config.memory_mb << 20,
             self.config.disk_mb << 20,
+            self.child.refusals,
         )
 
     def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:

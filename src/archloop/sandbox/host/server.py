@@ -367,8 +367,9 @@ class ForkServer:
         except OSError:
             self._control.close()
         # First the fork server, so that its parent ends and removes what is left, then that too.
-        for end in (lambda: None, self._kill, self._process.kill):
-            end()
+        for end in (None, self._kill, self._process.kill):
+            if end is not None:
+                end()
             try:
                 self._process.wait(_CLOSE_SECONDS)
                 break

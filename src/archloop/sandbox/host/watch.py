@@ -80,9 +80,9 @@ class Watch:
         pid: Its process id; the process is not reaped while it is watched.
         folder: Its private folder.
         output: Its output.
-        refusals: What it is refused.
         memory_bytes: Memory that it may use in addition to that at the first check.
         disk_bytes: All its files together, deleted ones that it still holds open included.
+        refusals: What it is refused, if that is reported.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Watch:
         pid: int,
         folder: Path,
         output: Output,
-        refusals: Refusals,
         memory_bytes: int,
         disk_bytes: int,
+        refusals: Refusals | None = None,
     ) -> None:
-        self._refusals = refusals
+        self._refusals = refusals or Refusals()
         self._process, self._folder, self._output = Path("/proc") / str(pid), folder, output
         self._memory, self._disk = memory_bytes, disk_bytes
         self._next = 0.0
