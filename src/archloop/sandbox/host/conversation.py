@@ -75,6 +75,7 @@ class Conversation:
         self.phase = Outcome.IMPORT_ERROR
         """The outcome if the process dies now."""
         self.n_params: int | None = None
+        self._phases = 0
         self._watch: Watch | None = None
 
     def build(self) -> int:
@@ -114,11 +115,14 @@ class Conversation:
     def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:
         """The next message, which must belong to this stage and arrive within so many seconds."""
         deadline = self._deadline(seconds)
-        for _ in range(_MOST_PHASES):
+        while True:
             message = self._within(
                 seconds, what, lambda: wire.receive(self.child.sock, deadline, self._watch)
             )
             if message.get("stage") == "phase":
+                self._phases += 1
+                if self._phases > _MOST_PHASES:
+                    raise wire.WireError("announcements without end")
                 self.phase = _failure_of(message)
             elif message.get("stage") == "failed":
                 error = one_line(str(message.get("error")))
@@ -127,7 +131,6 @@ class Conversation:
                 return message
             else:
                 raise wire.WireError("message out of order")
-        raise wire.WireError("messages without end")
 
     def receive_bytes(self, size: int, seconds: float, what: str) -> bytes:
         """Raw bytes that follow a message."""
