@@ -70,6 +70,7 @@ _OF_FLAGS = {
     "large_literals": "weights and data do not belong into the source",
     "trained_again": "its forward() or backward pass fails in the channels-last layout or in bf16",
     "no_steps": "no torch optimiser made a step",
+    "refused_calls": "it asked the system for what a network has no use for: leave that out",
     "protocol_gap": "its own learn() and the harness's loop give far apart accuracies",
 }
 
@@ -87,4 +88,5 @@ def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str 
             return text
     if outcome in _OF_OUTCOMES:
         return _OF_OUTCOMES[outcome]
-    return next((_OF_FLAGS[flag] for flag in flags if flag in _OF_FLAGS), None)
+    kinds = (flag.partition(":")[0] for flag in flags)
+    return next((_OF_FLAGS[kind] for kind in kinds if kind in _OF_FLAGS), None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from archloop.novelty.graph import Graph
 
@@ -41,24 +41,40 @@ def macs(graph: Graph) -> int | None:
     return total
 
 
+class Cost(NamedTuple):
+    """What one forward pass of one image takes, by its graph."""
+
+    macs: int | None
+    """Multiply-accumulates; ``None``: they cannot be counted."""
+    elements: int
+    """Numbers that operators compute."""
+    operators: int
+
+
+def cost(graph: Graph) -> Cost:
+    """The cost of a traced graph."""
+    outputs = [shape for *_, results in graph["nodes"] for shape, _ in results]
+    return Cost(macs(graph), sum(prod(_sizes(shape)) for shape in outputs), len(graph["nodes"]))
+
+
 class _Node:
     """One operator, with shapes in place of references."""
 
     def __init__(self, graph: Graph, arguments: dict[str, Any], outputs: list[Any]) -> None:
         self._nodes, self._arguments = graph["nodes"], arguments
-        self.output = sizes(outputs[0][0])
+        self.output = _sizes(outputs[0][0])
 
     def shape(self, name: str) -> list[int]:
         """The shape of an argument that is a tensor."""
         number, index = self._arguments[name]["input"]
-        return sizes(self._nodes[number][2][index][0])
+        return _sizes(self._nodes[number][2][index][0])
 
     def value(self, name: str) -> Any:
         """An argument that is none."""
         return self._arguments.get(name)
 
 
-def sizes(shape: list[int | str]) -> list[int]:
+def _sizes(shape: list[int | str]) -> list[int]:
     """Sizes for one image: ``"4N"`` is 4."""
     return [int(size[:-1]) if isinstance(size, str) else size for size in shape]
 

@@ -20,8 +20,7 @@ from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.config.derived import derive_seed
 from archloop.errors import SandboxError
 from archloop.machine.hardware import resolved_precision
-from archloop.novelty.graph import Graph, sketch_graph
-from archloop.novelty.macs import macs
+from archloop.novelty.graph import Graph
 from archloop.sandbox import wire
 from archloop.sandbox.candidate.phase import error_line
 from archloop.sandbox.confine.confine import require
@@ -33,6 +32,8 @@ from archloop.sandbox.host.conversation import (
     UNFORESEEN,
     Conversation,
     FailedError,
+    Sketch,
+    sketch,
     trace,
 )
 from archloop.sandbox.host.draws import Plan, draw_plan, new_key, relabelling
@@ -70,6 +71,8 @@ class _Ran(Generic[T]):
     left_processes: int
     cpu_seconds: float | None
     """Processor time of the process, from its fork to its end."""
+    refused: tuple[str, ...]
+    """System calls that were refused to it."""
 
 
 class Sandbox:
@@ -146,7 +149,7 @@ class Sandbox:
             ran = self._hold(job, talk)
         except FailedError as failed:
             return failed.verdict
-        return replace(ran.value, output=ran.output, flags=_left(ran))
+        return replace(ran.value, output=ran.output, flags=_seen(ran))
 
     def trace(
         self, code: str, *, shape: tuple[int, int, int], classes: int
@@ -169,7 +172,23 @@ class Sandbox:
         except FailedError as failed:
             return failed.verdict, None
         verdict, graph = ran.value
-        return replace(verdict, output=ran.output, flags=_left(ran)), graph
+        return replace(verdict, output=ran.output, flags=_seen(ran)), graph
+
+    def sketch(
+        self, code: str, *, shape: tuple[int, int, int], classes: int
+    ) -> tuple[Verdict, Sketch | None]:
+        """What is kept of a network's graph, and what it costs.
+
+        Both are worked out in the candidate's process, under its deadline and limits, and are as
+        trustworthy as the graph itself; see :meth:`trace` for the arguments and the verdict.
+        """
+        job = self._job("sketch", code, shape, classes, meta=True)
+        try:
+            ran = self._hold(job, sketch)
+        except FailedError as failed:
+            return failed.verdict, None
+        verdict, found = ran.value
+        return replace(verdict, output=ran.output, flags=_seen(ran)), found
 
     def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
@@ -238,9 +257,11 @@ class Sandbox:
             found.append(flags.KNOWS_BEFORE)
         if work is not None and work > MOST_WORK:
             found.append(flags.EXTRA_WORK)
-        found += [*_left(trained), *_left(first), *_left(second)]
-        _, graph = self.trace(code, shape=shape, classes=info.classes)
-        if graph is not None and _is_too_slow(graph, predicted, plan):
+        found += _seen(trained, first, second)
+        traced, sketched = self.sketch(code, shape=shape, classes=info.classes)
+        if sketched is None:
+            logger.info("a valid network without a graph: %s", traced.error)
+        elif _is_too_slow(sketched, predicted, plan):
             found.append(flags.HIDDEN_WORK)
         return Verdict(
             Outcome.VALID,
@@ -248,10 +269,10 @@ class Sandbox:
             first_epoch_accuracy=accuracy,
             train_seconds=trained.value.seconds,
             work=None if work is None else round(work, 3),
-            flags=tuple(dict.fromkeys(found)),
+            flags=flags.merged(found, traced.flags),
             output=trained.output,
-            graph=None if graph is None else sketch_graph(graph),
-            macs=None if graph is None else macs(graph),
+            graph=None if sketched is None else sketched.graph,
+            macs=None if sketched is None else sketched.cost.macs,
         )
 
     def _train(
@@ -433,12 +454,14 @@ class Sandbox:
             raise
         else:
             ended = server.reap(child)
-            text = child.output.text()[-_OUTPUT:]
-            return _Ran(value, text, ended.left_processes, ended.cpu_seconds)
+            output = child.output.text()[-_OUTPUT:]
+            return _Ran(
+                value, output, ended.left_processes, ended.cpu_seconds, child.refusals.names
+            )
         failed.verdict = replace(
             failed.verdict,
             output=child.output.text()[-_OUTPUT:],
-            flags=(flags.LEFT_PROCESSES,) if left_processes else (),
+            flags=flags.of_process(left_processes, child.refusals.names),
         )
         try:
             raise failed from None
@@ -466,16 +489,20 @@ class Sandbox:
         self.close()
 
 
-def _is_too_slow(graph: Graph, predicted: Predicted, plan: Plan) -> bool:
+def _is_too_slow(sketched: Sketch, predicted: Predicted, plan: Plan) -> bool:
     if predicted.cpu_seconds is None:
         return False
     images, batches = len(predicted.logits), len(plan.batches)
-    found = slowness(predicted.cpu_seconds, graph, images=images, batches=batches)
+    found = slowness(predicted.cpu_seconds, sketched.cost, images=images, batches=batches)
     return found is not None and found > MOST_SLOWNESS
 
 
-def _left(ran: _Ran[Any]) -> tuple[str, ...]:
-    return (flags.LEFT_PROCESSES,) if ran.left_processes else ()
+def _seen(*processes: _Ran[Any]) -> tuple[str, ...]:
+    """Flags of what was seen of a candidate's processes from outside."""
+    return flags.of_process(
+        sum(ran.left_processes for ran in processes),
+        [name for ran in processes for name in ran.refused],
+    )
 
 
 def _validation(

@@ -10,10 +10,8 @@ the clock.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
 
-from archloop.novelty.graph import Graph
-from archloop.novelty.macs import macs, sizes
+from archloop.novelty.macs import Cost
 
 MOST_WORK = 2.0
 """Times the reference: a hundred trainings of LEMUR's networks took 1.7 at most, on a busy machine.
@@ -70,24 +68,22 @@ def extra_work(
     return max(0.0, spent + early - allowed) / honest
 
 
-def slowness(seconds: float, graph: Graph, *, images: int, batches: int) -> float | None:
+def slowness(seconds: float, cost: Cost, *, images: int, batches: int) -> float | None:
     """Time of forward passes as a multiple of what the graph explains.
 
     A graph is recorded in a process of the network, which may leave operators out.
 
     Args:
         seconds: Of all forward passes, on a CPU.
-        graph: The traced graph.
+        cost: Of the traced graph.
         images: Images that passed.
         batches: In so many batches.
 
     Returns:
         The multiple; ``None`` where the operators cannot be counted.
     """
-    count = macs(graph)
-    if count is None:
+    if cost.macs is None:
         return None
-    elements = sum(prod(sizes(shape)) for *_, outputs in graph["nodes"] for shape, _ in outputs)
-    operators = len(graph["nodes"]) * _PER_OPERATOR * batches
-    explained = images * (count * _PER_MAC + elements * _PER_ELEMENT) + operators
-    return max(0.0, seconds - ALLOWED_SECONDS) / explained
+    explained = images * (cost.macs * _PER_MAC + cost.elements * _PER_ELEMENT)
+    explained += batches * cost.operators * _PER_OPERATOR
+    return max(0.0, seconds - ALLOWED_SECONDS) / max(explained, _LEAST_STEP)
