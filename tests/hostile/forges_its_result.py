@@ -1,4 +1,5 @@
 # expected: valid
+# flags: no_steps
 # C11: plays the harness, in both processes, without training. It gets chance: nobody told it the labels.
 import torch
 import torch.nn as nn

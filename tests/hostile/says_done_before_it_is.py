@@ -1,5 +1,5 @@
 # expected: valid
-# flags: late_training
+# flags: late_training,no_steps
 # C1: plays the harness, and has time to itself between saying that it is done and sending its weights.
 import torch
 import torch.nn as nn

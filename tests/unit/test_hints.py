@@ -19,6 +19,12 @@ from archloop.types import Outcome
         ),
         ("NameError: name 'nn' is not defined (line 8)", "import torch.nn as nn"),
         ("AttributeError: 'Net' object has no attribute 'conv9'", "__init__"),
+        ("AttributeError: 'TrainData' object has no attribute 'dataset'", "len(train_data)"),
+        ("TypeError: 'TrainData' object is not subscriptable", "in_shape[0]"),
+        ("UnknownHyperparameterError: no hyperparameter 'wd': ...", "prm.get(name, default)"),
+        ("learn() trained on 9 images; ...: LBFGS.step() repeats its closure", "max_iter=1"),
+        ("AttributeError: 'Net' object has no attribute 'prior'", "register_buffer"),
+        ("ValueError: Attempted to use an uninitialized parameter in f", "in __init__"),
         ("forward() gave torch.float32 of shape (4, 7); expected ...", "out_shape[0]"),
     ],
 )
@@ -31,6 +37,12 @@ def test_usual_faults_have_advice(error: str, said: str) -> None:
 def test_a_sound_network_has_none() -> None:
     assert hint(Outcome.VALID, None) is None
     assert hint(Outcome.IMPORT_ERROR, "KeyError: 'x'") is None
+    flagged = hint(Outcome.VALID, None, ["untrained", "no_steps"])
+    assert flagged is not None
+    assert "every batch once" in flagged, "the cause before its effect"
+    lost = hint(Outcome.VALID, None, ["state_lost"])
+    assert lost is not None
+    assert "register_buffer" in lost
     flagged = hint(Outcome.VALID, None, ["brittle", "batch_dependent"])
     assert flagged is not None
     assert "batch" in flagged

@@ -29,7 +29,33 @@ _OF_ERRORS = tuple(
             r"name '(?:torch|nn|F|math|np)' is not defined",
             "import what is used at the top of the file, for example import torch.nn as nn",
         ),
-        (r"object has no attribute", "set in __init__ what forward() and learn() use"),
+        (
+            r"'TrainData' object",
+            "train_data gives (inputs, labels) batches, each once, and nothing besides: "
+            "len(train_data) is their number, in_shape[0] the images in a batch (the last may have "
+            "fewer), inputs.size(0) counts those that came; there is no dataset, batch_size, "
+            "sampler or index",
+        ),
+        (
+            r"UnknownHyperparameterError",
+            "use those that are given, or prm.get(name, default) for one of your own",
+        ),
+        (
+            r"repeats its closure",
+            "an image may pass twice for a step (as in SAM), and LBFGS runs its closure up to "
+            "max_iter times: set max_iter=1, or use another optimiser",
+        ),
+        (
+            r"object has no attribute",
+            "set in __init__ what forward() and learn() use; a tensor that learn() makes is kept "
+            "by self.register_buffer(name, tensor) in __init__",
+        ),
+        (
+            r"an uninitialized parameter",
+            "a lazy layer has no weights before the first forward pass: run a batch of zeros "
+            "through it in __init__ before its weights are counted, copied or initialised",
+        ),
+        (r"encoded as|is not UTF-8|unknown encoding", "save the file as UTF-8"),
         (
             r"Sizes of tensors must match|must match the size of tensor",
             "both branches must have the same shape where they meet: stride, padding, channels",
@@ -53,7 +79,7 @@ _OF_ERRORS = tuple(
 
 _OF_OUTCOMES = {
     Outcome.CONTRACT_VIOLATION: _CONTRACT,
-    Outcome.FORBIDDEN_CODE: "a network needs torch, numpy and pure Python only",
+    Outcome.FORBIDDEN_CODE: "leave it out: a network needs torch, numpy and plain Python",
     Outcome.OVER_BUDGET: "use fewer or narrower layers, or pool before the first Linear",
     Outcome.FORWARD_ERROR: "forward(x) gives float logits of shape (N, out_shape[0])",
     Outcome.NON_FINITE: "add normalisation, clip gradients or check the loss",
@@ -64,9 +90,16 @@ _OF_OUTCOMES = {
 }
 
 _OF_FLAGS = {
+    # The first that a network has is advised on.
     "stochastic": "it is random in evaluation mode: pass training=self.training to F.dropout",
     "batch_dependent": "its logits depend on the batch: batch statistics in evaluation mode?",
-    "no_steps": "no torch optimiser made a step",
+    "no_steps": "no torch optimiser made a step: train_data gives every batch once, so a second "
+    "loop over it gets none; call optimizer.step() for each batch",
+    "untrained": "training left every parameter as it was: give the optimiser self.parameters(), "
+    "a rate above zero, and call loss.backward() before optimizer.step()",
+    "state_lost": "what was measured is not what was trained: what learn() puts into plain "
+    "attributes or globals is lost when the network is rebuilt from its state_dict(); make it in "
+    "__init__ by self.register_buffer(name, tensor) or nn.Parameter, and change it in place",
     "protocol_gap": "its own learn() and the harness's loop give far apart accuracies",
 }
 
@@ -84,4 +117,5 @@ def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str 
             return text
     if outcome in _OF_OUTCOMES:
         return _OF_OUTCOMES[outcome]
-    return next((_OF_FLAGS[flag] for flag in flags if flag in _OF_FLAGS), None)
+    found = set(flags)
+    return next((text for flag, text in _OF_FLAGS.items() if flag in found), None)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from archloop.sandbox import wire
-from archloop.sandbox.candidate import state
+from archloop.sandbox.candidate import answers, state
 from archloop.sandbox.candidate.network import Builder, as_channels_last, check_logits
 from archloop.sandbox.candidate.phase import Fault, Phase
 from archloop.sandbox.feed.batches import BatchRecipe, Normalise
@@ -38,9 +38,10 @@ def predict(
         raise Fault(phase.outcome, f"the network does not take its weights: {error}") from None
     digest = _digest(net)
     phase.enter(Outcome.FORWARD_ERROR)
-    wire.send(sock, {"stage": "ready"})
     if message["channels_last"]:
         as_channels_last(net)
+    text = answers.answer(net, job, builder.device, channels_last=message["channels_last"])
+    wire.send(sock, {"stage": "ready", "answer": text})
     state.set_eval(net)
     answer = _Answer(net, builder.device, job)
     with torch.no_grad():

@@ -207,9 +207,7 @@ class Sandbox:
             return failed.verdict
         accuracy = round(measured.value.accuracy, 6)
         found = [*trained.value.flags, *measured.value.flags]
-        found += flags.of_accuracy(
-            info.name, accuracy, classes=info.classes, steps=trained.value.steps
-        )
+        found += flags.of_accuracy(info.name, accuracy, steps=trained.value.steps)
         found += {*_left(trained), *_left(measured)}
         _, graph = self.trace(code, shape=shape, classes=info.classes)
         return Verdict(

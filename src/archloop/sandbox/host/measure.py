@@ -84,6 +84,8 @@ class Trained:
     seconds: float
     """From the first batch to the last byte of the weights, on the main process's clock."""
     flags: tuple[str, ...]
+    answer: object
+    """To noise, as the process says; see :mod:`archloop.sandbox.candidate.answers`."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     if number(message, "passes") > report["images"]:
         found.append(flags.EXTRA_PASSES)
     whole = done - report["first"]
+    if message.get("unchanged") is True:
+        found.append(flags.UNTRAINED)
     if flags.is_long(done - report["last"], whole):
         found.append(flags.LATE_TRAINING)
     if flags.is_long(report["pause"], whole):
@@ -141,6 +145,7 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
         steps=number(message, "steps"),
         seconds=round(whole, 3),
         flags=tuple(found),
+        answer=message.get("answer"),
     )
 
 
@@ -211,10 +216,12 @@ def measure(
     seconds, what = config.build_seconds, "loading the weights"
     # The candidate chose its names and shapes, and may not read it.
     conversation.send_bytes(wire.frame(message), seconds, what, (weights_fd,))
-    conversation.expect("ready", seconds, what)
+    ready = conversation.expect("ready", seconds, what)
     asker = _Asker(conversation)
     logits = asker(images, asker.batch)
     found = _consistency(asker, images, logits)
+    if flags.lost_state(trained.answer, ready.get("answer"), conversation.job.classes):
+        found.append(flags.STATE_LOST)
     if not asker.finish():
         found.append(flags.CHANGES_WEIGHTS)
     return Measured(float((logits.argmax(axis=1) == labels).mean()), tuple(found))
