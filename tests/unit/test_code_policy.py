@@ -113,7 +113,7 @@ BARE, METHODS = GOOD[:BOTH], GOOD[BOTH:]
         BARE.replace("class Net(nn.Module)", f"class M:\n{METHODS}\nclass Net(M, nn.Module)"),
         BARE.replace("class Net(nn.Module)", "class Net(bases())"),
         BARE.replace("class Net(", "@with_methods\nclass Net("),
-        BARE + "    for name in ('train_setup', 'learn'):\n        exec\n    train_setup = learn = 1\n",
+        BARE + "    if True:\n        train_setup = learn = print\n",
         GOOD.replace("class Net(", "class Model(") + "\nNet = Model\n",
         GOOD.replace("def supported_hyperparameters():\n    return",
                      "supported_hyperparameters = lambda:"),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from archloop.code.hints import hint
+from archloop.code.hints import hint, undeclared
 from archloop.types import Outcome
+from conftest import network
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,16 @@ def test_usual_faults_have_advice(error: str, said: str) -> None:
     advice = hint(Outcome.FORWARD_ERROR, error)
     assert advice is not None
     assert said in advice
+
+
+def test_what_is_read_is_compared_with_what_is_declared() -> None:
+    code = network().replace("momentum=prm['momentum']", "momentum=prm['dropout'] + prm['batch']")
+    assert undeclared(network()) == []
+    assert undeclared(code) == ["dropout"]
+    advice = hint(Outcome.VALID, None, (), code)
+    assert advice is not None
+    assert advice.startswith("it reads dropout, which supported_hyperparameters() does not name")
+    assert hint(Outcome.VALID, None, (), network()) is None
 
 
 def test_a_sound_network_has_none() -> None:

@@ -58,8 +58,8 @@ NOISY = [
      "    for x, y in bar:\n        bar.set_postfix(n=len(x))\n        self(x)"),
     ("from tqdm import tqdm", "with tqdm(train_data, unit='batch') as bar:\n    for x, y in bar:\n"
      "        bar.set_description('on')\n        self(x)"),
-    ("from tqdm import tqdm", "with tqdm(total=len(train_data)) as bar:\n    for x, y in train_data:"
-     "\n        self(x)\n        bar.update(1)"),
+    ("from tqdm import tqdm", "with tqdm(total=len(train_data)) as bar:\n    for x, y in "
+     "train_data:\n        self(x)\n        bar.update(1)"),
 ]  # fmt: skip
 
 
@@ -103,7 +103,10 @@ def seen(code: str, train_data: object) -> list[int]:
         ("import sys", "sys.exit()"),
         ("import logging", "logging.info(self.layer(next(train_data)))"),
         ("import time\nclass T:\n    begin = time.time()", "self.x = T.begin"),
-        ("import time\nclass T:\n    begin = time.time()\n    def f(self): return self.begin", LOOP),
+        (
+            "import time\nclass T:\n    begin = time.time()\n    def f(self): return self.begin",
+            LOOP,
+        ),
         ("import random, time", "random.seed(time.time())"),
         ("from tqdm import *", LOOP),
     ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 
-from archloop.types import Outcome
+from archloop.code.policy import parse
+from archloop.types import Outcome, Verdict
 
 _CONTRACT = (
     "define supported_hyperparameters() and class Net(nn.Module) with __init__(self, in_shape, "
@@ -89,6 +91,9 @@ _OF_OUTCOMES = {
     Outcome.SANDBOX_VIOLATION: "a network may not touch files, programs, processes or the network",
 }
 
+_ALWAYS_GIVEN = ("batch", "epoch", "transform")
+"""Also in LEMUR, to a network that does not name them."""
+
 _OF_FLAGS = {
     # The first that a network has is advised on.
     "stochastic": "it is random in evaluation mode: pass training=self.training to F.dropout",
@@ -104,13 +109,16 @@ _OF_FLAGS = {
 }
 
 
-def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str | None:
+def hint(
+    outcome: Outcome, error: str | None, flags: Iterable[str] = (), code: str = ""
+) -> str | None:
     """One line of advice; ``None``: there is none.
 
     Args:
         outcome: The outcome of the network.
         error: Its error line.
         flags: Of a valid network.
+        code: Its source.
     """
     for pattern, text in _OF_ERRORS:
         if error and pattern.search(error):
@@ -118,4 +126,31 @@ def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str 
     if outcome in _OF_OUTCOMES:
         return _OF_OUTCOMES[outcome]
     found = set(flags)
-    return next((text for flag, text in _OF_FLAGS.items() if flag in found), None)
+    advice = next((text for flag, text in _OF_FLAGS.items() if flag in found), None)
+    if advice is None and (names := undeclared(code)):
+        return (
+            f"it reads {', '.join(names)}, which supported_hyperparameters() does not name: LEMUR "
+            "gives a network only what it names"
+        )
+    return advice
+
+
+def undeclared(code: str) -> list[str]:
+    """Hyperparameters that a source reads as ``prm["name"]`` and does not declare, sorted."""
+    if "prm[" not in code or isinstance(tree := parse(code), Verdict):
+        return []
+    declared, read = set(_ALWAYS_GIVEN), set[str]()
+    for node in ast.walk(tree):
+        match node:
+            case ast.FunctionDef(name="supported_hyperparameters"):
+                constants = (n for n in ast.walk(node) if isinstance(n, ast.Constant))
+                declared |= {n.value for n in constants if isinstance(n.value, str)}
+            case ast.Subscript(
+                value=ast.Name(id="prm") | ast.Attribute(attr="prm"),
+                slice=ast.Constant(value=str(name)),
+                ctx=ast.Load(),
+            ):
+                read.add(name)
+            case _:
+                pass
+    return sorted(read - declared)

@@ -40,19 +40,32 @@ _IMPORTED = re.compile(r"\b(?:from\s+([\w.]+)|import\s+([\w., ]+))")
 _BAR = re.compile(r"tqdm(\.\w+)*\.(tqdm|tqdm_notebook|trange|tnrange)|tqdm\.(auto|notebook|std)")
 _RANGES = ("trange", "tnrange")
 _BAR_METHODS = frozenset(
-    "set_description set_description_str set_postfix set_postfix_str update close refresh clear "
-    "write reset display unpause".split()
+    (
+        *("set_description", "set_description_str", "set_postfix", "set_postfix_str", "update"),
+        *("close", "refresh", "clear", "write", "reset", "display", "unpause"),
+    )
 )
-_CONSUMING = frozenset("dict enumerate list max min set sorted sum tuple zip".split())
+_CONSUMING = frozenset(
+    (
+        *("dict", "enumerate", "list", "max", "min", "set", "sorted", "sum", "tuple", "zip"),
+        *("all", "any"),
+    )
+)
 """These take the batches of an iterator."""
 _PURE_FUNCTIONS = _CONSUMING | frozenset(
-    "abs bool float format getattr hasattr id int isinstance len range repr reversed round str "
-    "type".split()
+    (
+        *("abs", "bool", "float", "format", "getattr", "hasattr", "id", "int", "isinstance"),
+        *("len", "range", "repr", "reversed", "round", "str", "type"),
+    )
 )
 _PURE_METHODS = frozenset(
-    "cpu detach dim element_size format get get_lr item items join keys ljust lower max "
-    "max_memory_allocated mean memory_allocated memory_reserved min norm numel numpy parameters "
-    "rjust size split std strftime strip sum title tolist total_seconds upper values zfill".split()
+    (
+        *("cpu", "detach", "dim", "element_size", "format", "get", "get_lr", "item", "items"),
+        *("join", "keys", "ljust", "lower", "max", "max_memory_allocated", "mean", "min", "norm"),
+        *("memory_allocated", "memory_reserved", "numel", "numpy", "parameters", "rjust", "size"),
+        *("split", "std", "strftime", "strip", "sum", "title", "tolist", "total_seconds"),
+        *("upper", "values", "zfill"),
+    )
 )
 _SCOPES = (
     ast.FunctionDef,
@@ -247,9 +260,9 @@ class _Noise:
                 )
                 if not known and not self._is_removable(func):
                     return False
-                if isinstance(func, ast.Name) and func.id in _CONSUMING:
-                    if any(self._keys.get(a) in self._given for a in node.args):
-                        return False
+                takes = isinstance(func, ast.Name) and func.id in _CONSUMING
+                if takes and any(self._keys.get(a) in self._given for a in node.args):
+                    return False
             elif isinstance(node, ast.comprehension) and self._keys.get(node.iter) in self._given:
                 return False
         return True
@@ -307,6 +320,12 @@ class _Noise:
                 return ours and (value is None or self._is_pure(value))
             case ast.Delete():
                 return all(map(self._is_removable, node.targets))
+            case _:
+                return self._is_dropped_block(node)
+
+    def _is_dropped_block(self, node: ast.stmt) -> bool:
+        """Whether a statement with a body is noise, as all that it holds is."""
+        match node:
             case ast.If():
                 return self._is_pure(node.test) and self._are_dropped(node.body + node.orelse)
             case ast.For(iter=ast.Call(func=ast.Name(id="range"))):
@@ -435,9 +454,7 @@ class _Noise:
                     empty = "pass" if body is not self._tree.body else ""
                     yield _Edit(node, _import(node, kept) if kept else empty)
 
-    def _is_idle(
-        self, node: ast.Import | ast.ImportFrom, alias: ast.alias, used: set[Key]
-    ) -> bool:
+    def _is_idle(self, node: ast.Import | ast.ImportFrom, alias: ast.alias, used: set[Key]) -> bool:
         if alias not in self._imports or self._imports[alias] in used:
             return False
         if isinstance(node, ast.Import):

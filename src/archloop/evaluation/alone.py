@@ -156,7 +156,7 @@ def _row(
         flags=found,
         accuracies=scores,
         accuracy_interval=share_interval(scores),
-        hint=hint(verdict.outcome, verdict.error, found),
+        hint=hint(verdict.outcome, verdict.error, found, source.code),
         output=verdict.output,
         graph=verdict.graph,
         **shared,

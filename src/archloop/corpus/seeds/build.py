@@ -1,9 +1,10 @@
 """From a seed source to the first corpus: every step counted, every dropped network explained.
 
 read -> exact duplicates -> parse -> contract -> quarantine -> near-duplicates -> builds in the
-sandbox (meta device, else processor) -> length -> budget -> pairs; networks above the budget can be narrowed to it,
-and are counted apart and marked in the pair's metadata. Near-duplicates are found among the cleaned
-sources, as a run compares candidates with these. The same input gives byte-identical output.
+sandbox (meta device, else processor) -> length -> budget -> pairs; networks above the budget can be
+narrowed to it, and are counted apart and marked in the pair's metadata. Near-duplicates are found
+among the cleaned sources, as a run compares candidates with these. The same input gives
+byte-identical output.
 """
 
 from __future__ import annotations
