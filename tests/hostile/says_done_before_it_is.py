@@ -1,5 +1,5 @@
 # expected: valid
-# flags: late_training
+# flags: late_training,no_steps
 # C1: plays the harness, and has time to itself between saying that it is done and sending its weights.
 import torch
 import torch.nn as nn
@@ -54,6 +54,8 @@ def play():
                 say(struct.pack('4f', 1, 0, 0, 0) * asked['rows'], stage='logits')
             elif asked['do'] == 'compare':
                 say(stage='compared', unchanged=True)
+            elif asked['do'] == 'answer':
+                say(stage='answered', answer=None)
             else:
                 say(stage='stepped')
     channel.recv(1)

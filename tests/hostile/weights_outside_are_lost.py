@@ -1,4 +1,5 @@
 # expected: valid
+# flags: state_lost
 # C7: trains a tensor that is no parameter; built anew, the network has it untrained.
 import torch
 import torch.nn as nn

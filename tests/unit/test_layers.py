@@ -92,6 +92,7 @@ WORKER_FILES = {
     "sandbox/feed/batches.py",
     "sandbox/feed/feed.py",
     "sandbox/forkserver.py",
+    "sandbox/candidate/answers.py",
     "sandbox/candidate/harness.py",
     "sandbox/candidate/meta.py",
     "sandbox/candidate/network.py",

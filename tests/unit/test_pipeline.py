@@ -159,7 +159,7 @@ def outcomes(store: Store) -> list[str]:
 
 def test_every_completion_gets_a_verdict_and_every_step_a_span(store: Store) -> None:
     watching = Watching()
-    texts = {1: "no code here", 2: render_code("import os\n" + network())}
+    texts = {1: "no code here", 2: render_code("import os\nos.nice(1)\n" + network())}
     work(store, Writer(texts), Table(), watching)
     assert outcomes(store) == ["valid", "no_code", "forbidden_code", "valid", "valid", "valid"]
     spans = [(s.stage, s.index) for s in store.spans()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from archloop.sandbox.candidate.training import stepping
+from archloop.sandbox.candidate.training import _Passes, stepping
 from archloop.sandbox.host import flags
 
 
@@ -68,12 +69,44 @@ def test_steps_are_counted_by_parameter_whatever_makes_them() -> None:
 
 
 def test_flags_of_an_accuracy() -> None:
-    assert flags.of_accuracy("cifar10", 0.5, classes=10, steps=700) == []
-    assert flags.of_accuracy("cifar10", 0.9, classes=10, steps=0) == ["no_steps", "implausible"]
-    assert flags.of_accuracy("mine", 1.0, classes=2, steps=1) == []
+    assert flags.of_accuracy("cifar10", 0.5, steps=700) == []
+    assert flags.of_accuracy("cifar10", 0.9, steps=0) == ["no_steps", "implausible"]
+    assert flags.of_accuracy("mine", 1.0, steps=1) == []
+    assert flags.of_accuracy("mine", 0.1, steps=0) == ["no_steps"], "also at chance"
     assert not flags.is_long(0.9, 9.9)
     assert flags.is_long(4.9, 9.9)
     assert not flags.is_long(0.8, 0.9)
+
+
+def test_answers_of_two_processes_are_compared() -> None:
+    def answer(*logits: float) -> str:
+        return base64.b64encode(np.array(logits, np.float32).tobytes()).decode()
+
+    trained = answer(1, 0, 0, 1)
+    assert flags.lost_state(trained, answer(0, 1, 1, 0), 2)
+    assert flags.lost_state(trained, answer(0, 0, 0, 0), 2)
+    assert not flags.lost_state(trained, answer(1.001, 0, 0, 1), 2)
+    for odd in (None, 3, "no base64", answer(1, 0, 0), answer(1, 0), answer(1, 0, 0, np.nan)):
+        assert not flags.lost_state(trained, odd, 2), "it is not known"
+
+
+def test_an_optimiser_that_repeats_its_closure_is_named() -> None:
+    net = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=1.0, max_iter=5)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss: torch.Tensor = (net(torch.ones(4, 2)) - 3).square().sum()
+        loss.backward()
+        return loss
+
+    with stepping("constant", 10) as steps:
+        passes = _Passes(net, steps)
+        net(torch.ones(4, 2))
+        assert passes.of_closures() == ""
+        optimizer.step(closure)
+        assert passes.images > 8
+        assert passes.of_closures() == ": LBFGS.step() repeats its closure"
 
 
 def test_logits_are_compared_by_what_they_say() -> None:

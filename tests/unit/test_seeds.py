@@ -165,6 +165,12 @@ def test_every_dropped_network_is_explained() -> None:
     assert {"exact duplicate", "near-duplicate", "forward_error", "does not parse"} <= set(
         report.dropped
     )
+    errors = {r.name: r.error for r in report.records if r.error}
+    assert errors.keys() == {"broken", "torn", "forbidden"}
+    assert errors["broken"] == "broken"
+    assert errors["torn"] == "SyntaxError: '(' was never closed (line 1)"
+    assert "import of socket (line 1) is forbidden: " in errors["forbidden"]
+    assert report.to_json()["records"][0]["error"] is None, "a duplicate has no error"
     assert report.to_json()["steps"][0] == {"step": "read", "networks": 7}
     assert "near-duplicate" in report.to_markdown()
 
@@ -210,6 +216,25 @@ def test_folders_and_chat_files_are_sources(tmp_path: Path) -> None:
     chat.write_text("".join(json.dumps(p.to_json()) + "\n" for p in pairs))
     again = list(open_source(SeedsConfig(source="jsonl", path=str(chat))).networks())
     assert {n.code for n in again} == {clean_source(RAW)}
+
+
+def test_a_file_in_another_encoding_or_a_row_without_code_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "marked.py").write_bytes(b"\xef\xbb\xbf" + network(20, "a").encode())
+    (tmp_path / "wide.py").write_text(network(21, "b"), "utf-16")
+    pairs, report = build(
+        [*open_source(SeedsConfig(source="directory", path=str(tmp_path))).networks()]
+    )
+    assert {p.meta["source"] for p in pairs} == {"marked"}
+    (record,) = report.records
+    assert (record.name, record.error) == ("wide", "encoded as UTF-16; save it as UTF-8")
+    row = json.dumps(make_pair(PROMPT, "x", {}).to_json()).replace("```", "")
+    chat = tmp_path / "chat.jsonl"
+    chat.write_bytes(
+        b"\xef\xbb\xbf" + row.encode() + b"\n" + json.dumps(pairs[0].to_json()).encode()
+    )
+    pairs, report = build([*open_source(SeedsConfig(source="jsonl", path=str(chat))).networks()])
+    assert len(pairs) == 2
+    assert [r.error for r in report.records] == ["no Python code block"]
 
 
 def test_rows_of_one_id_are_networks_of_their_own(tmp_path: Path) -> None:

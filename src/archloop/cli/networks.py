@@ -20,7 +20,7 @@ from archloop.cli.options import (
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
-    from archloop.evaluation.alone import Evaluation
+    from archloop.evaluation.alone import Evaluation, Source
     from archloop.types import Candidate
 
 _FILES = click.argument(
@@ -32,9 +32,11 @@ _FILES = click.argument(
 )
 
 
-def _read_sources(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """(file as given, code) of every file; folders stand for the ``.py`` files in them."""
+def _read_sources(paths: Sequence[Path]) -> list[Source]:
+    """Every file, named as given; folders stand for the ``.py`` files in them."""
+    from archloop.code.reading import decode_source
     from archloop.errors import UsageError
+    from archloop.evaluation.alone import Source
     from archloop.files import read_regular
 
     sources = []
@@ -42,7 +44,7 @@ def _read_sources(paths: Sequence[Path]) -> list[tuple[str, str]]:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path}: no .py files in this folder")
-        sources += [(str(file), read_regular(file).decode("utf-8", "replace")) for file in files]
+        sources += [Source(str(file), *decode_source(read_regular(file))) for file in files]
     return sources
 
 
@@ -90,14 +92,13 @@ def evaluate_command(
     """Check networks and train each for one epoch in the sandbox: one row a network."""
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
-    from archloop.evaluation.alone import Source, evaluate_many
+    from archloop.evaluation.alone import evaluate_many
     from archloop.progress import Progress
 
     flags = {"task.name": task, "protocol.training": protocol, "sandbox.isolation": isolation}
     given = {key: value for key, value in flags.items() if value is not None}
     config = load_config(source, overrides, given)
-    sources = _read_sources(paths)
-    named = [Source(file, code) for file, code in sources]
+    named = _read_sources(paths)
     n_valid = 0
     with open_screen() as screen:
         screen.update(

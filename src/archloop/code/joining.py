@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from archloop.code.allowed import ALLOWED_IMPORTS
 from archloop.code.blocks import Block, parse_python
-from archloop.code.policy import ALLOWED_IMPORTS
 
 _CONTRACT = "supported_hyperparameters"
 """A name that the contract needs beside ``Net``, though no code refers to it."""

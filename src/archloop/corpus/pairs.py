@@ -101,7 +101,7 @@ def read_rows(file: Path, parse: Callable[[Any], T]) -> Iterator[T]:
 
 def _parsed(where: str, line: bytes, parse: Callable[[Any], T]) -> T:
     try:
-        return parse(json.loads(line.decode("utf-8")))
+        return parse(json.loads(line.decode("utf-8-sig")))
     except UnicodeDecodeError as error:
         raise UsageError(f"{where}: not a readable corpus file ({error})") from None
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from archloop.code.clean import clean_source
+from archloop.code.noise import without_noise
 from archloop.config import RunConfig, config_digest
 from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.corpus.seeds import build_corpus, open_source
@@ -26,7 +27,7 @@ from archloop.progress import Observer, Progress
 from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, ChatPair, Message
 
-_BUILD_VERSION = 3
+_BUILD_VERSION = 4
 """Increased when the same configuration gives another seed corpus than before."""
 
 
@@ -144,7 +145,7 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
     """
     assert candidate.code is not None
     try:
-        code = clean_source(candidate.code)
+        code = clean_source(without_noise(candidate.code))
     except SyntaxError:
         code = candidate.code
     details = {

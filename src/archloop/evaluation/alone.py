@@ -11,7 +11,7 @@ from typing import Any
 
 from archloop.code.chat import code_sha256
 from archloop.code.hints import hint
-from archloop.code.policy import check
+from archloop.code.policy import check, unreadable
 from archloop.config import RunConfig, load_config
 from archloop.config.derived import derive_seed
 from archloop.errors import UsageError
@@ -28,6 +28,8 @@ class Source:
 
     id: str
     code: str
+    fault: str | None = None
+    """Why the file cannot be read as source."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,11 @@ def evaluate_many(
             "protocol": protocol,
             "training": config.protocol.training,
         }
-        faults = {i: fault for i, s in enumerate(sources) if (fault := check(s.code)) is not None}
+        faults = {
+            i: fault
+            for i, s in enumerate(sources)
+            if (fault := unreadable(s.fault) or check(s.code)) is not None
+        }
         submitted: dict[Future[Evaluated], tuple[int, int]] = {}
         found: dict[int, dict[int, Verdict]] = {}
         try:
@@ -157,7 +163,7 @@ def _row(
         flags=found,
         accuracies=scores,
         accuracy_interval=share_interval(scores),
-        hint=hint(verdict.outcome, verdict.error, found),
+        hint=hint(verdict.outcome, verdict.error, found, source.code),
         output=verdict.output,
         graph=verdict.graph,
         measures=_measures(verdicts),

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from archloop.code.policy import check
+from archloop.code.policy import check, unreadable
 from archloop.config import RunConfig
 from archloop.corpus.seeds.build import PROBE_SUBJECT
+from archloop.evaluation.alone import Source
 from archloop.evaluation.graphs import graphs_of
 from archloop.novelty import NoveltyJudge
 from archloop.progress import Silent
@@ -17,7 +18,7 @@ from archloop.types import Candidate, GraphSketch, NoveltyScores, Outcome
 
 
 def compare_files(
-    sources: Sequence[tuple[str, str]], known: dict[str, str], config: RunConfig, *, graphs: bool
+    sources: Sequence[Source], known: dict[str, str], config: RunConfig, *, graphs: bool
 ) -> Iterator[tuple[Candidate, str | None]]:
     """Each network's row, and the source of the most similar known one.
 
@@ -25,17 +26,17 @@ def compare_files(
     as similar as ``novelty.lsh_threshold``. (A run keeps 0.0 there, as in the paper's log.)
 
     Args:
-        sources: (name, code) of the networks, in the order in which they count.
+        sources: The networks, in the order in which they count.
         known: Code of the networks they are compared with, by id.
         config: Kinds of novelty, and limits of the sandbox for graphs, which are traced as those of
             seeds are (3x32x32, 10 classes).
         graphs: Trace and compare graphs, also if they are no configured kind.
     """
-    faults = {name: check(code) for name, code in sources}
+    faults = {s.id: unreadable(s.fault) or check(s.code) for s in sources}
     sound = {
-        name: code
-        for name, code in sources
-        if (fault := faults[name]) is None or fault.outcome is not Outcome.SYNTAX_ERROR
+        s.id: s.code
+        for s in sources
+        if (fault := faults[s.id]) is None or fault.outcome is not Outcome.SYNTAX_ERROR
     }
     traced = graphs or "graph" in config.novelty.kind
     sketches = _sketches(known | sound, config) if traced else {}
@@ -44,11 +45,11 @@ def compare_files(
         judge.add_known(id, code, sketches.get(id))
     judge.start_cycle()
     rows = {
-        name: Candidate(name, None, index, Outcome.VALID, code=code, graph=sketches.get(name))
-        for index, (name, code) in enumerate(sources)
+        s.id: Candidate(s.id, None, i, Outcome.VALID, code=s.code, graph=sketches.get(s.id))
+        for i, s in enumerate(sources)
     }
-    decisions = select((rows[n] for n, _ in sources if n in sound), judge, limits=lambda _: ())
-    for name, _ in sources:
+    decisions = select((rows[s.id] for s in sources if s.id in sound), judge, limits=lambda _: ())
+    for name in (s.id for s in sources):
         row = rows[name]
         if name not in sound:
             fault = faults[name]

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
+from archloop.code.noise import without_noise
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
 from archloop.evaluation.jobs import Evaluate, Evaluated, Job, Probe, T, Trace, Traced
@@ -76,15 +77,16 @@ class LocalExecutor:
         return future
 
     def _work(self, job: Job[Any]) -> Any:
+        """Do a job; networks run without the noise that they were judged without."""
         match job:
             case Evaluate():
                 sandbox = self._sandbox(self._task_of(job))
-                begin = time.time()
-                verdict = sandbox.evaluate(job.code, seed=job.seed, max_params=job.max_params)
+                code, begin = without_noise(job.code), time.time()
+                verdict = sandbox.evaluate(code, seed=job.seed, max_params=job.max_params)
                 return Evaluated(verdict, begin, time.time())
             case Probe():
                 return self._sandbox(None).probe(
-                    job.code,
+                    without_noise(job.code),
                     shape=job.shape,
                     classes=job.classes,
                     max_params=job.max_params,
@@ -92,7 +94,8 @@ class LocalExecutor:
                 )
             case Trace():
                 sandbox = self._sandbox(None)
-                verdict, found = sandbox.sketch(job.code, shape=job.shape, classes=job.classes)
+                code = without_noise(job.code)
+                verdict, found = sandbox.sketch(code, shape=job.shape, classes=job.classes)
                 if found is None:
                     return Traced(verdict, None, None)
                 return Traced(verdict, found.graph, found.cost.macs)

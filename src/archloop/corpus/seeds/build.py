@@ -1,15 +1,16 @@
 """From a seed source to the first corpus: every step counted, every dropped network explained.
 
 read -> exact duplicates -> parse -> contract -> quarantine -> near-duplicates -> builds in the
-sandbox (meta device) -> length -> budget -> pairs; networks above the budget can be narrowed to it,
-and are counted apart and marked in the pair's metadata. Near-duplicates are found among the cleaned
-sources, as a run compares candidates with these. The same input gives byte-identical output.
+sandbox (meta device, else processor) -> length -> budget -> pairs; networks above the budget can be
+narrowed to it, and are counted apart and marked in the pair's metadata. Near-duplicates are found
+among the cleaned sources, as a run compares candidates with these. The same input gives
+byte-identical output.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,7 @@ from archloop.config import NoveltyConfig, SeedsConfig
 from archloop.corpus.pairs import make_pair
 from archloop.corpus.seeds.infill import infill_prompt
 from archloop.corpus.seeds.narrow import FACTORS, narrow
-from archloop.corpus.seeds.prepare import prepare_all
+from archloop.corpus.seeds.prepare import Prepared, prepare_all
 from archloop.corpus.seeds.report import Dropped, SeedReport
 from archloop.corpus.seeds.source import SeedNetwork, SeedSource
 from archloop.corpus.seeds.split import SHARES, split
@@ -34,6 +35,7 @@ describe."""
 NARROW_SHARE = 0.6
 """Networks are narrowed to this share of the budget: an LLM that learnt from networks narrowed to
 just below it wrote 11 of 24 just above it (520,000 to 805,000 parameters for 500,000)."""
+UNREADABLE = "cannot be read as source"
 _NARROW_ROUND = 128
 """Networks narrowed at a time, so that few more are probed than needed."""
 
@@ -156,10 +158,11 @@ def _cleaned(
     networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
 ) -> list[Seed]:
     """Parse, contract and policy, quarantine; then duplicates among the cleaned sources."""
+    unreadable = {n.name: Prepared(None, "parse", UNREADABLE, n.fault) for n in networks if n.fault}
     # Networks with similar names share methods, which are cleaned only once.
-    by_name = sorted(networks, key=lambda n: n.name)
+    by_name = sorted((n for n in networks if n.name not in unreadable), key=lambda n: n.name)
     prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
-    results = dict(zip((n.name for n in by_name), prepared, strict=True))
+    results = unreadable | dict(zip((n.name for n in by_name), prepared, strict=True))
     left = networks
     for step, label in (
         ("parse", "parses"),
@@ -169,7 +172,9 @@ def _cleaned(
         for network in left:
             result = results[network.name]
             if result.step == step and result.reason is not None:
-                record = Dropped(network.name, network.family, label, result.reason)
+                record = Dropped(
+                    network.name, network.family, label, result.reason, error=result.error
+                )
                 report.records.append(record)
         left = [n for n in left if results[n.name].step != step]
         report.steps.append((label, len(left)))
@@ -179,15 +184,20 @@ def _cleaned(
 
 
 def _drop(
-    seeds: list[Seed], faults: Iterable[str | None], step: str, report: SeedReport
+    seeds: list[Seed],
+    faults: Iterable[str | None],
+    step: str,
+    report: SeedReport,
+    errors: Mapping[str, str | None] | None = None,
 ) -> list[Seed]:
-    """Keep the networks without a fault; record the others."""
+    """Keep the networks without a fault; record the others, with their error lines by name."""
     kept = []
     for seed, fault in zip(seeds, faults, strict=True):
         if fault is None:
             kept.append(seed)
         else:
-            report.records.append(Dropped(seed.name, seed.family, step, fault))
+            error = (errors or {}).get(seed.name)
+            report.records.append(Dropped(seed.name, seed.family, step, fault, error=error))
     report.steps.append((step, len(kept)))
     return kept
 
@@ -219,7 +229,8 @@ def _distinct_that_build(
     report.steps.append((step, len(kept)))
     found = [replace(s, n_params=v.n_params) for s, v in zip(kept, verdicts, strict=True)]
     faults = [None if v.outcome.is_valid else v.outcome.value for v in verdicts]
-    return _drop(found, faults, "builds at (N, 3, 32, 32)", report)
+    errors = {s.name: v.error for s, v in zip(kept, verdicts, strict=True)}
+    return _drop(found, faults, "builds at (N, 3, 32, 32)", report, errors)
 
 
 def _short(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from archloop.code.chat import extract_code
+from archloop.code.reading import decode_source
 from archloop.corpus.pairs import pair_from_json, read_rows
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
@@ -25,13 +26,14 @@ class DirectorySource:
     @property
     def digest(self) -> str:
         """SHA-256 over names and contents."""
-        return _digest(str(f.relative_to(self._path)) + "\0" + _source(f) for f in self._files)
+        return _digest(str(f.relative_to(self._path)) + "\0" + _read(f) for f in self._files)
 
     def networks(self) -> Iterator[SeedNetwork]:
         """Every file, in path order."""
         for file in self._files:
             name = file.relative_to(self._path).with_suffix("").as_posix()
-            yield SeedNetwork(name, file.parent.name, _source(file), None)
+            code, fault = decode_source(read_regular(file))
+            yield SeedNetwork(name, file.parent.name, code, None, fault)
 
 
 class JsonlSource:
@@ -48,25 +50,23 @@ class JsonlSource:
         return _digest([_read(self._path)])
 
     def networks(self) -> Iterator[SeedNetwork]:
-        """Every row with a code block, in file order; different networks get different names.
+        """Every row, in file order; different networks get different names.
 
         An accuracy that is no number counts as not measured.
         """
         codes: dict[str, str] = {}
         for number, pair in enumerate(read_rows(self._path, pair_from_json), 1):
-            if code := extract_code(pair.code):
-                name, family = pair.id, str(pair.meta.get("family", ""))
-                while codes.setdefault(name, code) != code:
-                    name = f"{name}-{number}"
-                yield SeedNetwork(name, family, code, pair.first_epoch_accuracy)
-
-
-def _source(file: Path) -> str:
-    return read_regular(file).decode("utf-8", "replace")
+            code = extract_code(pair.code)
+            fault = None if code else "no Python code block"
+            code = code or pair.code
+            name, family = pair.id, str(pair.meta.get("family", ""))
+            while codes.setdefault(name, code) != code:
+                name = f"{name}-{number}"
+            yield SeedNetwork(name, family, code, pair.first_epoch_accuracy, fault)
 
 
 def _read(file: Path) -> str:
-    return file.read_text("utf-8", errors="replace")
+    return read_regular(file).decode("utf-8", "replace")
 
 
 def _digest(texts: Iterator[str] | list[str]) -> str:

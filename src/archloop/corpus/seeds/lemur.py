@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from archloop.code.reading import decode_source
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
 from archloop.files import read_regular
@@ -67,9 +68,10 @@ class LemurSource:
     def networks(self) -> Iterator[SeedNetwork]:
         """Every network file, in name order."""
         accuracies = dict(self._first_epoch_accuracies())
-        for member, code in self._texts(self._networks):
+        for member, data in self._contents(self._networks):
             name = Path(member).stem
-            yield SeedNetwork(name, name.partition("-")[0], code, accuracies.get(name))
+            code, fault = decode_source(data)
+            yield SeedNetwork(name, name.partition("-")[0], code, accuracies.get(name), fault)
 
     def n_records(self) -> int:
         """CIFAR-10 training records, of all epochs."""
@@ -85,6 +87,9 @@ class LemurSource:
         )
 
     def _texts(self, members: list[str]) -> Iterator[tuple[str, str]]:
+        return ((name, data.decode("utf-8", "replace")) for name, data in self._contents(members))
+
+    def _contents(self, members: list[str]) -> Iterator[tuple[str, bytes]]:
         for name in members:
             try:
                 if self._archive is not None:
@@ -93,7 +98,7 @@ class LemurSource:
                     data = read_regular(self._path / name, _MOST_BYTES)
             except (zipfile.BadZipFile, zlib.error, OSError) as error:
                 raise UsageError(f"seeds.path: {name} cannot be read: {error}") from None
-            yield name, data.decode("utf-8", "replace")
+            yield name, data
 
     def _trials(self) -> list[str]:
         return [n for n in self._members if f"/{n}".find(f"/{_TRIALS}") >= 0 and n[-5:] == ".json"]

@@ -1,19 +1,22 @@
-"""Static preparation of seed networks: parse, contract, cleaning, policy, quarantine.
+"""Static preparation of seed networks: parse, contract, noise, cleaning, policy, quarantine.
 
 Large sources are prepared by a pool of processes. Nothing of a network is executed.
 """
 
 from __future__ import annotations
 
+import ast
 import gc
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from archloop.code.clean import Style, clean_tree
+from archloop.code.noise import without_noise
 from archloop.code.policy import MAX_SOURCE_BYTES, contract_fault, parse
 from archloop.corpus.seeds.quarantine import quarantine_reason
 from archloop.errors import ArchloopError
+from archloop.text import one_line
 from archloop.types import Outcome, Verdict
 
 UNPARSABLE = "does not parse"
@@ -32,23 +35,28 @@ class Prepared:
     step: str | None = None
     """The step that dropped it: ``parse``, ``contract`` or ``quarantine``."""
     reason: str | None = None
+    error: str | None = None
+    """The whole error line; the reason is the part that networks share."""
 
 
 def prepare(code: str, style: Style = "unparse") -> Prepared:
     """All steps for one network."""
     tree = parse(code)
     if isinstance(tree, Verdict):
-        return Prepared(None, "parse", UNPARSABLE)
+        return Prepared(None, "parse", UNPARSABLE, tree.error)
     if fault := contract_fault(tree):
-        reason = fault.partition(";")[0]
-        return Prepared(None, "contract", f"{Outcome.CONTRACT_VIOLATION.value}: {reason}")
+        reason = f"{Outcome.CONTRACT_VIOLATION.value}: {fault.partition(';')[0]}"
+        return Prepared(None, "contract", reason, one_line(fault))
+    quiet = without_noise(code, thorough=True)
+    if quiet != code:
+        tree = ast.parse(quiet)
     try:
-        cleaned = clean_tree(tree, code, style)
-    except SyntaxError:
-        return Prepared(None, "parse", "cannot be formatted anew")
+        cleaned = clean_tree(tree, quiet, style)
+    except SyntaxError as error:
+        return Prepared(None, "parse", "cannot be formatted anew", one_line(str(error)))
     if cleaned.fault is not None:
-        reason = cleaned.fault.partition(" (line")[0]
-        return Prepared(None, "contract", f"{Outcome.FORBIDDEN_CODE.value}: {reason}")
+        reason = f"{Outcome.FORBIDDEN_CODE.value}: {cleaned.fault.partition(' (line')[0]}"
+        return Prepared(None, "contract", reason, one_line(cleaned.fault))
     if len(cleaned.code.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         return Prepared(None, "contract", f"source is longer than {MAX_SOURCE_BYTES} bytes")
     if found := quarantine_reason(cleaned.code):

@@ -40,6 +40,8 @@ class Dropped:
     reason: str
     like: str | None = None
     """The kept network that it duplicates."""
+    error: str | None = None
+    """The error line."""
 
 
 @dataclass

@@ -17,6 +17,8 @@ class SeedNetwork:
     code: str
     accuracy: float | None
     """Best recorded first-epoch accuracy, where the source knows one."""
+    fault: str | None = None
+    """Why there is no code to use: its encoding, an answer without a code block."""
 
 
 class SeedSource(Protocol):

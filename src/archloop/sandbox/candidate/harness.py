@@ -15,12 +15,13 @@ import socket
 import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 from archloop.novelty.graph import MAX_BYTES, GraphError, parse, sketch_graph
 from archloop.novelty.macs import cost
 from archloop.sandbox import wire
-from archloop.sandbox.candidate import state
+from archloop.sandbox.candidate import answers, state
 from archloop.sandbox.candidate.network import (
     Builder,
     as_channels_last,
@@ -64,7 +65,18 @@ def _probe(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     builder = Builder(job, phase)
     if job.max_params is not None and not job.meta:
         _refuse_far_too_large(sock, builder)
-    _build(sock, builder, builder.instantiate())
+    try:
+        _build(sock, builder, builder.instantiate())
+    except Fault:
+        raise
+    except Exception:
+        if not job.meta:
+            raise
+        # Operators whose result depends on values (nonzero, item) have none on the meta device.
+        gc.enable()
+        seed_everything(job.seed)
+        cpu = torch.device("cpu")
+        _build(sock, builder, builder.instantiate(cpu), cpu)
     wire.send(sock, {"stage": "done"})
 
 
@@ -129,7 +141,10 @@ def _train(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
         spec, data = state.pack(net)
     except state.StateError as error:
         raise Fault(Outcome.PROTOCOL_VIOLATION, f"a weight cannot be stored: {error}") from None
-    wire.send(sock, {"stage": "trained", "spec": spec, "bytes": len(data), **counts})
+    answer = answers.answer(net, job, builder.device, channels_last=channels_last)
+    wire.send(
+        sock, {"stage": "trained", "spec": spec, "bytes": len(data), "answer": answer, **counts}
+    )
     sock.sendall(data)
 
 
@@ -140,7 +155,7 @@ def _predict(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     if job.training == "contract":
         phase.enter(Outcome.TRAIN_ERROR)
         contract: Any = net
-        contract.train_setup(dict(job.prm))
+        contract.train_setup(builder.prm())
     _build(sock, builder, net)
     predict(sock, builder, net, job, phase)
 
@@ -155,12 +170,14 @@ def _refuse_far_too_large(sock: socket.socket, builder: Builder) -> None:
         raise over
 
 
-def _build(sock: socket.socket, builder: Builder, net: nn.Module) -> None:
+def _build(
+    sock: socket.socket, builder: Builder, net: nn.Module, device: torch.device | None = None
+) -> None:
     """Count parameters, run the dummy forward pass and count again, for lazy layers."""
     n_params = builder.count(net)
     over = builder.over_budget(n_params)
     if over is None:
-        builder.dummy_forward(net)
+        builder.dummy_forward(net, device=device)
         n_params = builder.count(net)
         over = builder.over_budget(n_params)
     wire.send(sock, {"stage": "built", "n_params": n_params})

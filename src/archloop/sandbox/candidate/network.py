@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import linecache
 import random
 import sys
 import types
@@ -12,13 +13,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from archloop.sandbox.candidate.phase import Fault, Phase
+from archloop.sandbox.candidate.hyperparameters import Hyperparameters
+from archloop.sandbox.candidate.phase import SOURCE, Fault, Phase
+from archloop.sandbox.candidate.state import tensors
 from archloop.sandbox.candidate.weights import count, trainable_tensors
 from archloop.sandbox.job import CandidateJob
 from archloop.types import Outcome
 
 PROBE_BATCH = 4
 """Images in the dummy forward pass: enough for BatchNorm in training mode."""
+_METHODS = ("forward", "train_setup", "learn")
 
 
 def seed_everything(seed: int) -> None:
@@ -46,7 +50,7 @@ class Builder:
         seed_everything(job.seed)
         torch.set_num_threads(job.threads)
         self.module = _execute(job.code)
-        _check_contract(self.module, phase)
+        self._declared = _check_contract(self.module, phase)
 
     @property
     def device(self) -> torch.device:
@@ -61,8 +65,16 @@ class Builder:
         job, device = self._job, device or self.device
         in_shape = (job.batch_size, *job.shape)
         with _where(device):
-            net: nn.Module = self.module.Net(in_shape, (job.classes,), dict(job.prm), device)
+            net: nn.Module = self.module.Net(in_shape, (job.classes,), self.prm(), device)
+        for name in _METHODS:
+            method = getattr(net, name, None)
+            if not callable(method) or getattr(method, "__func__", None) is nn.Module.forward:
+                raise Fault(Outcome.CONTRACT_VIOLATION, f"Net has no method {name}()")
         return net if device.type == "meta" else net.to(device)
+
+    def prm(self) -> Hyperparameters:
+        """A new copy of the hyperparameters, as a network is given them."""
+        return Hyperparameters(self._job.prm, self._declared)
 
     def count(self, net: nn.Module) -> int:
         """Parameters in all trainable tensors."""
@@ -92,12 +104,16 @@ class Builder:
         channels_last: bool = False,
         device: torch.device | None = None,
     ) -> None:
-        """A batch of zeros in training mode; the logits must have the right shape."""
+        """A batch of noise in training mode, with gradients, as training itself goes through it.
+
+        The logits must have the right shape. Zeros are no stand-in for images: masks are empty and
+        matrices singular. The noise comes from a generator of its own.
+        """
         self._phase.enter(Outcome.FORWARD_ERROR)
         net.train()
         job, device = self._job, device or self.device
-        with torch.no_grad(), _where(device):
-            inputs = torch.zeros((PROBE_BATCH, *job.shape), device=device)
+        with torch.enable_grad(), _where(device):
+            inputs = noise(PROBE_BATCH, job.shape).to(device)
             if channels_last:
                 inputs = inputs.contiguous(memory_format=torch.channels_last)
             check_logits(net(inputs), PROBE_BATCH, job.classes)
@@ -128,9 +144,20 @@ def has_convolutions(net: nn.Module) -> bool:
 
 
 def as_channels_last(net: nn.Module) -> nn.Module:
-    """The same network with its four-dimensional weights in that layout."""
-    moved: nn.Module = nn.Module.to(net, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved
+    """The same network with its four-dimensional weights in that layout.
+
+    Weights that a lazy layer has not made yet are left alone: they work in either layout.
+    """
+    for tensor in tensors(net).values():
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+    return net
+
+
+def noise(n: int, shape: tuple[int, ...]) -> torch.Tensor:
+    """Always the same batch (n, *shape) of normal noise; the network's generator is not touched."""
+    with torch.device("cpu"):
+        return torch.randn((n, *shape), generator=torch.Generator().manual_seed(0))
 
 
 def check_logits(logits: Any, n: int, classes: int) -> None:
@@ -150,25 +177,32 @@ def check_logits(logits: Any, n: int, classes: int) -> None:
 def _execute(code: str) -> types.ModuleType:
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
-    exec(compile(code, "<candidate>", "exec"), module.__dict__)
+    # Where TorchScript and inspect.getsource() look for the source.
+    module.__file__ = SOURCE
+    linecache.cache[SOURCE] = (len(code), None, code.splitlines(keepends=True), SOURCE)
+    exec(compile(code, SOURCE, "exec"), module.__dict__)
     return module
 
 
-def _check_contract(module: types.ModuleType, phase: Phase) -> None:
+def _check_contract(module: types.ModuleType, phase: Phase) -> frozenset[str]:
+    """Check what the module defines; methods are checked on an instance, which may bring its own.
+
+    Returns:
+        The hyperparameters that it declares.
+    """
     phase.enter(Outcome.CONTRACT_VIOLATION)
     net = getattr(module, "Net", None)
     if not (isinstance(net, type) and issubclass(net, nn.Module)):
         raise Fault(phase.outcome, "Net is not a subclass of torch.nn.Module")
-    for name in ("forward", "train_setup", "learn"):
-        method = getattr(net, name, None)
-        if not callable(method) or method is nn.Module.forward:
-            raise Fault(phase.outcome, f"Net has no method {name}()")
+    if not callable(getattr(module, "supported_hyperparameters", None)):
+        raise Fault(phase.outcome, "supported_hyperparameters is no function")
     names = module.supported_hyperparameters()
     if not isinstance(names, set | list | tuple | frozenset):
         raise Fault(
             phase.outcome,
             f"supported_hyperparameters() gave {type(names).__name__}; expected a set",
         )
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _where(device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import socket
 import sysconfig
 import traceback
@@ -15,7 +16,10 @@ from archloop.types import Outcome
 _MEMORY_SIGNS = ("allocate memory", "out of memory", "bad_alloc", "std::bad_alloc")
 _LONGEST_CHAIN = 10
 _DENIED = (errno.EPERM, errno.EACCES, errno.EROFS, errno.EFBIG, errno.ENOSPC, errno.EDQUOT)
-_SOURCE = "<candidate>"
+SOURCE = "<candidate>"
+"""What a candidate's source is called in tracebacks."""
+_ADDRESS = re.compile(r"\s*\bat 0x[0-9a-fA-F]+|\b0x[0-9a-fA-F]{6,}")
+"""A memory address, which differs from process to process."""
 
 
 class Fault(Exception):
@@ -66,6 +70,7 @@ def error_line(error: BaseException) -> str:
     line = next((part for part in str(error).splitlines() if part.strip()), "")
     # Independent of the machine: paths of installed packages start at the package.
     line = line.replace(sysconfig.get_path("platlib") + os.sep, "")
+    line = _ADDRESS.sub("", line)
     text = one_line(f"{type(error).__name__}: {line}" if line else type(error).__name__)
     place = _place(error)
     return f"{text[: 300 - len(place)]}{place}"
@@ -78,7 +83,7 @@ def _place(error: BaseException) -> str:
     frames = [
         (number, frame.f_code.co_name)
         for frame, number in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_filename == _SOURCE
+        if frame.f_code.co_filename == SOURCE
     ]
     if not frames:
         return ""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from archloop.sandbox import wire
-from archloop.sandbox.candidate import state
+from archloop.sandbox.candidate import answers, state
 from archloop.sandbox.candidate.network import Builder, as_channels_last, check_logits
 from archloop.sandbox.candidate.phase import Fault, Phase
 from archloop.sandbox.candidate.training import FixedStep
@@ -37,6 +37,7 @@ def predict(
     phase.enter(Outcome.FORWARD_ERROR)
     state.set_eval(net)
     answer, digest, steps = _Answer(net, builder.device, job), "", None
+    channels_last = False
     while True:
         message, fds = wire.receive_with_fds(sock)
         if message["do"] == "load":
@@ -44,7 +45,7 @@ def predict(
                 file.seek(0)  # the folder was also that of an earlier, lost process
                 state.load(net, bytearray(file.read(message["bytes"])))
             digest = _digest(net)
-            if message["channels_last"]:
+            if channels_last := message["channels_last"]:
                 as_channels_last(net)
             wire.send(sock, {"stage": "ready"})
         elif message["do"] == "predict":
@@ -53,6 +54,9 @@ def predict(
                 logits = answer(wire.receive_bytes(sock, rows * answer.image_bytes), rows)
             wire.send(sock, {"stage": "logits"})
             sock.sendall(logits)
+        elif message["do"] == "answer":
+            text = answers.answer(net, job, builder.device, channels_last=channels_last)
+            wire.send(sock, {"stage": "answered", "answer": text})
         elif message["do"] == "compare":
             wire.send(sock, {"stage": "compared", "unchanged": _digest(net) == digest})
         elif message["do"] == "step":

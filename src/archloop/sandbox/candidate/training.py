@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ from torch.optim.optimizer import (
 
 from archloop.sandbox.candidate.network import Builder
 from archloop.sandbox.candidate.phase import Fault, Phase
+from archloop.sandbox.candidate.state import tensors
 from archloop.sandbox.candidate.weights import count, trainable_tensors
 from archloop.sandbox.feed.feed import TrainData
 from archloop.sandbox.job import CandidateJob
@@ -41,17 +44,18 @@ def train(
         phase: Told how far it is.
 
     Returns:
-        ``steps``: optimiser steps of the parameter with the most of them; and the number of images
-        that passed ``forward`` in training.
+        ``steps``: optimiser steps of the parameter with the most of them; ``passes``: images that
+        passed ``forward`` in training; ``unchanged``: whether every parameter is as it was.
     """
     phase.enter(Outcome.TRAIN_ERROR)
-    passes = _Passes(net)
+    before = _Values(net)
     contract: Any = net
     own = job.training == "contract"
     most = len(batches) * (job.steps_per_batch if own else 1)
     with stepping(job.lr_schedule, most) as steps:
+        passes = _Passes(net, steps)
         if own:
-            contract.train_setup(dict(job.prm))
+            contract.train_setup(builder.prm())
             net.train()
             contract.learn(batches)
         else:
@@ -66,10 +70,12 @@ def train(
     if passes.images > MOST_PASSES * job.images:
         raise Fault(
             Outcome.PROTOCOL_VIOLATION,
-            f"learn() trained on {passes.images} images; one epoch has {job.images}",
+            f"learn() trained on {passes.images} images; one epoch has {job.images}"
+            + passes.of_closures(),
         )
     _check_weights(builder, net)
-    return {"steps": steps.most, "passes": passes.images}
+    unchanged = before.equal(_Values(net))
+    return {"steps": steps.most, "passes": passes.images, "unchanged": unchanged}
 
 
 def _fixed_loop(
@@ -140,6 +146,11 @@ class Steps:
         """Open steps, outermost first."""
 
     @property
+    def current(self) -> Optimizer | None:
+        """The optimiser whose step is in progress."""
+        return self._open[-1].optimizer if self._open else None
+
+    @property
     def most(self) -> int:
         """Steps of the parameter with the most steps."""
         return max((n for _, n in self._counts.values()), default=0)
@@ -182,6 +193,26 @@ class Steps:
         return self._counts.get(id(parameter), (parameter, 0))[1]
 
 
+class _Values:
+    """What a network's registered parameters hold, as hashes: those that a rebuilt one gets."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._kept = [t for t in tensors(net).values() if isinstance(t, nn.Parameter)]
+        """Alive, so that no other tensor gets the identity of one."""
+        self._hashes = {id(tensor): _hash(tensor) for tensor in self._kept}
+
+    def equal(self, later: _Values) -> bool:
+        """Whether every parameter found later was there and holds the same."""
+        return later._hashes.items() <= self._hashes.items()
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    if not tensor.numel() or tensor.layout is not torch.strided:
+        return ""
+    plain = tensor.detach().as_subclass(torch.Tensor).cpu().contiguous()
+    return hashlib.blake2b(plain.view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
 def _check_weights(builder: Builder, net: nn.Module) -> None:
     weights = trainable_tensors(net, builder.module)
     if over := builder.over_budget(count(weights)):
@@ -193,10 +224,19 @@ def _check_weights(builder: Builder, net: nn.Module) -> None:
 class _Passes:
     """Counts the images that pass through a network with gradients."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: nn.Module, steps: Steps) -> None:
         self.images = 0
+        self._steps, self._in_steps = steps, Counter[str]()
+        """Of the images, those that passed within a step, by the optimiser's name."""
         nn.Module.register_forward_pre_hook(net, self._count)
 
     def _count(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled() and inputs and isinstance(inputs[0], torch.Tensor):
             self.images += len(inputs[0])
+            if (optimizer := self._steps.current) is not None:
+                self._in_steps[type(optimizer).__name__] += len(inputs[0])
+
+    def of_closures(self) -> str:
+        """Which optimiser's step ran its closure again and again; empty if none did."""
+        name, images = max(self._in_steps.items(), key=lambda item: item[1], default=("", 0))
+        return f": {name}.step() repeats its closure" if 2 * images > self.images else ""

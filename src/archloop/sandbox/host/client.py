@@ -249,9 +249,7 @@ class Sandbox:
         accuracy = round(float((predicted.logits.argmax(axis=1) == right).mean()), 6)
         work = self._work(trained, predicted, second.value)
         found += [*trained.value.flags, *predicted.flags, *second.value.flags]
-        found += flags.of_accuracy(
-            info.name, accuracy, classes=info.classes, steps=trained.value.steps
-        )
+        found += flags.of_accuracy(info.name, accuracy, steps=trained.value.steps)
         found += flags.of_source(code)
         if known:
             found.append(flags.KNOWS_BEFORE)

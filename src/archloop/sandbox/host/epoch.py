@@ -59,6 +59,8 @@ class Trained:
     cpu_before: float | None
     """Processor time of the process before the first batch was on offer."""
     flags: tuple[str, ...]
+    answer: object
+    """To noise, as the process says; see :mod:`archloop.sandbox.candidate.answers`."""
 
 
 def train(conversation: Conversation, feeding: Feeding) -> Trained:
@@ -98,6 +100,8 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
     if number(message, "passes") > report["images"]:
         found.append(flags.EXTRA_PASSES)
     whole = done - report["first"]
+    if message.get("unchanged") is True:
+        found.append(flags.UNTRAINED)
     if flags.is_long(done - report["last"], whole):
         found.append(flags.LATE_TRAINING)
     if flags.is_long(report["pause"], whole):
@@ -114,6 +118,7 @@ def train(conversation: Conversation, feeding: Feeding) -> Trained:
         on_gpu=conversation.child.gpu is not None,
         cpu_before=cpu_before,
         flags=tuple(found),
+        answer=message.get("answer"),
     )
 
 

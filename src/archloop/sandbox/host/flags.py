@@ -5,7 +5,10 @@
 ``stochastic``         logits change when the same batch is asked for twice
 ``brittle``            predictions change when pixels change by one step of 255
 ``changes_weights``    the forward pass in evaluation mode changed the weights
-``no_steps``           well above chance without a step of a torch optimiser
+``no_steps``           no torch optimiser made a step
+``untrained``          training left every parameter as it was
+``state_lost``         rebuilt from its parameters and buffers it answers otherwise than it did when
+                       trained: what was measured is not what was trained
 ``extra_passes``       more images passed ``forward()`` in training than the epoch has
 ``extra_work``         training took far more work than a plain epoch of the same network
 ``hidden_work``        the forward pass takes far longer than the operators traced
@@ -23,6 +26,7 @@
 
 from __future__ import annotations
 
+import base64
 import math
 from collections.abc import Iterable, Sequence
 
@@ -36,6 +40,8 @@ STOCHASTIC = "stochastic"
 BRITTLE = "brittle"
 CHANGES_WEIGHTS = "changes_weights"
 NO_STEPS = "no_steps"
+UNTRAINED = "untrained"
+STATE_LOST = "state_lost"
 EXTRA_PASSES = "extra_passes"
 EXTRA_WORK = "extra_work"
 HIDDEN_WORK = "hidden_work"
@@ -57,8 +63,6 @@ MOST_CHANGED = 0.02
 MOST_BRITTLE = 0.10
 """Share of predictions that may change under noise of one pixel step; a table of known images loses
 them all, an honest network at one epoch about one in a hundred."""
-ABOVE_CHANCE = 1.5
-"""An accuracy above this multiple of chance is suspicious without optimiser steps."""
 BEGINNINGS = 5
 """Weights to begin with, with all of which a network must be above chance: one in ten untrained
 networks is for some, if classes are few and differ in brightness."""
@@ -118,10 +122,27 @@ def is_long(seconds: float, whole: float) -> bool:
     return seconds > LONG_SECONDS and seconds > LONG_SHARE * whole
 
 
-def of_accuracy(task: str, accuracy: float, *, classes: int, steps: int) -> list[str]:
+def lost_state(trained: object, rebuilt: object, classes: int) -> bool:
+    """Whether two answers to the same noise, as candidates sent them, differ."""
+    one, other = (_logits(text, classes) for text in (trained, rebuilt))
+    if one is None or other is None or one.shape != other.shape:
+        return False
+    return not same_logits(one, other)
+
+
+def _logits(text: object, classes: int) -> NDArray[np.float32] | None:
+    try:
+        raw = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
+        logits = np.frombuffer(raw, np.float32).reshape(-1, classes)
+    except ValueError:
+        return None
+    return logits if logits.size and np.isfinite(logits).all() else None
+
+
+def of_accuracy(task: str, accuracy: float, *, steps: int) -> list[str]:
     """Flags that follow from the accuracy."""
     found = []
-    if steps == 0 and accuracy > ABOVE_CHANCE / classes:
+    if steps == 0:
         found.append(NO_STEPS)
     if accuracy > CEILINGS.get(task, 1.0):
         found.append(IMPLAUSIBLE)

@@ -83,11 +83,16 @@ def predict(conversation: Conversation, trained: Trained, images: Images, plan: 
     logits = np.empty((len(images), conversation.job.classes), np.float32)
     logits[np.concatenate(plan.batches)] = np.concatenate(answers)
     on_cpu = conversation.child.gpu is None and before is not None and after is not None
+    found = []
+    if not asker.unchanged():
+        found.append(flags.CHANGES_WEIGHTS)
+    if flags.lost_state(trained.answer, asker.answer(), conversation.job.classes):
+        found.append(flags.STATE_LOST)
     return Predicted(
         n_params=n_params,
         logits=logits,
         cpu_seconds=after - before if on_cpu else None,  # type: ignore[operator]
-        flags=() if asker.unchanged() else (flags.CHANGES_WEIGHTS,),
+        flags=tuple(found),
     )
 
 
@@ -182,6 +187,11 @@ class _Asker:
         talk.expect("logits", self._left(), what)
         raw = talk.receive_bytes(len(images) * self._classes * 4, self._left(), what)
         return np.frombuffer(raw, np.float32).reshape(len(images), self._classes)
+
+    def answer(self) -> object:
+        """To noise, as the process says; see :mod:`archloop.sandbox.candidate.answers`."""
+        self._request({"do": "answer"})
+        return self._talk.expect("answered", self._left(), "prediction").get("answer")
 
     def unchanged(self) -> bool:
         """Whether the weights are still those that were loaded."""
