@@ -33,7 +33,9 @@ from archloop.types import (
     Verdict,
 )
 
-DECIDED = frozenset({Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.ACCEPTED})
+DECIDED = frozenset(
+    {Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.QUARANTINED, Outcome.ACCEPTED}
+)
 """The outcomes that are decided; all others end with the verdict."""
 
 _VERDICT_MEASURES = (

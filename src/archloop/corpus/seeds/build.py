@@ -9,7 +9,7 @@ sources, as a run compares candidates with these. The same input gives byte-iden
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from archloop.config import NoveltyConfig, SeedsConfig
 from archloop.corpus.pairs import make_pair
 from archloop.corpus.seeds.infill import infill_prompt
 from archloop.corpus.seeds.narrow import FACTORS, narrow
-from archloop.corpus.seeds.prepare import prepare_all
+from archloop.corpus.seeds.prepare import Prepared, prepare_all
 from archloop.corpus.seeds.report import Dropped, SeedReport
 from archloop.corpus.seeds.source import SeedNetwork, SeedSource
 from archloop.corpus.seeds.split import SHARES, split
@@ -62,6 +62,7 @@ def build_corpus(
     novelty: NoveltyConfig,
     template: PromptTemplate,
     max_params: int,
+    allow_flags: Collection[str] = (),
     probe: Probe,
     count_tokens: CountTokens,
     processes: int = 1,
@@ -74,6 +75,7 @@ def build_corpus(
         novelty: Parameters of near-duplicate removal.
         template: The run's prompt template.
         max_params: The task's parameter budget.
+        allow_flags: Flags with which a network may be a seed network; others are quarantined.
         probe: Builds sources in the sandbox and returns their verdicts, in order; it may take the
             sources as they come, which overlaps with near-duplicate removal.
         count_tokens: Lengths of sources in tokens of the LLM.
@@ -83,7 +85,7 @@ def build_corpus(
         UsageError: Nothing is left.
     """
     report = SeedReport(variant=seeds.variant)
-    found = _cleaned(_read(source, report), seeds, processes, report)
+    found = _cleaned(_read(source, report), seeds, allow_flags, processes, report)
     found = _distinct_that_build(found, seeds, novelty, probe, report)
     found = _short(found, seeds, count_tokens, report)
     if seeds.within_budget:
@@ -153,13 +155,20 @@ def _first_of_each(
 
 
 def _cleaned(
-    networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
+    networks: list[SeedNetwork],
+    seeds: SeedsConfig,
+    allow_flags: Collection[str],
+    processes: int,
+    report: SeedReport,
 ) -> list[Seed]:
     """Parse, contract and policy, quarantine; then duplicates among the cleaned sources."""
     # Networks with similar names share methods, which are cleaned only once.
     by_name = sorted(networks, key=lambda n: n.name)
     prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
-    results = dict(zip((n.name for n in by_name), prepared, strict=True))
+    results = {
+        network.name: _unflagged(network, result, allow_flags)
+        for network, result in zip(by_name, prepared, strict=True)
+    }
     left = networks
     for step, label in (
         ("parse", "parses"),
@@ -176,6 +185,14 @@ def _cleaned(
     codes = [results[n.name].code or "" for n in left]
     left = _first_of_each(left, codes, "not the same once cleaned", report)
     return [Seed(n.name, n.family, results[n.name].code or "", n.accuracy) for n in left]
+
+
+def _unflagged(network: SeedNetwork, result: Prepared, allow_flags: Collection[str]) -> Prepared:
+    """Quarantine a network with a flag that is not allowed."""
+    flags = [flag for flag in network.flags if flag not in allow_flags]
+    if result.code is None or not flags:
+        return result
+    return Prepared(None, "quarantine", f"quarantined: flag {flags[0]}")
 
 
 def _drop(

@@ -17,6 +17,8 @@ class SeedNetwork:
     code: str
     accuracy: float | None
     """Best recorded first-epoch accuracy, where the source knows one."""
+    flags: tuple[str, ...] = ()
+    """Of its evaluation, where the source knows them."""
 
 
 class SeedSource(Protocol):
