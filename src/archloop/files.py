@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,32 @@ from archloop.errors import ArchloopError, UsageError
 
 _PART = ".part"
 """Temporary folder for incomplete files."""
+_MOST_BYTES = 1 << 20
+"""Largest file that is read as the source of a network, several times of what can be run."""
+
+
+def read_regular(file: Path, most: int = _MOST_BYTES) -> bytes:
+    """The content of a file that somebody else may have put there: at once, and within bounds.
+
+    A link to a file is followed. A device, a FIFO or a socket is not opened, as that could block,
+    or have an effect.
+
+    Raises:
+        UsageError: It is no regular file, larger than ``most`` bytes, or not readable.
+    """
+    try:
+        if stat.S_ISREG(file.stat().st_mode):
+            # O_NONBLOCK for the case that it becomes a FIFO now.
+            fd = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with open(fd, "rb") as source:  # noqa: PTH123 - a descriptor
+                data = source.read(most + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else None
+            if data is not None and len(data) > most:
+                raise UsageError(f"{file}: larger than {most:,} bytes")
+            if data is not None:
+                return data
+    except OSError as error:
+        raise UsageError(f"{file}: cannot be read: {error.strerror or error}") from None
+    raise UsageError(f"{file}: not a regular file")
 
 
 @contextmanager

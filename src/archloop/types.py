@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict
 
+from archloop.text import one_line
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -195,7 +197,8 @@ class Verdict:
 
     outcome: Outcome
     error: str | None = None
-    """Last line of what went wrong; ``None`` for a valid candidate."""
+    """What went wrong; ``None`` for a valid candidate. One short line, whoever says it, as part of
+    it may be the network's words."""
     n_params: int | None = None
     first_epoch_accuracy: float | None = None
     train_seconds: float | None = None
@@ -210,6 +213,10 @@ class Verdict:
     """Of a valid network that could be traced."""
     macs: int | None = None
     """Multiply-accumulates of one forward pass of one image, from the traced graph."""
+
+    def __post_init__(self) -> None:
+        if self.error is not None:
+            object.__setattr__(self, "error", one_line(self.error))
 
 
 @dataclass(frozen=True)

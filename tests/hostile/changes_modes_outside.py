@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: chmod
 # Changes what Landlock does not govern: modes of files outside.
 import torch
 import torch.nn as nn

@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: socket
 # C8: pretrained weights.
 import torch
 import torch.nn as nn

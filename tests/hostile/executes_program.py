@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: execve
 # Starts another program.
 import torch
 import torch.nn as nn

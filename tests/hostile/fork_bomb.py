@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: clone
 # K2: forks for ever.
 import torch
 import torch.nn as nn

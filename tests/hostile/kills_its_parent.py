@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: kill
 # Kills the fork server.
 import torch
 import torch.nn as nn

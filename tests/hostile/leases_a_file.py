@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: fcntl(1024)
 # Takes a lease on a file, so that whoever opens it has to wait.
 import torch
 import torch.nn as nn

@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: memfd_create
 # K3: memory in files that have no name.
 import torch
 import torch.nn as nn

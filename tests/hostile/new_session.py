@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: setsid
 # K2: leaves the process group that is killed.
 import torch
 import torch.nn as nn

@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: socket
 # C8, K7: wants the network.
 import torch
 import torch.nn as nn

@@ -1,4 +1,5 @@
 # expected: sandbox_violation,instantiate_error
+# flags: refused_calls: prlimit64
 # K3: lifts its memory limit.
 import torch
 import torch.nn as nn

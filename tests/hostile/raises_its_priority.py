@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: setpriority
 # K2: slows others down.
 import torch
 import torch.nn as nn

@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: pipe2
 # Has the kernel send a signal to its parent when a pipe is written to.
 import torch
 import torch.nn as nn

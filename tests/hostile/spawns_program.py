@@ -1,4 +1,5 @@
 # expected: sandbox_violation
+# flags: refused_calls: pipe2
 # Starts another program through subprocess.
 import torch
 import torch.nn as nn

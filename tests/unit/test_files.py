@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import resource
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from archloop.errors import UsageError
-from archloop.files import check_new, filling, naming, not_writable, replacing, write_text
+from archloop.files import (
+    check_new,
+    filling,
+    naming,
+    not_writable,
+    read_regular,
+    replacing,
+    write_text,
+)
 
 
 @contextmanager
@@ -79,3 +89,30 @@ def test_a_library_that_could_not_write_names_the_folder(tmp_path: Path) -> None
         raise RuntimeError("basic_ios::clear: iostream error")
     with pytest.raises(RuntimeError, match="of another kind"), naming(tmp_path):
         raise RuntimeError("of another kind")
+
+
+def test_a_regular_file_is_read_and_a_link_to_one(tmp_path: Path) -> None:
+    file, link = tmp_path / "net.py", tmp_path / "link.py"
+    file.write_bytes(b"x" * 10)
+    link.symlink_to(file)
+    assert read_regular(file, 10) == read_regular(link, 10) == b"x" * 10
+    with pytest.raises(UsageError, match=r"net\.py: larger than 9 bytes"):
+        read_regular(file, 9)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "folder", "nothing", "loop"])
+def test_what_is_no_regular_file_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "net.py"
+    with socket.socket(socket.AF_UNIX) as server:
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "socket":
+            server.bind(str(path))
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "loop":
+            path.symlink_to(path)
+        with pytest.raises(UsageError, match=r"net\.py: (not a regular file|cannot be read)"):
+            read_regular(path)

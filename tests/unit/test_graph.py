@@ -25,7 +25,15 @@ from archloop.novelty import (
     shingles,
     sketch_graph,
 )
-from archloop.novelty.graph import MAX_NODES, canonical, checked, parse
+from archloop.novelty.graph import (
+    MAX_NODES,
+    MAX_SHINGLES,
+    canonical,
+    checked,
+    checked_sketch,
+    parse,
+)
+from archloop.novelty.macs import macs
 from archloop.novelty.rules import _RULES
 from archloop.progress import Silent
 from archloop.sandbox import Sandbox
@@ -595,3 +603,45 @@ def test_real_networks_and_their_edits_are_told_apart(sandbox: Sandbox) -> None:
     right = sum(a and b for a, b in said)
     assert right / sum(a for a, _ in said) >= 0.99
     assert right / sum(b for _, b in said) >= 0.99
+
+
+def test_outputs_times_inputs_of_one_operator_are_bounded() -> None:
+    """The canonical form writes the arguments of an operator out for each of its outputs."""
+
+    def wide(n: int) -> dict[str, Any]:
+        image, outputs = ["input", [], [[["1N", 3], "float32"]]], [[["1N"], "float32"]] * n
+        cut = ["unbind", [["self", {"input": [0, 0]}], ["dim", 1]], outputs]
+        parts = [["self", [{"input": [1, k]} for k in range(n)]]]
+        every = ["_foreach_neg", parts, outputs]
+        joined = [["tensors", [{"input": [2, k]} for k in range(n)]], ["dim", 0]]
+        end = ["stack", joined, [[[n, "1N"], "float32"]]]
+        return checked({"nodes": [image, cut, every, end], "output": [3, 0]})
+
+    assert len(graph_hash(wide(100))) == 64
+    with pytest.raises(GraphError, match="operators with several outputs have 1,00"):
+        sketch_graph(wide(1000))
+
+
+def test_a_sketch_from_elsewhere_has_the_form_of_one(plain: dict[str, Any]) -> None:
+    honest = sketch_graph(plain)
+    assert checked_sketch(honest.hash, honest.shingles) == honest
+    for hash, packed in (
+        (None, honest.shingles),
+        (honest.hash.upper().replace("0", "G"), honest.shingles),
+        (honest.hash[1:], honest.shingles),
+        (honest.hash, b""),
+        (honest.hash, honest.shingles[1:]),
+        (honest.hash, honest.shingles[:8] * 2),
+        (honest.hash, bytes(8 * MAX_SHINGLES + 8)),
+        (honest.hash, honest.shingles[-8:] + honest.shingles[:8]),
+    ):
+        with pytest.raises(GraphError):
+            checked_sketch(hash, packed)
+
+
+def test_a_process_finds_the_same_sketch_and_cost_as_its_graph(
+    sandbox: Sandbox, plain: dict[str, Any]
+) -> None:
+    verdict, graph, count = sandbox.sketch(network(), shape=SHAPE, classes=10)
+    assert verdict.outcome is Outcome.VALID
+    assert (graph, count) == (sketch_graph(plain), macs(plain))

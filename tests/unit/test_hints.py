@@ -34,3 +34,6 @@ def test_a_sound_network_has_none() -> None:
     flagged = hint(Outcome.VALID, None, ["brittle", "batch_dependent"])
     assert flagged is not None
     assert "batch" in flagged
+    refused = hint(Outcome.VALID, None, ["refused_calls: inotify_init1"])
+    assert refused is not None
+    assert "asked the system" in refused

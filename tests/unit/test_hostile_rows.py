@@ -11,7 +11,7 @@ from archloop.corpus.seed_corpus import accepted_pair
 from archloop.types import Candidate, Outcome
 from conftest import HOSTILE
 
-ROWS = [f"C{n}" for n in range(1, 15)] + [f"K{n}" for n in range(1, 10)]
+ROWS = [f"C{n}" for n in (*range(1, 15), 18)] + [f"K{n}" for n in range(1, 12)]
 FILES = sorted(HOSTILE.glob("*.py"))
 
 

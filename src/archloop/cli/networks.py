@@ -35,13 +35,14 @@ _FILES = click.argument(
 def _read_sources(paths: Sequence[Path]) -> list[tuple[str, str]]:
     """(file as given, code) of every file; folders stand for the ``.py`` files in them."""
     from archloop.errors import UsageError
+    from archloop.files import read_regular
 
     sources = []
     for path in paths:
         files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
         if not files:
             raise UsageError(f"{path}: no .py files in this folder")
-        sources += [(str(file), file.read_text("utf-8", errors="replace")) for file in files]
+        sources += [(str(file), read_regular(file).decode("utf-8", "replace")) for file in files]
     return sources
 
 

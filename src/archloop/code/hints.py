@@ -67,6 +67,7 @@ _OF_FLAGS = {
     "stochastic": "it is random in evaluation mode: pass training=self.training to F.dropout",
     "batch_dependent": "its logits depend on the batch: batch statistics in evaluation mode?",
     "no_steps": "no torch optimiser made a step",
+    "refused_calls": "it asked the system for what a network has no use for: leave that out",
     "protocol_gap": "its own learn() and the harness's loop give far apart accuracies",
 }
 
@@ -84,4 +85,5 @@ def hint(outcome: Outcome, error: str | None, flags: Iterable[str] = ()) -> str 
             return text
     if outcome in _OF_OUTCOMES:
         return _OF_OUTCOMES[outcome]
-    return next((_OF_FLAGS[flag] for flag in flags if flag in _OF_FLAGS), None)
+    kinds = (flag.partition(":")[0] for flag in flags)
+    return next((_OF_FLAGS[kind] for kind in kinds if kind in _OF_FLAGS), None)

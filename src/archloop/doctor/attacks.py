@@ -84,6 +84,29 @@ _ATTACKS = (
     ),
     _Attack("no new process", "import os; os.fork()", (Outcome.SANDBOX_VIOLATION,), True),
     _Attack(
+        "names in folders of others are not told",
+        "import ctypes; assert ctypes.CDLL(None).inotify_init() < 0",
+        (Outcome.VALID,),
+        True,
+    ),
+    _Attack(
+        "files cannot be locked",
+        "import fcntl; fcntl.flock(0, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        (Outcome.SANDBOX_VIOLATION,),
+        True,
+    ),
+    _Attack(
+        "the end of its parent is its end",
+        "import ctypes; assert ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)",
+        (Outcome.VALID,),
+        True,
+    ),
+    _Attack(
+        "a user id of its own, where archloop is root",
+        f"import os; assert os.getuid() or {os.geteuid() != 0}",
+        (Outcome.VALID,),
+    ),
+    _Attack(
         "memory is limited",
         "keep = [torch.ones(1 << 26) for _ in range(1 << 12)]",
         (Outcome.OUT_OF_MEMORY,),

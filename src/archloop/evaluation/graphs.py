@@ -14,7 +14,6 @@ from archloop.config import SandboxConfig
 from archloop.evaluation.executor import Executor, Trace, build_executor, in_order
 from archloop.files import replacing
 from archloop.machine.downloads import cache_dir, lock
-from archloop.novelty import sketch_graph
 from archloop.progress import Observer, Progress
 from archloop.types import GraphSketch, Outcome
 
@@ -80,8 +79,7 @@ def _traced(
 ) -> list[tuple[Outcome, GraphSketch | None]]:
     found: list[tuple[Outcome, GraphSketch | None]] = []
     for traced in in_order(executor, jobs):
-        graph = traced.graph
-        found.append((traced.verdict.outcome, None if graph is None else sketch_graph(graph)))
+        found.append((traced.verdict.outcome, traced.graph))
         if len(found) % 20 == 0:
             done, total = len(found), len(jobs)
             observer.update(Progress("graphs", done=done, total=total, unit="networks"))

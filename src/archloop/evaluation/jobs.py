@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from archloop.novelty.graph import Graph
-from archloop.types import Verdict
+from archloop.types import GraphSketch, Verdict
 
 T = TypeVar("T")
 
@@ -31,7 +30,9 @@ class Traced:
 
     verdict: Verdict
     """On building it; without a graph, its ``error`` says why."""
-    graph: Graph | None
+    graph: GraphSketch | None
+    macs: int | None
+    """Multiply-accumulates of one forward pass of one image."""
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ class LocalExecutor:
                 )
             case Trace():
                 sandbox = self._sandbox(None)
-                return Traced(*sandbox.trace(job.code, shape=job.shape, classes=job.classes))
+                return Traced(*sandbox.sketch(job.code, shape=job.shape, classes=job.classes))
             case _:
                 raise SandboxError(f"no such job: {type(job).__name__}")
 

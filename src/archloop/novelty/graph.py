@@ -43,6 +43,12 @@ MAX_NODES = 20_000
 """Most nodes of a graph that is compared."""
 MAX_BYTES = 8 << 20
 """Most characters of a graph's JSON."""
+MAX_REPEATED = 200_000
+"""Most values among the arguments of all operators with several outputs, counted once for each
+output: the canonical form writes them out for each."""
+MAX_SHINGLES = 1 + 4 * MAX_NODES
+"""Most shingles of a graph, see :func:`graph_shingles`."""
+_HASH = re.compile(r"[0-9a-f]{64}")
 _MAX_DEPTH = 6
 """Deepest nesting of an argument; operators have lists of lists at most."""
 _MAX_RANK = 64
@@ -170,8 +176,17 @@ def _check_ref(value: Any, outputs: list[int]) -> None:
 
 
 def canonical(graph: Graph) -> list[Node]:
-    """The nodes that reach the output, in canonical form and topological order, output last."""
+    """The nodes that reach the output, in canonical form and topological order, output last.
+
+    Raises:
+        GraphError: It would take too long, as of a graph that was made for that.
+    """
     used = _used(graph)
+    several = {number: len(outputs) for number, outputs in used.items() if len(outputs) > 1}
+    repeated = sum(n * _size(graph["nodes"][number][1]) for number, n in several.items())
+    if repeated > MAX_REPEATED:
+        text = f"operators with several outputs have {repeated:,} arguments"
+        raise GraphError(f"{text}; at most {MAX_REPEATED:,} are compared")
     c = Canonical()
     places: dict[tuple[int, int], int] = {}
 
@@ -213,6 +228,11 @@ def _refs(value: Any) -> Iterator[tuple[int, int]]:
     elif isinstance(value, list):
         for item in value:
             yield from _refs(item)
+
+
+def _size(value: Any) -> int:
+    """Number of values in an argument."""
+    return max(1, sum(map(_size, value))) if isinstance(value, list) else 1
 
 
 def _reaching(nodes: list[Node], output: int) -> list[Node]:
@@ -304,6 +324,22 @@ def graph_shingles(graph: Graph) -> NDArray[np.uint64]:
 def sketch_graph(graph: Graph) -> GraphSketch:
     """Hash and shingles of a graph, to keep and compare later."""
     return GraphSketch(graph_hash(graph), graph_shingles(graph).astype("<u8").tobytes())
+
+
+def checked_sketch(hash: Any, shingles: bytes) -> GraphSketch:
+    """A sketch from an untrusted process.
+
+    Raises:
+        GraphError: It has not the form of one.
+    """
+    if not isinstance(hash, str) or not _HASH.fullmatch(hash):
+        raise GraphError("not a graph hash")
+    if not shingles or len(shingles) % 8 or len(shingles) > 8 * MAX_SHINGLES:
+        raise GraphError("not a list of shingles")
+    values = np.frombuffer(shingles, "<u8")
+    if not (values[1:] > values[:-1]).all():
+        raise GraphError("shingles are not sorted and unique")
+    return GraphSketch(hash, shingles)
 
 
 def graph_distance(a: Graph, b: Graph) -> float:

@@ -2,7 +2,8 @@
 
 It stays single-threaded and never runs generated code itself. The main process passes it one end of
 a socket for every child, so results do not go through this process. On request it reaps a child and
-kills all processes that the candidate left behind (it is the subreaper of its descendants).
+kills all processes that the candidate left behind (it is the subreaper of its descendants). What is
+there when it ends is for its parent to end (:mod:`archloop.sandbox.reaper`).
 Training images are open files here; only the children that feed batches map them, candidates close
 them first.
 """
@@ -13,12 +14,12 @@ import ctypes
 import gc
 import mmap
 import os
-import signal
 import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,50 +35,56 @@ from archloop.sandbox.candidate import meta
 from archloop.sandbox.candidate.harness import serve_candidate
 from archloop.sandbox.candidate.network import seed_everything
 from archloop.sandbox.confine import huge_pages, landlock
-from archloop.sandbox.confine.confine import confine, detach, limit, readable_paths
+from archloop.sandbox.confine.confine import (
+    change_user,
+    confine,
+    detach,
+    limit,
+    readable_paths,
+)
+from archloop.sandbox.confine.identity import Identities, identities
+from archloop.sandbox.confine.landlock import READ
 from archloop.sandbox.confine.private_folder import remove_folder
 from archloop.sandbox.feed.feed import TrainingData, serve_feed
 from archloop.sandbox.host.gpus import show_only
 from archloop.sandbox.job import CandidateJob
+from archloop.sandbox.reaper import become_subreaper, kill, sweep
 
-_PR_SET_CHILD_SUBREAPER = 36
 _REAP_SECONDS = 10.0
 _HARNESS_FAULT = 70
 """Exit code of a child that failed outside the network's code; its output says why."""
 _LEAVE = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
-def main() -> None:
-    """Serve until the control socket closes; then end all candidates and remove their folders."""
-    control = socket.socket(fileno=int(sys.argv[1]))
-    setup = wire.receive(control)
-    children: set[int] = set()
-    try:
+def main(control_fd: int) -> None:
+    """Serve until the control socket, of this descriptor, closes."""
+    with socket.socket(fileno=control_fd) as control, suppress(wire.WireError):
+        setup = wire.receive(control)
         _warm_up()
+        private = setup["candidates"]
+        readable = readable_paths() if sys.platform == "linux" else {}
+        found = identities([p for p, access in readable.items() if access & READ], private)
+        setup["ids"] = None if isinstance(found, str) else found
         if setup["isolation"] != "process":
-            setup["fence"] = landlock.fence(readable_paths(), Path(setup["candidates"]))
+            setup["fence"] = landlock.fence(readable, Path(private))
         gc.collect()
         gc.freeze()
         huge_pages.collapse()
-        wire.send(control, {"ready": True, "gpus": torch.cuda.device_count()})
-        _serve(control, setup, children)
-    except wire.WireError:
-        for pid in children:
-            _kill(pid)
-        for pid in children:
-            os.waitpid(pid, 0)
-        _sweep(set())
-        remove_folder(Path(setup["root"]))
+        ready: dict[str, Any] = {"ready": True, "gpus": torch.cuda.device_count()}
+        if isinstance(found, str):
+            ready["one_user"] = found
+        _answer(control, os.getpid(), ready)
+        _serve(control, setup)
 
 
-def _serve(control: socket.socket, setup: dict[str, Any], children: set[int]) -> None:
+def _serve(control: socket.socket, setup: dict[str, Any]) -> None:
     """Fork and reap on request.
 
     Raises:
         wire.WireError: The control socket closed.
     """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    become_subreaper()
+    children: set[int] = set()
     while True:
         # A request to fork comes with the child's socket and where its output goes.
         request, fds = wire.receive_with_fds(control)
@@ -86,19 +93,19 @@ def _serve(control: socket.socket, setup: dict[str, Any], children: set[int]) ->
             children.add(pid)
             for fd in fds:
                 os.close(fd)
-            _answer(control, pid)
+            _answer(control, pid, {"pid": pid})
         elif request["do"] == "reap":
             children.discard(request["pid"])
             wire.send(control, _end(request, children))
 
 
-def _answer(control: socket.socket, pid: int) -> None:
-    """The child's process id in this namespace, and a pidfd that is valid in every namespace."""
+def _answer(control: socket.socket, pid: int, answer: dict[str, Any]) -> None:
+    """An answer with the pidfd of a process, which unlike its id is valid in every namespace."""
     if not hasattr(os, "pidfd_open"):
-        wire.send(control, {"pid": pid})
+        wire.send(control, answer)
         return
     pidfd = os.pidfd_open(pid)
-    wire.send(control, {"pid": pid}, (pidfd,))
+    wire.send(control, answer, (pidfd,))
     os.close(pidfd)
 
 
@@ -142,6 +149,7 @@ def _map(spec: dict[str, Any]) -> TrainingData:
 def _fork(
     control: socket.socket, fds: list[int], setup: dict[str, Any], request: dict[str, Any]
 ) -> int:
+    server = os.getpid()
     pid = os.fork()
     if pid:
         return pid
@@ -149,7 +157,7 @@ def _fork(
         control.close()
         sock = socket.socket(fileno=fds[0])
         folder = Path(request["folder"])
-        detach(folder, output=fds[1] if len(fds) > 1 else None)
+        detach(folder, output=fds[1] if len(fds) > 1 else None, parent=server)
         if request["role"] == "feed":
             serve_feed(sock, _map(setup["data"]))
             return 0
@@ -157,11 +165,13 @@ def _fork(
             os.close(spec["fd"])
         job = CandidateJob.from_wire(wire.receive(sock))
         try:
-            _confine(folder, setup, request["gpu"])
+            listener = _confine(folder, setup, request["gpu"], server)
         except (OSError, RuntimeError) as error:  # CUDA raises RuntimeError
             wire.send(sock, {"stage": "unconfined", "error": str(error)})
             return 0
-        wire.send(sock, {"stage": "confined"})
+        wire.send(sock, {"stage": "confined"}, () if listener is None else (listener,))
+        if listener is not None:
+            os.close(listener)
         serve_candidate(sock, job)
     except BaseException:  # noqa: BLE001 - this process must not go on as a second fork server
         traceback.print_exc()
@@ -170,7 +180,8 @@ def _fork(
         os._exit(0)
 
 
-def _confine(folder: Path, setup: dict[str, Any], gpu: int | None) -> None:
+def _confine(folder: Path, setup: dict[str, Any], gpu: int | None, server: int) -> int | None:
+    """Confine this process; returns the descriptor of refused system calls, if there is one."""
     show_only(gpu)
     limit(
         setup["memory_mb"],
@@ -179,6 +190,9 @@ def _confine(folder: Path, setup: dict[str, Any], gpu: int | None) -> None:
         cpu_seconds=setup["cpu_seconds"],
         memory=gpu is None,
     )
+    ids: Identities | None = setup["ids"]
+    if ids is not None:
+        change_user(ids, folder, server)
 
     def start() -> None:
         if gpu is not None:
@@ -186,8 +200,9 @@ def _confine(folder: Path, setup: dict[str, Any], gpu: int | None) -> None:
 
     if setup["isolation"] == "process":
         start()
-    else:
-        confine(folder, setup["fence"], start)
+        return None
+    kept = 0 if ids is None else ids.capabilities
+    return confine(folder, setup["fence"], start, gpu=gpu is not None, kept=kept)
 
 
 def _start_gpu(memory: int) -> None:
@@ -202,25 +217,17 @@ def _start_gpu(memory: int) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _kill(pid: int) -> None:
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-
-
 def _end(request: dict[str, Any], others: set[int]) -> dict[str, Any]:
     """Reap a child, and kill its process group and all other processes that it left behind.
 
     It is reaped after its group is killed, so its process id cannot have been reused.
     """
     pid = request["pid"]
-    _kill(pid)
+    kill(pid)
     status = None
     if _wait(_REAP_SECONDS, lambda: os.waitid(os.P_PID, pid, _LEAVE) is not None):
         _, status = os.waitpid(pid, 0)
-    left_processes = _sweep(others)
+    left_processes = sweep(others)
     remove_folder(Path(request["folder"]))
     return {"status": status, "left_processes": left_processes}
 
@@ -232,26 +239,3 @@ def _wait(seconds: float, done: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.0005)
     return True
-
-
-def _sweep(others: set[int]) -> int:
-    """Kill and reap descendants of dead candidates, which the kernel reparented to this process.
-
-    Returns:
-        How many there were.
-    """
-    file, count = Path(f"/proc/self/task/{os.getpid()}/children"), 0
-    while left_processes := [p for p in _children(file) if p not in others]:
-        for pid in left_processes:
-            _kill(pid)
-            os.waitpid(pid, 0)
-            count += 1
-    return count
-
-
-def _children(file: Path) -> list[int]:
-    return [int(p) for p in file.read_text().split()] if file.is_file() else []
-
-
-if __name__ == "__main__":
-    main()

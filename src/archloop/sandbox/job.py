@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 
 from archloop.types import LRSchedule, Training
 
-Role = Literal["probe", "trace", "train", "predict"]
+Role = Literal["probe", "trace", "sketch", "train", "predict"]
 
 
 class _Wire:

@@ -10,6 +10,7 @@ from archloop.code.chat import extract_code
 from archloop.corpus.pairs import pair_from_json, read_rows
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
+from archloop.files import read_regular
 
 
 class DirectorySource:
@@ -24,13 +25,13 @@ class DirectorySource:
     @property
     def digest(self) -> str:
         """SHA-256 over names and contents."""
-        return _digest(str(f.relative_to(self._path)) + "\0" + _read(f) for f in self._files)
+        return _digest(str(f.relative_to(self._path)) + "\0" + _source(f) for f in self._files)
 
     def networks(self) -> Iterator[SeedNetwork]:
         """Every file, in path order."""
         for file in self._files:
             name = file.relative_to(self._path).with_suffix("").as_posix()
-            yield SeedNetwork(name, file.parent.name, _read(file), None)
+            yield SeedNetwork(name, file.parent.name, _source(file), None)
 
 
 class JsonlSource:
@@ -58,6 +59,10 @@ class JsonlSource:
                 while codes.setdefault(name, code) != code:
                     name = f"{name}-{number}"
                 yield SeedNetwork(name, family, code, pair.first_epoch_accuracy)
+
+
+def _source(file: Path) -> str:
+    return read_regular(file).decode("utf-8", "replace")
 
 
 def _read(file: Path) -> str:

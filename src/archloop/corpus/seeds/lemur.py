@@ -19,10 +19,13 @@ from typing import Any
 
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.errors import UsageError
+from archloop.files import read_regular
 from archloop.machine.downloads import LEMUR_WHEEL, fetch_wheel, sha256_of
 
 _TRIALS = "train/img-classification_cifar-10_acc_"
 _FIRST_EPOCH = "1"
+_MOST_BYTES = 64 << 20
+"""Largest file of a folder that is read."""
 
 
 class LemurSource:
@@ -87,7 +90,7 @@ class LemurSource:
                 if self._archive is not None:
                     data = self._archive.read(name)
                 else:
-                    data = (self._path / name).read_bytes()
+                    data = read_regular(self._path / name, _MOST_BYTES)
             except (zipfile.BadZipFile, zlib.error, OSError) as error:
                 raise UsageError(f"seeds.path: {name} cannot be read: {error}") from None
             yield name, data.decode("utf-8", "replace")

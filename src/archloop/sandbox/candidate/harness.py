@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from archloop.novelty.graph import MAX_BYTES
+from archloop.novelty.graph import MAX_BYTES, GraphError, parse, sketch_graph
+from archloop.novelty.macs import macs
 from archloop.sandbox import wire
 from archloop.sandbox.candidate import state
 from archloop.sandbox.candidate.network import (
@@ -68,13 +69,37 @@ def _probe(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
 
 
 def _trace(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
+    data, reason = _traced(sock, job, phase)
+    wire.send(sock, {"stage": "graph", "bytes": len(data), "reason": one_line(reason or "")})
+    sock.sendall(data)
+
+
+def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
+    """Hash, shingles and cost of the graph: worked out here, under this process's limits."""
+    data, reason = _traced(sock, job, phase)
+    message: dict[str, Any] = {"stage": "sketch", "reason": one_line(reason or ""), "bytes": 0}
+    shingles = b""
+    if data:
+        try:
+            graph = parse(data)
+            found = sketch_graph(graph)
+        except GraphError as error:
+            message["reason"] = one_line(str(error))
+        else:
+            shingles = found.shingles
+            message |= {"hash": found.hash, "bytes": len(shingles), "macs": macs(graph)}
+    wire.send(sock, message)
+    sock.sendall(shingles)
+
+
+def _traced(sock: socket.socket, job: CandidateJob, phase: Phase) -> tuple[bytes, str | None]:
+    """The graph as JSON, or nothing and the reason why."""
     n_params, graph, reason = trace(job, phase)
     wire.send(sock, {"stage": "built", "n_params": n_params})
     data = b"" if graph is None else json.dumps(graph, separators=(",", ":")).encode()
     if len(data) > MAX_BYTES:
-        data, reason = b"", f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
-    wire.send(sock, {"stage": "graph", "bytes": len(data), "reason": one_line(reason or "")})
-    sock.sendall(data)
+        return b"", f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
+    return data, reason
 
 
 def _train(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
@@ -120,7 +145,7 @@ def _predict(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     predict(sock, builder, net, job, phase)
 
 
-_ROLES = {"probe": _probe, "trace": _trace, "train": _train, "predict": _predict}
+_ROLES = {"probe": _probe, "trace": _trace, "sketch": _sketch, "train": _train, "predict": _predict}
 
 
 def _refuse_far_too_large(sock: socket.socket, builder: Builder) -> None:

@@ -7,6 +7,7 @@ applied in addition.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,17 @@ import tempfile
 from pathlib import Path
 
 _PROBE_SECONDS = 10.0
+_OF_A_USER = ("--unshare-all",)
+_OF_ROOT = (
+    *("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+    *(
+        part
+        for name in ("SETUID", "SETGID", "CHOWN", "KILL", "DAC_OVERRIDE", "DAC_READ_SEARCH")
+        for part in ("--cap-add", f"CAP_{name}")
+    ),
+)
+"""Root keeps the user namespace in which user ids are mapped, and what it takes to give candidates
+ids of their own and to clean up after them."""
 _HIDDEN = ("/tmp", "/var/tmp", "/run", "/home", "/root", "/media", "/mnt", "/srv")
 
 
@@ -22,7 +34,7 @@ def why_not() -> str | None:
     program = shutil.which("bwrap")
     if program is None:
         return "the program bwrap (package bubblewrap) is not installed"
-    command = [program, "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "true"]
+    command = [program, *_namespaces(), "--ro-bind", "/", "/", "--proc", "/proc", "true"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_PROBE_SECONDS, check=False
@@ -32,6 +44,10 @@ def why_not() -> str | None:
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["bwrap does not run"])[-1]
     return None
+
+
+def _namespaces() -> tuple[str, ...]:
+    return _OF_ROOT if os.geteuid() == 0 else _OF_A_USER
 
 
 def wrap(command: list[str], folder: Path) -> list[str]:
@@ -46,7 +62,7 @@ def wrap(command: list[str], folder: Path) -> list[str]:
     ]
     return [
         program,
-        "--unshare-all",
+        *_namespaces(),
         "--die-with-parent",
         "--new-session",
         *("--ro-bind", "/", "/"),

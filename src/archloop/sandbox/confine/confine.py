@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import resource
-import signal
 import sys
 import sysconfig
 import tempfile
@@ -15,12 +12,11 @@ from pathlib import Path
 
 from archloop.errors import IsolationError
 from archloop.sandbox.confine import bwrap, landlock, seccomp
+from archloop.sandbox.confine.identity import Identities, become, keep_capabilities
 from archloop.sandbox.confine.landlock import DEVICE, LIST, READ, Access, Fence
+from archloop.sandbox.reaper import end_with
 from archloop.types import Isolation
 
-_PR_SET_PDEATHSIG = 1
-_SYS_CAPSET = {"x86_64": 126, "aarch64": 91}
-_CAPABILITY_VERSION_3 = 0x20080522
 _OPEN_FILES = 256
 _ADDRESS_SLACK_MB = 512
 """Address space in addition to the memory limit: mapped files, reservations of the allocator."""
@@ -83,16 +79,16 @@ def _why_not_confined() -> str | None:
     return None
 
 
-def detach(folder: Path, *, output: int | None) -> None:
+def detach(folder: Path, *, output: int | None, parent: int) -> None:
     """Set up the process: own session, end with the parent, private home and folder, no input.
 
     Args:
         folder: The private folder.
         output: Where stdout and stderr go; ``None``: nowhere.
+        parent: Process id of the parent.
     """
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    end_with(parent)
     null = os.open(os.devnull, os.O_RDWR)
     for fd, target in ((0, null), (1, output or null), (2, output or null)):
         os.dup2(target, fd)
@@ -193,7 +189,19 @@ def _driver_folders() -> set[str]:
     return {str(Path(n).parent) for n in names if Path(n).name.startswith("libcuda.so")}
 
 
-def confine(folder: Path, fence: Fence, start: Callable[[], None]) -> None:
+def change_user(ids: Identities, folder: Path, parent: int) -> None:
+    """Give this process, of one thread, a user id of its own, which owns ``folder``.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    become(ids, folder)
+    end_with(parent)  # the kernel forgets it when the user changes
+
+
+def confine(
+    folder: Path, fence: Fence, start: Callable[[], None], *, gpu: bool = False, kept: int = 0
+) -> int | None:
     """No capabilities, Landlock (write only ``folder``), seccomp; irreversible.
 
     Args:
@@ -201,22 +209,17 @@ def confine(folder: Path, fence: Fence, start: Callable[[], None]) -> None:
         fence: The files that may be reached.
         start: Called after Landlock, which threads started earlier would escape, and before
             seccomp, which would block the initialisation of a GPU.
+        gpu: ``start`` initialises one.
+        kept: Bits of capabilities that are kept.
+
+    Returns:
+        The descriptor of refused system calls, as of :func:`seccomp.install`.
 
     Raises:
         OSError: The kernel refused a step.
     """
-    _drop_capabilities()
+    keep_capabilities(kept)
     seccomp.no_new_privileges()
     landlock.restrict(fence, folder)
     start()
-    seccomp.install()
-
-
-def _drop_capabilities() -> None:
-    """Drop every capability, so that even root cannot raise its limits again."""
-    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    none = (ctypes.c_uint32 * 6)()
-    libc = ctypes.CDLL(None, use_errno=True)
-    number = _SYS_CAPSET[platform.machine()]
-    if libc.syscall(number, ctypes.byref(header), ctypes.byref(none)):
-        raise OSError(ctypes.get_errno(), "capset refused")
+    return seccomp.install(gpu=gpu)

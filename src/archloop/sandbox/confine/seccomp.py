@@ -1,8 +1,9 @@
-"""A seccomp filter that allows arithmetic, memory, threads and files that are open already.
+"""A seccomp filter that allows the system calls that torch needs, and refuses all others.
 
-New programs, processes, sockets, namespaces, mounts, tracing, raised limits, memory that no limit
-counts, and changes to the owner, mode or times of files (which Landlock does not control) are
-refused with EPERM, so that Python raises PermissionError and the candidate's outcome says why.
+The list was recorded with strace from 40 LEMUR networks and from networks that use threads, files,
+TorchScript, profilers and signals (docs/lab-notes.md). A refused call fails with EPERM, so Python
+raises PermissionError, and the main process learns its name: the kernel holds the call until the
+main process has noted and answered it (:mod:`archloop.sandbox.host.refusals`).
 Written as classic BPF, as no maintained Python binding installs without a system library.
 """
 
@@ -13,160 +14,82 @@ import errno
 import os
 import platform
 import struct
-from typing import NamedTuple
+
+from archloop.sandbox.confine.calls import NUMBERS
 
 PR_SET_NO_NEW_PRIVS = 38
-_SYS_SECCOMP = {"x86_64": 317, "aarch64": 277}
-_SET_MODE_FILTER, _FLAG_TSYNC = 1, 1
-_ALLOW = 0x7FFF0000
-_ERRNO = 0x00050000
+_SET_MODE_FILTER = 1
+_FLAG_TSYNC, _FLAG_NEW_LISTENER, _FLAG_TSYNC_ESRCH = 1, 8, 16
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+NOTIFY, REFUSE = 0x7FC00000, _ERRNO | errno.EPERM
+"""Answers of a filter to a refused call: the main process's, or EPERM at once."""
 _KILL = 0x80000000
-_CLONE_THREAD = 0x00010000
 _X32_BIT = 0x40000000
 
-# Offsets in struct seccomp_data (linux/seccomp.h), little-endian.
-_NR, _ARCH, _ARG0_LOW, _ARG1_LOW, _ARG2_LOW, _ARG2_HIGH = 0, 4, 16, 24, 32, 36
+# Offsets in struct seccomp_data (linux/seccomp.h), little-endian; an argument's halves are apart.
+_NR, _ARCH, _ARGUMENTS = 0, 4, 16
 # Classic BPF (linux/bpf_common.h).
-_LOAD, _JEQ, _JSET, _RET = 0x20, 0x15, 0x45, 0x06
+_LOAD, _AND, _JEQ, _JGT, _JSET, _RET = 0x20, 0x54, 0x15, 0x25, 0x45, 0x06
+_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
-
-class Numbers(NamedTuple):
-    """A system call's number (asm/unistd.h); ``None`` where an architecture lacks it."""
-
-    x86_64: int | None
-    aarch64: int | None
-
-
-DENIED = {
-    # new programs and processes (threads are told apart by the flags of clone, below)
-    "execve": Numbers(59, 221),
-    "execveat": Numbers(322, 281),
-    "fork": Numbers(57, None),
-    "vfork": Numbers(58, None),
-    # other processes
-    "ptrace": Numbers(101, 117),
-    "process_vm_readv": Numbers(310, 270),
-    "process_vm_writev": Numbers(311, 271),
-    "process_madvise": Numbers(440, 440),
-    "process_mrelease": Numbers(448, 448),
-    "pidfd_open": Numbers(434, 434),
-    "pidfd_getfd": Numbers(438, 438),
-    "pidfd_send_signal": Numbers(424, 424),
-    "tkill": Numbers(200, 130),
-    "rt_sigqueueinfo": Numbers(129, 138),
-    "rt_tgsigqueueinfo": Numbers(297, 240),
-    "kcmp": Numbers(312, 272),
-    "migrate_pages": Numbers(256, 238),
-    "move_pages": Numbers(279, 239),
-    "setpriority": Numbers(141, 140),
-    "ioprio_set": Numbers(251, 30),
-    "setsid": Numbers(112, 157),
-    "setpgid": Numbers(109, 154),
-    # the network
-    "socket": Numbers(41, 198),
-    "socketpair": Numbers(53, 199),
-    "connect": Numbers(42, 203),
-    "bind": Numbers(49, 200),
-    "listen": Numbers(50, 201),
-    "accept": Numbers(43, 202),
-    "accept4": Numbers(288, 242),
-    # mounts and namespaces
-    "mount": Numbers(165, 40),
-    "umount2": Numbers(166, 39),
-    "pivot_root": Numbers(155, 41),
-    "chroot": Numbers(161, 51),
-    "unshare": Numbers(272, 97),
-    "setns": Numbers(308, 268),
-    "open_tree": Numbers(428, 428),
-    "move_mount": Numbers(429, 429),
-    "fsopen": Numbers(430, 430),
-    "fsconfig": Numbers(431, 431),
-    "fsmount": Numbers(432, 432),
-    "fspick": Numbers(433, 433),
-    "mount_setattr": Numbers(442, 442),
-    "name_to_handle_at": Numbers(303, 264),
-    "open_by_handle_at": Numbers(304, 265),
-    # owner, mode, times and attributes of files
-    "chmod": Numbers(90, None),
-    "fchmod": Numbers(91, 52),
-    "fchmodat": Numbers(268, 53),
-    "fchmodat2": Numbers(452, 452),
-    "chown": Numbers(92, None),
-    "fchown": Numbers(93, 55),
-    "lchown": Numbers(94, None),
-    "fchownat": Numbers(260, 54),
-    "utime": Numbers(132, None),
-    "utimes": Numbers(235, None),
-    "futimesat": Numbers(261, None),
-    "utimensat": Numbers(280, 88),
-    "setxattr": Numbers(188, 5),
-    "lsetxattr": Numbers(189, 6),
-    "fsetxattr": Numbers(190, 7),
-    "removexattr": Numbers(197, 14),
-    "lremovexattr": Numbers(198, 15),
-    "fremovexattr": Numbers(199, 16),
-    "setxattrat": Numbers(463, 463),
-    "removexattrat": Numbers(466, 466),
-    "file_setattr": Numbers(469, 469),
-    # memory that no resource limit counts, or that outlives the process
-    "memfd_create": Numbers(319, 279),
-    "memfd_secret": Numbers(447, 447),
-    "shmget": Numbers(29, 194),
-    "msgget": Numbers(68, 186),
-    "semget": Numbers(64, 190),
-    "mq_open": Numbers(240, 180),
-    # limits, accounting, the kernel itself
-    "setrlimit": Numbers(160, 164),
-    "acct": Numbers(163, 89),
-    "syslog": Numbers(103, 116),
-    "iopl": Numbers(172, None),
-    "ioperm": Numbers(173, None),
-    "personality": Numbers(135, 92),
-    "quotactl": Numbers(179, 60),
-    "quotactl_fd": Numbers(443, 443),
-    "bpf": Numbers(321, 280),
-    "perf_event_open": Numbers(298, 241),
-    "keyctl": Numbers(250, 219),
-    "add_key": Numbers(248, 217),
-    "request_key": Numbers(249, 218),
-    "userfaultfd": Numbers(323, 282),
-    "kexec_load": Numbers(246, 104),
-    "kexec_file_load": Numbers(320, 294),
-    "init_module": Numbers(175, 105),
-    "finit_module": Numbers(313, 273),
-    "delete_module": Numbers(176, 106),
-    "reboot": Numbers(169, 142),
-    "swapon": Numbers(167, 224),
-    "swapoff": Numbers(168, 225),
-    "io_uring_setup": Numbers(425, 425),
-    "io_uring_enter": Numbers(426, 426),
-    "io_uring_register": Numbers(427, 427),
+_GROUPS = {
+    "memory": "brk mmap munmap mprotect mremap msync",
+    "threads, and the end of the process": "futex rseq set_robust_list sched_yield "
+    "sched_getaffinity sched_get_priority_max sched_get_priority_min exit exit_group",
+    "signals": "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait sigaltstack "
+    "alarm getitimer setitimer pause restart_syscall",
+    "time and chance": "clock_gettime clock_getres clock_nanosleep nanosleep gettimeofday time "
+    "times getrandom",
+    "what the process is": "getpid gettid getppid getpgrp getuid geteuid getresuid getgid getegid "
+    "getresgid getgroups getcpu uname getrusage getrlimit",
+    "files; Landlock decides which can be opened": "open openat close close_range dup dup2 dup3 "
+    "read write readv writev pread64 pwrite64 preadv pwritev lseek sendfile copy_file_range fsync "
+    "fdatasync ftruncate truncate poll ppoll select pselect6",
+    "folders and names": "stat lstat fstat newfstatat statx access faccessat faccessat2 readlink "
+    "readlinkat getcwd chdir fchdir getdents64 mkdir mkdirat rmdir unlink unlinkat rename renameat "
+    "renameat2",
+    "the sockets to the main process and the feeder": "sendto sendmsg recvfrom recvmsg getsockname "
+    "getsockopt",
 }
+ALLOWED = frozenset(name for names in _GROUPS.values() for name in names.split())
+"""Allowed whatever the arguments."""
 
-ONLY_ITSELF = {
-    "kill": Numbers(62, 129),
-    "tgkill": Numbers(234, 131),
-    "sched_setaffinity": Numbers(203, 122),
-    "sched_setscheduler": Numbers(144, 119),
-    "sched_setparam": Numbers(142, 118),
-    "sched_setattr": Numbers(314, 274),
-}
+_OF_A_GPU = """
+eventfd2 pipe2 epoll_create1 epoll_ctl epoll_wait epoll_pwait get_mempolicy mbind mlock munlock
+sysinfo
+"""
+ALLOWED_ON_A_GPU = frozenset(_OF_A_GPU.split())
+"""Allowed besides to a process that computes on a GPU, for the driver's threads. Written from what
+CUDA programs use once they run, not recorded: a call that is missing shows in the flags of honest
+networks there."""
+
+ONLY_ITSELF = ("kill", "tgkill", "sched_setaffinity")
 """Allowed only if the first argument is 0 or the process's own id."""
 
-DENIED_COMMANDS = {
-    # F_SETOWN, F_SETSIG, F_SETOWN_EX; F_SETLEASE, F_NOTIFY
-    "fcntl": (Numbers(72, 25), (8, 10, 15, 1024, 1026)),
-    "ioctl": (Numbers(16, 29), (0x8901, 0x8902)),  # FIOSETOWN, SIOCSPGRP
+COMMANDS = {
+    # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC. Not record locks and leases,
+    # which others can notice, and not signals from the kernel to a chosen process.
+    "fcntl": (1, (0, 1, 2, 3, 4, 1030)),
+    # TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX
+    "ioctl": (1, (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),
+    # PR_SET_NAME, PR_GET_NAME, PR_SET_VMA. Not PR_SET_PDEATHSIG.
+    "prctl": (0, (15, 16, 0x53564D41)),
+    # MADV_NORMAL to MADV_DONTNEED, FREE, (NO)HUGEPAGE, (DO)DONTDUMP, WIPE- and KEEPONFORK, GUARD.
+    # Not MADV_COLD and MADV_PAGEOUT, which move pages of files.
+    "madvise": (2, (0, 1, 2, 3, 4, 8, 14, 15, 16, 17, 18, 19, 102, 103)),
+    # POSIX_FADV_NORMAL to POSIX_FADV_WILLNEED. Not POSIX_FADV_DONTNEED, which drops cached pages.
+    "fadvise64": (3, (0, 1, 2, 3)),
 }
-"""Commands (the second argument) that let the kernel send signals to a chosen process (any of
-the user's before Landlock ABI 6), and commands that delay or observe other processes' access to
-a file."""
+"""Allowed with these values of one argument: its position and the values."""
 
-CLONE = Numbers(56, 220)
-CLONE3 = Numbers(435, 435)
-PRLIMIT64 = Numbers(302, 261)
+_THREAD, _OF_A_THREAD = 0x00010000, 0x007D0F00
+"""CLONE_THREAD; the flags with which the C library starts a thread."""
+_NVIDIA_IOCTL = 0x46
+"""Magic byte of the commands of /dev/nvidia* (nv-ioctl-numbers.h)."""
+_UVM_COMMANDS = (0x30000001, 0x30000002)
+"""UVM_INITIALIZE and UVM_DEINITIALIZE (uvm_linux_ioctl.h); other commands are below 256."""
 
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+Rule = tuple[int, int, int, int]
 
 
 class _Program(ctypes.Structure):
@@ -188,27 +111,58 @@ def no_new_privileges() -> None:
         raise OSError(ctypes.get_errno(), "PR_SET_NO_NEW_PRIVS refused")
 
 
-def install() -> None:
+def install(*, gpu: bool = False) -> int | None:
     """Filter the system calls of all present and future threads of this process, irreversibly.
 
     All of them must have no_new_privs set.
+
+    Args:
+        gpu: It computes on a GPU.
+
+    Returns:
+        The descriptor on which refused calls arrive and wait for their answer; ``None`` where the
+        system reports none, as inside another sandbox that listens itself. Calls are refused then
+        too.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    flags = _FLAG_TSYNC | _FLAG_TSYNC_ESRCH
+    try:
+        return enforce(flags | _FLAG_NEW_LISTENER, assemble(os.getpid(), NOTIFY, gpu=gpu))
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EINVAL, errno.ENOSYS):
+            raise
+    enforce(flags, assemble(os.getpid(), REFUSE, gpu=gpu))
+    return None
+
+
+def enforce(flags: int, code: bytes) -> int:
+    """Install a filter's program; see seccomp(2) for the flags and the result.
 
     Raises:
         OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    machine = platform.machine()
-    code = _assemble(machine, os.getpid())
     program = _Program(len(code) // 8, code)
-    number = _SYS_SECCOMP[machine]
-    # A number above 0 is a thread that could not be filtered.
-    if left := libc.syscall(number, _SET_MODE_FILTER, _FLAG_TSYNC, ctypes.byref(program)):
-        raise OSError(ctypes.get_errno() if left < 0 else errno.EBUSY, "seccomp refused")
+    number = getattr(NUMBERS["seccomp"], platform.machine())
+    found = int(libc.syscall(number, _SET_MODE_FILTER, flags, ctypes.byref(program)))
+    if found < 0:
+        raise OSError(ctypes.get_errno(), "seccomp refused")
+    return found
 
 
-def _assemble(machine: str, pid: int) -> bytes:
-    deny, allow = (_RET, 0, 0, _ERRNO | errno.EPERM), (_RET, 0, 0, _ALLOW)
-    rules = [
+def assemble(pid: int, refuse: int, *, gpu: bool, machine: str | None = None) -> bytes:
+    """The filter's program.
+
+    Args:
+        pid: Of the process.
+        refuse: What the filter answers to a call that is not allowed.
+        gpu: It computes on a GPU.
+        machine: The processor; ``None``: this one.
+    """
+    machine = machine or platform.machine()
+    rules: list[Rule] = [
         (_LOAD, 0, 0, _ARCH),
         (_JEQ, 1, 0, _AUDIT_ARCH[machine]),
         (_RET, 0, 0, _KILL),
@@ -216,44 +170,40 @@ def _assemble(machine: str, pid: int) -> bytes:
         (_JSET, 0, 1, _X32_BIT),
         (_RET, 0, 0, _KILL),
     ]
-    for call in DENIED.values():
-        number: int | None = getattr(call, machine)
+
+    def case(name: str, *body: Rule) -> None:
+        """What happens to one call; nothing is said of one that the architecture lacks."""
+        number: int | None = getattr(NUMBERS[name], machine)
         if number is not None:
-            rules += [(_JEQ, 0, 1, number), deny]
+            rules.extend([(_JEQ, 0, len(body), number), *body])
+
+    allow, deny = (_RET, 0, 0, _ALLOW), (_RET, 0, 0, refuse)
+    for name in sorted(ALLOWED | (ALLOWED_ON_A_GPU if gpu else frozenset())):
+        case(name, allow)
     # glibc starts threads with clone3 and falls back to clone, whose flags a filter can see.
-    rules += [(_JEQ, 0, 1, getattr(CLONE3, machine)), (_RET, 0, 0, _ERRNO | errno.ENOSYS)]
-    rules += [
-        (_JEQ, 0, 4, getattr(CLONE, machine)),
-        (_LOAD, 0, 0, _ARG0_LOW),
-        (_JSET, 1, 0, _CLONE_THREAD),
-        deny,
-        allow,
-    ]
-    for call in ONLY_ITSELF.values():
-        rules += [
-            (_JEQ, 0, 5, getattr(call, machine)),
-            (_LOAD, 0, 0, _ARG0_LOW),
-            (_JEQ, 2, 0, 0),
-            (_JEQ, 1, 0, pid),
-            deny,
-            allow,
-        ]
-    for call, commands in DENIED_COMMANDS.values():
-        rules += [
-            (_JEQ, 0, 3 + len(commands), getattr(call, machine)),
-            (_LOAD, 0, 0, _ARG1_LOW),
-            *((_JEQ, len(commands) - i, 0, command) for i, command in enumerate(commands)),
-            allow,
-            deny,
-        ]
-    # prlimit64 may read limits (no new ones given), not set them.
-    rules += [
-        (_JEQ, 0, 5, getattr(PRLIMIT64, machine)),
-        (_LOAD, 0, 0, _ARG2_LOW),
-        (_JEQ, 0, 2, 0),
-        (_LOAD, 0, 0, _ARG2_HIGH),
-        (_JEQ, 1, 0, 0),
-        deny,
-        allow,
-    ]
+    case("clone3", (_RET, 0, 0, _ERRNO | errno.ENOSYS))
+    others = 0xFFFFFFFF ^ _OF_A_THREAD
+    case("clone", _load(0), (_JSET, 2, 0, others), (_JSET, 0, 1, _THREAD), allow, deny)
+    for name in ONLY_ITSELF:
+        case(name, _load(0), (_JEQ, 1, 0, 0), (_JEQ, 0, 1, pid), allow, deny)
+    # prlimit64 may read limits of the process (the third argument is NULL), not set them.
+    own: list[Rule] = [_load(0), (_JEQ, 1, 0, 0), (_JEQ, 0, 5, pid)]
+    none: list[Rule] = [_load(2), (_JEQ, 0, 3, 0), _load(2, high=True), (_JEQ, 0, 1, 0)]
+    case("prlimit64", *own, *none, allow, deny)
+    for name, (position, values) in COMMANDS.items():
+        known = [rule for value in values for rule in ((_JEQ, 0, 1, value), allow)]
+        more = _of_a_driver(allow) if gpu and name == "ioctl" else []
+        case(name, _load(position), *known, *more, deny)
+    rules.append(deny)
     return b"".join(struct.pack("HBBI", *rule) for rule in rules)
+
+
+def _load(argument: int, *, high: bool = False) -> Rule:
+    return (_LOAD, 0, 0, _ARGUMENTS + 8 * argument + 4 * high)
+
+
+def _of_a_driver(allow: Rule) -> list[Rule]:
+    """Allow the commands of NVIDIA's devices, the command being loaded; others fall through."""
+    small: list[Rule] = [(_JGT, 1, 0, 0xFF), allow]
+    uvm = [rule for value in _UVM_COMMANDS for rule in ((_JEQ, 0, 1, value), allow)]
+    return [*small, *uvm, (_AND, 0, 0, 0xFF00), (_JEQ, 0, 1, _NVIDIA_IOCTL << 8), allow]

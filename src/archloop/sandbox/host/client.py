@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from archloop.config import ProtocolConfig, SandboxConfig
 from archloop.errors import SandboxError
 from archloop.machine.hardware import resolved_precision
-from archloop.novelty.graph import Graph, sketch_graph
-from archloop.novelty.macs import macs
+from archloop.novelty.graph import Graph
 from archloop.sandbox import wire
 from archloop.sandbox.candidate.phase import error_line
 from archloop.sandbox.confine.confine import require
@@ -32,12 +31,13 @@ from archloop.sandbox.host.conversation import (
     UNFORESEEN,
     Conversation,
     FailedError,
+    sketch,
     trace,
 )
 from archloop.sandbox.host.measure import FastWayError, Feeding, Measured, Trained, measure, train
 from archloop.sandbox.host.server import ForkServer, ServerLostError, empty_memory, shared_memory
 from archloop.sandbox.job import CandidateJob, FeedJob, Role
-from archloop.types import Outcome, TaskData, Training, Verdict
+from archloop.types import GraphSketch, Outcome, TaskData, Training, Verdict
 
 MAX_SOURCE = 64 * 1024
 """Characters of the longest source that is run: escaped, it still fits into one frame."""
@@ -57,6 +57,8 @@ class _Ran(Generic[T]):
     value: T
     output: str
     left_processes: int
+    refused: tuple[str, ...]
+    """System calls that were refused to it."""
 
 
 class Sandbox:
@@ -130,7 +132,7 @@ class Sandbox:
             ran = self._hold(job, talk)
         except FailedError as failed:
             return failed.verdict
-        return replace(ran.value, output=ran.output, flags=_left(ran))
+        return replace(ran.value, output=ran.output, flags=_seen(ran))
 
     def trace(
         self, code: str, *, shape: tuple[int, int, int], classes: int
@@ -153,7 +155,23 @@ class Sandbox:
         except FailedError as failed:
             return failed.verdict, None
         verdict, graph = ran.value
-        return replace(verdict, output=ran.output, flags=_left(ran)), graph
+        return replace(verdict, output=ran.output, flags=_seen(ran)), graph
+
+    def sketch(
+        self, code: str, *, shape: tuple[int, int, int], classes: int
+    ) -> tuple[Verdict, GraphSketch | None, int | None]:
+        """What is kept of a network's graph, and its multiply-accumulates.
+
+        Both are worked out in the candidate's process, under its deadline and limits, and are as
+        trustworthy as the graph itself; see :meth:`trace` for the arguments and the verdict.
+        """
+        job = self._job("sketch", code, shape, classes, meta=True)
+        try:
+            ran = self._hold(job, sketch)
+        except FailedError as failed:
+            return failed.verdict, None, None
+        verdict, graph, macs = ran.value
+        return replace(verdict, output=ran.output, flags=_seen(ran)), graph, macs
 
     def evaluate(self, code: str, *, seed: int, max_params: int | None = None) -> Verdict:
         """Probe, then one epoch under the protocol, then top-1 on the validation images.
@@ -210,17 +228,19 @@ class Sandbox:
         found += flags.of_accuracy(
             info.name, accuracy, classes=info.classes, steps=trained.value.steps
         )
-        found += {*_left(trained), *_left(measured)}
-        _, graph = self.trace(code, shape=shape, classes=info.classes)
+        found += _seen(trained, measured)
+        traced, graph, macs = self.sketch(code, shape=shape, classes=info.classes)
+        if graph is None:
+            logger.info("a valid network without a graph: %s", traced.error)
         return Verdict(
             Outcome.VALID,
             n_params=trained.value.n_params,
             first_epoch_accuracy=accuracy,
             train_seconds=trained.value.seconds,
-            flags=tuple(found),
+            flags=flags.merged(found, traced.flags),
             output=trained.output,
-            graph=None if graph is None else sketch_graph(graph),
-            macs=None if graph is None else macs(graph),
+            graph=graph,
+            macs=macs,
         )
 
     def _train(self, job: CandidateJob) -> _Ran[Trained]:
@@ -368,11 +388,12 @@ class Sandbox:
             raise
         else:
             left_processes = server.reap(child).left_processes
-            return _Ran(value, child.output.text()[-_OUTPUT:], left_processes)
+            output = child.output.text()[-_OUTPUT:]
+            return _Ran(value, output, left_processes, child.refusals.names)
         failed.verdict = replace(
             failed.verdict,
             output=child.output.text()[-_OUTPUT:],
-            flags=(flags.LEFT_PROCESSES,) if left_processes else (),
+            flags=flags.of_process(left_processes, child.refusals.names),
         )
         try:
             raise failed from None
@@ -400,8 +421,12 @@ class Sandbox:
         self.close()
 
 
-def _left(ran: _Ran[Any]) -> tuple[str, ...]:
-    return (flags.LEFT_PROCESSES,) if ran.left_processes else ()
+def _seen(*processes: _Ran[Any]) -> tuple[str, ...]:
+    """Flags of what was seen of a candidate's processes from outside."""
+    return flags.of_process(
+        sum(ran.left_processes for ran in processes),
+        [name for ran in processes for name in ran.refused],
+    )
 
 
 def _validation(

@@ -11,13 +11,20 @@ from typing import Any, TypeVar
 
 from archloop.config import SandboxConfig
 from archloop.errors import SandboxError
-from archloop.novelty.graph import MAX_BYTES, Graph, GraphError, parse
+from archloop.novelty.graph import (
+    MAX_BYTES,
+    MAX_SHINGLES,
+    Graph,
+    GraphError,
+    checked_sketch,
+    parse,
+)
 from archloop.sandbox import wire
 from archloop.sandbox.host.server import Child, Ended, ForkServer, ServerLostError
 from archloop.sandbox.host.watch import LimitError, Watch
 from archloop.sandbox.job import CandidateJob
 from archloop.text import one_line
-from archloop.types import Outcome, Verdict
+from archloop.types import GraphSketch, Outcome, Verdict
 
 BUILDING = "import, instantiation and dummy forward"
 UNFORESEEN = (
@@ -32,6 +39,8 @@ UNFORESEEN = (
 """Exceptions that unexpected input from a network may cause here; not faults of the machine."""
 _CONFINE_SECONDS = 60.0
 _MOST = 2**53
+_MOST_PHASES = 64
+"""Announcements of a process; an honest one makes a few."""
 _DENIED_SIGNALS = ("SIGSYS", "SIGXFSZ")
 T = TypeVar("T")
 _CRASH_LINE = re.compile(r'File "<candidate>", line (\d+) in (\w+)')
@@ -66,6 +75,7 @@ class Conversation:
         self.phase = Outcome.IMPORT_ERROR
         """The outcome if the process dies now."""
         self.n_params: int | None = None
+        self._phases = 0
         self._watch: Watch | None = None
 
     def build(self) -> int:
@@ -81,20 +91,25 @@ class Conversation:
 
     def _confine(self) -> None:
         """No line of the network runs before this step, so a failure is not the network's fault."""
-        wire_lost = (wire.WireError, wire.DeadlineError)
+        sock = self.child.sock
         try:
-            wire.send(self.child.sock, self.job.to_wire())
-            message = wire.receive(self.child.sock, time.monotonic() + _CONFINE_SECONDS)
-        except wire_lost as error:
+            wire.send(sock, self.job.to_wire())
+            sock.settimeout(_CONFINE_SECONDS)
+            message, fds = wire.receive_with_fds(sock)
+            sock.settimeout(None)
+        except wire.WireError as error:
             raise ServerLostError(f"a process was lost before its job: {error}") from None
         if message.get("stage") != "confined":
             raise SandboxError(f"a candidate could not be confined: {message.get('error')}")
+        if fds:
+            self.child.refusals.listen(fds[0])
         self._watch = Watch(
             self.child.host_pid,
             self.child.folder,
             self.child.output,
             self.config.memory_mb << 20,
             self.config.disk_mb << 20,
+            self.child.refusals,
         )
 
     def expect(self, stage: str, seconds: float, what: str) -> dict[str, Any]:
@@ -105,6 +120,9 @@ class Conversation:
                 seconds, what, lambda: wire.receive(self.child.sock, deadline, self._watch)
             )
             if message.get("stage") == "phase":
+                self._phases += 1
+                if self._phases > _MOST_PHASES:
+                    raise wire.WireError("announcements without end")
                 self.phase = _failure_of(message)
             elif message.get("stage") == "failed":
                 error = one_line(str(message.get("error")))
@@ -178,6 +196,31 @@ class Conversation:
         return one_line(f" (line {found[1]}, in {found[2]})") if found else ""
 
 
+def sketch(conversation: Conversation) -> tuple[Verdict, GraphSketch | None, int | None]:
+    """A candidate's verdict, graph and multiply-accumulates, as its own process found them.
+
+    For exceptions see :class:`Conversation`.
+    """
+    seconds, what = conversation.config.build_seconds, "comparing the graph"
+    conversation.build()
+    message = conversation.expect("sketch", seconds, what)
+    size = number(message, "bytes", 8 * MAX_SHINGLES)
+    if not size:
+        return _without_a_graph(conversation, message), None, None
+    shingles = conversation.receive_bytes(size, seconds, what)
+    macs = None if message.get("macs") is None else number(message, "macs")
+    try:
+        found = checked_sketch(message.get("hash"), shingles)
+    except GraphError as error:
+        raise wire.WireError(f"no graph: {error}") from None
+    return conversation.verdict(Outcome.VALID, None), found, macs
+
+
+def _without_a_graph(conversation: Conversation, message: dict[str, Any]) -> Verdict:
+    reason = one_line(str(message.get("reason")))
+    return conversation.verdict(Outcome.VALID, f"no graph: {reason}")
+
+
 def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
     """A candidate's verdict and graph; for exceptions see :class:`Conversation`."""
     seconds = conversation.config.build_seconds
@@ -186,8 +229,7 @@ def trace(conversation: Conversation) -> tuple[Verdict, Graph | None]:
     message = conversation.expect("graph", seconds, what)
     size = number(message, "bytes", MAX_BYTES)
     if not size:
-        reason = one_line(str(message.get("reason")))
-        return conversation.verdict(Outcome.VALID, f"no graph: {reason}"), None
+        return _without_a_graph(conversation, message), None
     data = conversation.receive_bytes(size, seconds, what)
     try:
         return conversation.verdict(Outcome.VALID, None), parse(data)

@@ -12,10 +12,13 @@
 ``implausible``        more accurate than one epoch of a good network on this task
 ``protocol_gap``       its own ``learn()`` and the harness's loop disagree widely
 ``left_processes``     processes had to be killed after it
+``refused_calls: ...`` system calls that the sandbox refused, by name
 =====================  ==========================================================================
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +34,7 @@ LONG_PAUSE = "long_pause"
 IMPLAUSIBLE = "implausible"
 PROTOCOL_GAP = "protocol_gap"
 LEFT_PROCESSES = "left_processes"
+REFUSED_CALLS = "refused_calls"
 
 SAME = 0.02
 """Logits are the same when they differ by less than this share of their spread: batch size and
@@ -49,6 +53,26 @@ CEILINGS = {"cifar10": 0.85, "cifar100": 0.60, "svhn": 0.95, "mnist": 0.998}
 CIFAR-10; the paper's best is 0.64)."""
 MOST_GAP = 0.15
 """Largest usual difference in accuracy between the two training modes."""
+
+
+def of_process(left_processes: int, refused: Iterable[str]) -> tuple[str, ...]:
+    """Flags of what was seen of a candidate's processes from outside.
+
+    Args:
+        left_processes: How many processes it left.
+        refused: Names of refused system calls, in any order.
+    """
+    names = " ".join(sorted(set(refused)))
+    left = (LEFT_PROCESSES,) if left_processes else ()
+    return (*left, f"{REFUSED_CALLS}: {names}") if names else left
+
+
+def merged(one: Iterable[str], other: Iterable[str]) -> tuple[str, ...]:
+    """All flags, each once, with one for all refused calls."""
+    found = dict.fromkeys((*one, *other))
+    texts = [flag for flag in found if flag.startswith(REFUSED_CALLS)]
+    names = [name for text in texts for name in text.partition(": ")[2].split()]
+    return (*(flag for flag in found if flag not in texts), *of_process(0, names))
 
 
 def same_logits(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import math
 import mmap
 import os
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from archloop.sandbox import wire
 from archloop.sandbox.confine import bwrap
 from archloop.sandbox.confine.private_folder import remove_folder
 from archloop.sandbox.host.gpus import Gpus
+from archloop.sandbox.host.refusals import Refusals, TooManyError
 from archloop.sandbox.host.watch import Output
 from archloop.text import one_line
 from archloop.types import TaskData
@@ -37,7 +40,11 @@ _CLOSE_SECONDS = 5.0
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
 """Environment variables that a network may see; any other may be a secret."""
 _LOG_CHARACTERS = 2000
+_PASSABLE = 0o711
+"""Mode of the folders above the private ones: other users may pass, not look."""
 _SIZE_SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK if hasattr(fcntl, "F_SEAL_GROW") else 0
+
+logger = logging.getLogger(__name__)
 
 
 class ServerLostError(Exception):
@@ -60,26 +67,32 @@ class Child:
     sock: socket.socket
     folder: Path
     output: Output
+    refusals: Refusals
     gpu: int | None = None
     """The GPU that it was assigned."""
 
     @property
     def host_pid(self) -> int:
         """Its process id in the main process's namespace."""
-        if self.pidfd < 0:
-            return self.pid
-        for line in Path(f"/proc/self/fdinfo/{self.pidfd}").read_text().splitlines():
-            if line.startswith("Pid:"):
-                return int(line.split()[1])
-        return self.pid
+        return _host_pid(self.pidfd, self.pid)
 
     def wait(self, seconds: float) -> bool:
         """Whether the process ends by itself within so many seconds."""
         if self.pidfd < 0:
             return False
-        poller = select.poll()
-        poller.register(self.pidfd, select.POLLIN)
-        return bool(poller.poll(1000 * seconds))
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            poller = select.poll()
+            for fd in (self.pidfd, *self.refusals.fds):
+                poller.register(fd, select.POLLIN)
+            ready = dict(poller.poll(1000 * left))
+            if self.pidfd in ready:
+                return True
+            try:
+                self.refusals.answer()
+            except TooManyError:
+                return False
+        return False
 
     def kill(self) -> None:
         """Kill the process; the fork server removes what it leaves behind."""
@@ -93,10 +106,20 @@ class Child:
         """Close the descriptors of the process; its output is kept."""
         self.output.read()
         self.output.close()
+        self.refusals.close()
         self.sock.close()
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _host_pid(pidfd: int, pid: int) -> int:
+    """The id, in this process's namespace, of a process with an id in the fork server's."""
+    if pidfd >= 0:
+        for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+            if line.startswith("Pid:"):
+                return int(line.split()[1])
+    return pid
 
 
 @dataclass(frozen=True)
@@ -167,7 +190,9 @@ class ForkServer:
         (self._root / "home").mkdir()
         self.candidates = self._root / "candidates"
         self.candidates.mkdir()
-        self._log = self._root / "log"
+        for folder in (self._root, self.candidates):
+            folder.chmod(_PASSABLE)
+        (self._root / "home").chmod(0o700)
         self._count = 0
         self._start(task)
 
@@ -175,10 +200,11 @@ class ForkServer:
         data = _shared_training_data(task)
         self._control, theirs = socket.socketpair()
         passed = [spec["fd"] for spec in data.values()]
-        command = [sys.executable, "-P", "-m", "archloop.sandbox.forkserver", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "archloop.sandbox.reaper"]
+        command += [str(theirs.fileno()), str(self._root)]
         if self._config.isolation == "bwrap":
             command = bwrap.wrap(command, self._root)
-        with self._log.open("w") as log:
+        with tempfile.TemporaryFile() as log:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -189,7 +215,27 @@ class ForkServer:
                 start_new_session=True,
                 cwd=self._root,
             )
-        theirs.close()
+            theirs.close()
+            self.pid, self._pidfd = self._process.pid, -1
+            """Process id and pidfd of the server."""
+            try:
+                self._set_up(data)
+            except ServerLostError:
+                self.close()
+                log.seek(0)
+                lines = log.read()[-_LOG_CHARACTERS:].decode("utf-8", "replace").splitlines()
+                reason = one_line(lines[-1]) if lines else "it said nothing"
+                raise SandboxError(f"the fork server did not start: {reason}") from None
+            finally:
+                for fd in passed:
+                    os.close(fd)
+
+    def _set_up(self, data: dict[str, Any]) -> None:
+        """Tell the new server what it serves, and wait until it is ready.
+
+        Raises:
+            ServerLostError: It ended, or does not answer.
+        """
         setup = {
             "data": data,
             "root": str(self._root),
@@ -200,18 +246,13 @@ class ForkServer:
             "threads": self._config.threads,
             "cpu_seconds": _cpu_seconds(self._config),
         }
-        try:
-            wire.send(self._control, setup)
-            ready = wire.receive(self._control, time.monotonic() + _START_SECONDS)
-            self._gpus = Gpus(ready["gpus"])
-        except (wire.WireError, wire.DeadlineError):
-            log_lines = self._log.read_text(errors="replace")[-_LOG_CHARACTERS:].splitlines()
-            self.close()
-            reason = one_line(log_lines[-1]) if log_lines else "it said nothing"
-            raise SandboxError(f"the fork server did not start: {reason}") from None
-        finally:
-            for fd in passed:
-                os.close(fd)
+        ready, pidfd = self._ask_with_fd(setup, (), _START_SECONDS)
+        self._gpus = Gpus(ready["gpus"])
+        self._pidfd = pidfd
+        self.pid = _host_pid(pidfd, self._process.pid)
+        if "one_user" in ready:
+            text = "networks run as root, without capabilities, and not as users of their own: %s"
+            logger.warning(text, ready["one_user"])
 
     def _environment(self) -> dict[str, str]:
         """The environment variables of the server and its candidates.
@@ -237,11 +278,6 @@ class ForkServer:
             "PYTHONDONTWRITEBYTECODE": "1",
         }
 
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        return self._process.pid
-
     def fork(self, *, feed: bool = False, meta: bool = False) -> Child:
         """Start a process that confines itself and waits for its job, or a feeder.
 
@@ -263,7 +299,8 @@ class ForkServer:
                 folder.mkdir()
                 role = "feed" if feed else "candidate"
                 request = {"do": "fork", "role": role, "folder": str(folder), "gpu": gpu}
-                pid, pidfd = self._ask_for_child(request, (theirs.fileno(), write))
+                fds = (theirs.fileno(), write)
+                answer, pidfd = self._ask_with_fd(request, fds, _ANSWER_SECONDS)
         except (OSError, ServerLostError) as error:
             ours.close()
             output.close()
@@ -273,7 +310,7 @@ class ForkServer:
         finally:
             theirs.close()
             os.close(write)
-        return Child(pid, pidfd, ours, folder, output, gpu)
+        return Child(answer["pid"], pidfd, ours, folder, output, Refusals(), gpu)
 
     def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
         """End a child and all processes that it left behind.
@@ -302,17 +339,19 @@ class ForkServer:
             by_itself, status if isinstance(status, int) else None, answer["left_processes"]
         )
 
-    def _ask_for_child(self, request: dict[str, Any], fds: tuple[int, ...]) -> tuple[int, int]:
-        """Its process id and pidfd."""
+    def _ask_with_fd(
+        self, request: dict[str, Any], fds: tuple[int, ...], seconds: float
+    ) -> tuple[dict[str, Any], int]:
+        """The answer, and the pidfd that comes with it, or -1 where the system has none."""
         try:
             wire.send(self._control, request, fds)
-            self._control.settimeout(_ANSWER_SECONDS)
+            self._control.settimeout(seconds)
             answer, found = wire.receive_with_fds(self._control)
         except wire.WireError as error:
             raise ServerLostError(str(error)) from None
         finally:
             self._control.settimeout(None)
-        return answer["pid"], found[0] if found else -1
+        return answer, found[0] if found else -1
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -327,11 +366,23 @@ class ForkServer:
             self._control.shutdown(socket.SHUT_RDWR)
         except OSError:
             self._control.close()
-        try:
-            self._process.wait(_CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # First the fork server, so that its parent ends and removes what is left, then that too.
+        for end in (None, self._kill, self._process.kill):
+            if end is not None:
+                end()
+            try:
+                self._process.wait(_CLOSE_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                continue
         with self._lock:
             self._control.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
         remove_folder(self._root)
+
+    def _kill(self) -> None:
+        if self._pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from archloop.sandbox.confine.private_folder import ClosedError, bytes_by_inode
+from archloop.sandbox.host.refusals import Refusals, TooManyError
 from archloop.sandbox.wire import LOOK_SECONDS
 from archloop.text import printable
 from archloop.types import Outcome
@@ -73,7 +74,7 @@ class Output:
 
 
 class Watch:
-    """Checks one candidate a few times a second, and at once when it prints.
+    """Checks one candidate a few times a second, and at once when it prints or is refused a call.
 
     Args:
         pid: Its process id; the process is not reaped while it is watched.
@@ -81,11 +82,19 @@ class Watch:
         output: Its output.
         memory_bytes: Memory that it may use in addition to that at the first check.
         disk_bytes: All its files together, deleted ones that it still holds open included.
+        refusals: What it is refused, if that is reported.
     """
 
     def __init__(
-        self, pid: int, folder: Path, output: Output, memory_bytes: int, disk_bytes: int
+        self,
+        pid: int,
+        folder: Path,
+        output: Output,
+        memory_bytes: int,
+        disk_bytes: int,
+        refusals: Refusals | None = None,
     ) -> None:
+        self._refusals = refusals or Refusals()
         self._process, self._folder, self._output = Path("/proc") / str(pid), folder, output
         self._memory, self._disk = memory_bytes, disk_bytes
         self._next = 0.0
@@ -95,7 +104,7 @@ class Watch:
     @property
     def fds(self) -> tuple[int, ...]:
         """See :class:`archloop.sandbox.wire.Look`."""
-        return self._output.fds
+        return self._output.fds + self._refusals.fds
 
     def __call__(self) -> None:
         """Check the candidate if the last check is old enough.
@@ -104,6 +113,11 @@ class Watch:
             LimitError: The candidate exceeds a limit.
         """
         self._output.read()
+        try:
+            self._refusals.answer()
+        except TooManyError:
+            text = "made refused system calls without end"
+            raise LimitError(Outcome.SANDBOX_VIOLATION, text) from None
         if time.monotonic() < self._next:
             return
         memory, threads = self._status()

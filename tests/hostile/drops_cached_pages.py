@@ -1,0 +1,45 @@
+# expected: valid
+# flags: refused_calls: fadvise64(4) madvise(21)
+# C18: signals to a neighbour by dropping pages of a file from memory.
+import torch
+import torch.nn as nn
+import ctypes, os
+libc = ctypes.CDLL(None)
+
+
+def supported_hyperparameters():
+    return {'lr', 'momentum'}
+
+class Net(nn.Module):
+    def __init__(self, in_shape, out_shape, prm, device):
+        super().__init__()
+        self.device = device
+        self.conv = nn.Conv2d(in_shape[1], 8, kernel_size=3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8 * 4 * 4, out_shape[0])
+        self.pool = nn.AdaptiveAvgPool2d((4, 4))
+        pass
+
+    def forward(self, x):
+        pass
+        x = self.pool(torch.relu(self.norm(self.conv(x))))
+        return self.head(x.flatten(1))
+
+    def train_setup(self, prm):
+        self.to(self.device)
+        self.criteria = nn.CrossEntropyLoss()
+        self.optimizer = torch.optim.SGD(self.parameters(), lr=prm['lr'], momentum=prm['momentum'])
+
+    def learn(self, train_data):
+        with open(torch.__file__, 'rb') as file:
+            try:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                raise SystemExit('dropped')
+            except PermissionError:
+                pass
+            assert libc.madvise(ctypes.c_void_p(0), ctypes.c_size_t(0), 21) == -1
+        for inputs, labels in train_data:
+            self.optimizer.zero_grad()
+            loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))
+            loss.backward()
+            self.optimizer.step()
