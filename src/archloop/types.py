@@ -80,6 +80,7 @@ Flag = Literal[
     "implausible",
     "protocol_gap",
     "left_processes",
+    "refused_calls",
     "suspect_text",
 ]
 """What keeps a valid candidate out of the corpus: the flags of :mod:`archloop.sandbox.host.flags`,
@@ -227,6 +228,8 @@ class GraphSketch:
     """The same for networks that compute the same."""
     shingles: bytes
     """Sorted 64-bit little-endian hashes of small neighbourhoods."""
+    outputs: tuple[float, ...] | None = None
+    """Of the network under equal weights (:mod:`archloop.novelty.outputs`); ``None``: not known."""
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,7 @@ _CODES = re.compile(r"(?:\b(?:0x[0-9a-fA-F]{2}|\d{2,3})\s*,\s*){11,}")
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
 _TOGETHER = ast.List | ast.Tuple | ast.BinOp | ast.JoinedStr
 _GROUPS = _TOGETHER | ast.Set | ast.Dict | ast.Call
-_SAID = frozenset({"print", "warn"})
+_SAID = frozenset({"print", "warn", "_assert"})
 """Functions and methods whose arguments are read by a human."""
 
 

@@ -17,7 +17,7 @@ from archloop.machine.downloads import cache_dir, lock
 from archloop.progress import Observer, Progress
 from archloop.types import GraphSketch, Outcome
 
-_VERSION = 3
+_VERSION = 4
 """Raised when tracing or the canonical form changes."""
 _PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
 """Another try may end otherwise, so these are not kept."""
@@ -90,7 +90,8 @@ def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
     for line in file.read_text("utf-8").splitlines():
         row = json.loads(line)
         shingles = base64.b64decode(row["shingles"])
-        yield row["code"], GraphSketch(row["hash"], shingles) if row["hash"] else None
+        outputs = tuple(row["outputs"]) or None
+        yield row["code"], GraphSketch(row["hash"], shingles, outputs) if row["hash"] else None
 
 
 def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
@@ -101,5 +102,6 @@ def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
                 "code": code,
                 "hash": None if graph is None else graph.hash,
                 "shingles": base64.b64encode(shingles).decode(),
+                "outputs": [] if graph is None else graph.outputs or [],
             }
             sink.write(json.dumps(row) + "\n")
