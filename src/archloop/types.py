@@ -86,6 +86,12 @@ Flag = Literal[
 """What keeps a valid candidate out of the corpus: the flags of :mod:`archloop.sandbox.host.flags`,
 and the text that :mod:`archloop.code.hygiene` finds in its source."""
 
+
+def flag_name(flag: str) -> str:
+    """The flag without its details, which follow a colon."""
+    return flag.partition(":")[0]
+
+
 LRSchedule = Literal["constant", "linear"]
 """What becomes of an optimiser's learning rate over the epoch: it stays, or falls to nothing."""
 

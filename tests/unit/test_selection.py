@@ -215,6 +215,8 @@ def test_what_is_flagged_is_not_accepted_unless_its_flags_are_allowed() -> None:
         "flag:implausible",
     )
     assert flagged("brittle", allow=("brittle",)).accepted
+    assert flagged("refused_calls: socket", allow=("refused_calls",)).accepted
+    assert flagged("refused_calls: socket").rejected_by == ("flag:refused_calls",)
     assert flagged().accepted
 
 

@@ -103,7 +103,9 @@ _IN_STRINGS = (
 )
 """Every match of a pattern contains one of these in lower case; most networks contain none, which
 makes the search quick."""
-_PLAIN_WORD = re.compile(r"[a-z_]+")
+_PLAIN_WORD = re.compile(r"[A-Za-z_]+ | [A-Z][A-Za-z]+[123]d | [a-z_]+[0-9]{1,2}", re.VERBOSE)
+"""Such as ``relu``, ``Conv2d`` and ``layer1``."""
+_DIGIT = re.compile(r"[0-9]")
 _STRING = re.compile(r"\"[^\"\n]*\"|'[^'\n]*'")
 _CODES = re.compile(r"(?:\b(?:0x[0-9a-fA-F]{2}|\d{2,3})\s*,\s*){11,}")
 _ENCODED = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
@@ -204,6 +206,7 @@ class _Emptier(ast.NodeTransformer):
         return node
 
 
+@lru_cache(maxsize=16)
 def _may_be_suspect(code: str) -> bool:
     """A quick test that lets no text pass that the patterns find."""
     lower = code.lower()
@@ -217,10 +220,14 @@ def _may_be_suspect(code: str) -> bool:
         or any(part in lower for part in _ANYWHERE)
         or any(part in joined or part in backwards for part in _IN_STRINGS)
         or any(text.count(" ") >= _MOST_WORDS - 1 for text in found)
-        # A text that is encoded has capitals or digits all over.
-        or bool(_ENCODED.search("".join(s for s in found if not _PLAIN_WORD.fullmatch(s))))
+        # A text that is encoded has capitals and digits all over.
+        or any(map(_DIGIT.search, _ENCODED.findall("".join(filter(_is_odd, found)))))
         or bool(_CODES.search(code))
     )
+
+
+def _is_odd(text: str) -> bool:
+    return _PLAIN_WORD.fullmatch(text) is None
 
 
 @lru_cache(maxsize=1 << 14)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from archloop.code.hygiene import as_trained, suspect_text
-from archloop.types import Decision, Outcome
+from archloop.types import Decision, Outcome, flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -152,7 +152,8 @@ def broken_limits(
 def objections(candidate: Candidate, selection: SelectionConfig) -> tuple[str, ...]:
     """Why a candidate must not be trained on: ``flag:NAME``, ``text:WHAT``."""
     allowed = selection.allow_flags
-    found = [f"flag:{flag}" for flag in candidate.flags if flag not in allowed]
+    names = map(flag_name, candidate.flags)
+    found = [f"flag:{name}" for name in names if name not in allowed]
     if "suspect_text" not in allowed and (what := suspect_text(as_trained(candidate.code or ""))):
         found.append(f"text:{what}")
     return tuple(found)

@@ -26,7 +26,7 @@ from archloop.errors import UsageError
 from archloop.novelty import NoveltyIndex, visit
 from archloop.search.prompts import CIFAR10, MNIST, PromptSubject, PromptTemplate, parameter_cap
 from archloop.text import encodable
-from archloop.types import ChatPair, Verdict
+from archloop.types import ChatPair, Verdict, flag_name
 
 PROBE_SUBJECT = CIFAR10
 """Seed networks are built and their parameters counted for this task, which their prompts
@@ -189,7 +189,7 @@ def _cleaned(
 
 def _unflagged(network: SeedNetwork, result: Prepared, allow_flags: Collection[str]) -> Prepared:
     """Quarantine a network with a flag that is not allowed."""
-    flags = [flag for flag in network.flags if flag not in allow_flags]
+    flags = [name for name in map(flag_name, network.flags) if name not in allow_flags]
     if result.code is None or not flags:
         return result
     return Prepared(None, "quarantine", f"quarantined: flag {flags[0]}")

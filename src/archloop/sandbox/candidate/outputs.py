@@ -3,10 +3,11 @@
 Networks that compute the same give the same logits then, however they are written; the graph
 (:mod:`archloop.sandbox.candidate.trace`) tells only what its rules know. A weight is drawn by its
 number of elements and its rank among the weights of that size, so names, modules and the order of
-statements do not matter. Kept are a few numbers, which the main process compares
+statements do not matter; it is equal along the input channels, so their order does not matter, as
+it does not for a network that is trained. Kept are a few numbers, which the main process compares
 (:mod:`archloop.novelty.outputs`).
 
-Not covered: networks that draw random numbers in evaluation mode or change from pass to pass,
+Not told apart: ``x + x.flip(1)`` and ``x + x`` before a convolution. Not covered: networks that draw random numbers in evaluation mode or change from pass to pass,
 weights that are no parameters of modules, and logits that hardly depend on the image.
 """
 
