@@ -27,7 +27,7 @@ from archloop.progress import Observer, Progress
 from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, ChatPair, Message
 
-_BUILD_VERSION = 4
+_BUILD_VERSION = 5
 """Increased when the same configuration gives another seed corpus than before."""
 
 
