@@ -178,7 +178,7 @@ class _Emptier(ast.NodeTransformer):
     emptied = False
     _inside = False
 
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+    def visit_Raise(self, node: ast.Raise) -> Any:
         return self._message(node)
 
     def visit_Assert(self, node: ast.Assert) -> ast.AST:
@@ -186,7 +186,7 @@ class _Emptier(ast.NodeTransformer):
             node.msg = self._message(node.msg)
         return node
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+    def visit_Expr(self, node: ast.Expr) -> Any:
         call = node.value
         if isinstance(call, ast.Call) and _last_name(call.func) in _SAID:
             return self._message(node)

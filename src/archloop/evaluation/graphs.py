@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from archloop.code.chat import code_sha256
 from archloop.config import SandboxConfig
@@ -98,7 +99,7 @@ def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
     with replacing(file) as sink:
         for code, graph in known.items():
             shingles = b"" if graph is None else graph.shingles
-            row = {
+            row: dict[str, Any] = {
                 "code": code,
                 "hash": None if graph is None else graph.hash,
                 "shingles": base64.b64encode(shingles).decode(),

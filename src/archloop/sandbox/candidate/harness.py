@@ -95,8 +95,8 @@ def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     wire.send(sock, message)
     sock.sendall(shingles)
     if shingles:
-        found = outputs(traced.builder, job, graph, traced.weights)
-        wire.send(sock, {"stage": "outputs", "values": found})
+        values = outputs(traced.builder, job, graph, traced.weights)
+        wire.send(sock, {"stage": "outputs", "values": values})
 
 
 def _traced(
