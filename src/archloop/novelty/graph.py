@@ -303,8 +303,12 @@ def graph_shingles(graph: Graph) -> NDArray[np.uint64]:
         (S,) sorted and unique; the same on every machine.
     """
     nodes = canonical(graph)
+    return _shingles(nodes, _hash(nodes))
+
+
+def _shingles(nodes: list[Node], hash: str) -> NDArray[np.uint64]:
     users = _users(nodes)
-    found = [_digest("whole", _hash(nodes))]
+    found = [_digest("whole", hash)]
     inner = [place for place, node in enumerate(nodes) if node.operator not in LEAVES]
     found += [_digest("kind", nodes[p].operator, nodes[p].attributes) for p in inner]
     labels = [_digest(n.operator, n.attributes, n.shape, n.dtype) for n in nodes]
@@ -324,7 +328,9 @@ def graph_shingles(graph: Graph) -> NDArray[np.uint64]:
 
 def sketch_graph(graph: Graph) -> GraphSketch:
     """Hash and shingles of a graph, to keep and compare later."""
-    return GraphSketch(graph_hash(graph), graph_shingles(graph).astype("<u8").tobytes())
+    nodes = canonical(graph)
+    hash = _hash(nodes)
+    return GraphSketch(hash, _shingles(nodes, hash).astype("<u8").tobytes())
 
 
 def checked_sketch(hash: Any, shingles: bytes) -> GraphSketch:

@@ -30,6 +30,8 @@ import torch.fx
 import torch.utils.checkpoint
 from torch import nn
 
+from archloop.novelty.graph import Graph, sketch_graph
+from archloop.novelty.macs import macs
 from archloop.sandbox import wire
 from archloop.sandbox.candidate import meta
 from archloop.sandbox.candidate.harness import serve_candidate
@@ -50,6 +52,35 @@ from archloop.sandbox.host.gpus import show_only
 from archloop.sandbox.job import CandidateJob
 from archloop.sandbox.reaper import become_subreaper, kill, sweep
 
+_IMAGE = [["1N", 3, 4, 4], "float32"]
+_SMALL: Graph = {
+    "nodes": [
+        ["input", [], [_IMAGE]],
+        ["parameter", [["trainable", True]], [[[3, 3, 1, 1], "float32"]]],
+        [
+            "convolution",
+            [
+                ["input", {"input": [0, 0]}],
+                ["weight", {"input": [1, 0]}],
+                ["bias", None],
+                ["stride", [1, 1]],
+                ["padding", [0, 0]],
+                ["dilation", [1, 1]],
+                ["transposed", False],
+                ["output_padding", [0, 0]],
+                ["groups", 1],
+            ],
+            [_IMAGE],
+        ],
+        ["relu", [["self", {"input": [2, 0]}]], [_IMAGE]],
+        ["add", [["self", {"input": [3, 0]}], ["other", {"input": [0, 0]}]], [_IMAGE]],
+        ["view", [["self", {"input": [4, 0]}], ["size", ["1N", 48]]], [[["1N", 48], "float32"]]],
+    ],
+    "output": [5, 0],
+}
+"""A graph for the first time that graphs are compared."""
+_WARM = 20
+"""Times until the interpreter has adapted; a child would do it again for each network."""
 _REAP_SECONDS = 10.0
 _HARNESS_FAULT = 70
 """Exit code of a child that failed outside the network's code; its output says why."""
@@ -132,6 +163,9 @@ def _warm_up() -> None:
         parameter.grad = torch.zeros_like(parameter)
     nn.utils.clip_grad_norm_(layer.parameters(), 3)
     optimizer.step()
+    for _ in range(_WARM):
+        sketch_graph(_SMALL)
+        macs(_SMALL)
 
 
 def _map(spec: dict[str, Any]) -> TrainingData:

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ class Child:
     sock: socket.socket
     folder: Path
     output: Output
-    refusals: Refusals
     gpu: int | None = None
     """The GPU that it was assigned."""
+    refusals: Refusals = field(default_factory=Refusals)
 
     @property
     def host_pid(self) -> int:
@@ -310,7 +310,7 @@ class ForkServer:
         finally:
             theirs.close()
             os.close(write)
-        return Child(answer["pid"], pidfd, ours, folder, output, Refusals(), gpu)
+        return Child(answer["pid"], pidfd, ours, folder, output, gpu)
 
     def reap(self, child: Child, *, grace: float = 0.0) -> Ended:
         """End a child and all processes that it left behind.
