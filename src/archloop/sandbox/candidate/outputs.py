@@ -7,8 +7,9 @@ statements do not matter; it is equal along the input channels, so their order d
 it does not for a network that is trained. Kept are a few numbers, which the main process compares
 (:mod:`archloop.novelty.outputs`).
 
-Not told apart: ``x + x.flip(1)`` and ``x + x`` before a convolution. Not covered: networks that draw random numbers in evaluation mode or change from pass to pass,
-weights that are no parameters of modules, and logits that hardly depend on the image.
+Not told apart: ``x + x.flip(1)`` and ``x + x`` before a convolution. Not covered: networks that draw
+random numbers in evaluation mode or change from pass to pass, weights that are no parameters of
+modules, and logits that hardly depend on the image.
 """
 
 from __future__ import annotations
