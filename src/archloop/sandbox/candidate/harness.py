@@ -95,7 +95,7 @@ def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
     wire.send(sock, message)
     sock.sendall(shingles)
     if shingles:
-        values = outputs(traced.builder, job, graph, traced.weights)
+        values = outputs(traced.builder, job, traced.n_params, graph, traced.weights)
         wire.send(sock, {"stage": "outputs", "values": values})
 
 

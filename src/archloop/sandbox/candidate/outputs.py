@@ -7,9 +7,9 @@ statements do not matter; it is equal along the input channels, so their order d
 it does not for a network that is trained. Kept are a few numbers, which the main process compares
 (:mod:`archloop.novelty.outputs`).
 
-Not told apart: ``x + x.flip(1)`` and ``x + x`` before a convolution. Not covered: networks that draw
-random numbers in evaluation mode or change from pass to pass, weights that are no parameters of
-modules, and logits that hardly depend on the image.
+Not told apart: ``x + x.flip(1)`` and ``x + x`` before a convolution. Not covered: networks that
+draw random numbers in evaluation mode or change from pass to pass, weights that are no parameters
+of modules, logits that hardly depend on the image, and large networks.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from archloop.sandbox.candidate.network import Builder, check_logits, seed_every
 from archloop.sandbox.job import CandidateJob
 
 _BATCH = 4
-_MOST_MACS = 4 * 10**9
-"""Multiply-accumulates of one image; a larger network would take seconds."""
-_MOST_PARAMS = 64 * 10**6
+_MOST_MACS = 500 * 10**6
+_MOST_PARAMS = 16 * 10**6
+"""Multiply-accumulates of one image, and parameters; larger networks would take seconds."""
 _LEAST_SPREAD = 1e-3
 """Of logits over images, as a share of the largest: below, rounding would decide."""
 
 
 def outputs(
-    builder: Builder, job: CandidateJob, graph: Graph, names: dict[int, str]
+    builder: Builder, job: CandidateJob, n_params: int, graph: Graph, names: dict[int, str]
 ) -> list[float]:
     """Numbers that are equal, up to rounding, for networks that compute the same.
 
     Args:
         builder: Of the network.
         job: As for the trace.
+        n_params: Its number of parameters.
         graph: The traced graph.
         names: Names of the parameters among its nodes.
 
@@ -53,7 +54,9 @@ def outputs(
     """
     try:
         cost = macs(graph)
-        return [] if cost is None or cost > _MOST_MACS else _outputs(builder, job, graph, names)
+        if cost is None or cost > _MOST_MACS or n_params > _MOST_PARAMS:
+            return []
+        return _outputs(builder, job, graph, names)
     except Exception:  # noqa: BLE001 - any exception of the network: not known
         return []
 
@@ -64,8 +67,6 @@ def _outputs(
     cpu = torch.device("cpu")
     seed_everything(job.seed)
     net = builder.instantiate(cpu)
-    if builder.count(net) > _MOST_PARAMS:
-        return []
     if names.values() - state.tensors(net).keys():
         builder.dummy_forward(net, device=cpu)  # lazy layers have no weights before
     with torch.no_grad():
