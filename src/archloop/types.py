@@ -41,6 +41,8 @@ class Outcome(StrEnum):
     """Trained to the end of the epoch; stays so only where nothing is selected."""
     NEAR_DUPLICATE = "near_duplicate"
     BELOW_THRESHOLD = "below_threshold"
+    QUARANTINED = "quarantined"
+    """Novel and accurate, but flagged, or with text that no LLM must learn."""
     ACCEPTED = "accepted"
 
     @property
@@ -50,7 +52,13 @@ class Outcome(StrEnum):
 
 
 _VALID = frozenset(
-    {Outcome.VALID, Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.ACCEPTED}
+    {
+        Outcome.VALID,
+        Outcome.NEAR_DUPLICATE,
+        Outcome.BELOW_THRESHOLD,
+        Outcome.QUARANTINED,
+        Outcome.ACCEPTED,
+    }
 )
 
 Isolation = Literal["process", "confined", "bwrap"]
@@ -59,6 +67,37 @@ Landlock+seccomp; plus own mount, process and network namespaces."""
 
 Training = Literal["contract", "harness", "both"]
 """Whose loop trains a network: its own ``learn()``, the harness's fixed one, or each in turn."""
+
+Flag = Literal[
+    "batch_dependent",
+    "stochastic",
+    "brittle",
+    "changes_weights",
+    "no_steps",
+    "untrained",
+    "state_lost",
+    "extra_passes",
+    "extra_work",
+    "hidden_work",
+    "knows_before",
+    "large_literals",
+    "trained_again",
+    "late_training",
+    "long_pause",
+    "implausible",
+    "protocol_gap",
+    "left_processes",
+    "refused_calls",
+    "suspect_text",
+]
+"""What keeps a valid candidate out of the corpus: the flags of :mod:`archloop.sandbox.host.flags`,
+and the text that :mod:`archloop.code.hygiene` finds in its source."""
+
+
+def flag_name(flag: str) -> str:
+    """The flag without its details, which follow a colon."""
+    return flag.partition(":")[0]
+
 
 LRSchedule = Literal["constant", "linear"]
 """What becomes of an optimiser's learning rate over the epoch: it stays, or falls to nothing."""
@@ -204,6 +243,8 @@ class GraphSketch:
     """The same for networks that compute the same."""
     shingles: bytes
     """Sorted 64-bit little-endian hashes of small neighbourhoods."""
+    outputs: tuple[float, ...] | None = None
+    """Of the network under equal weights (:mod:`archloop.novelty.outputs`); ``None``: not known."""
 
 
 @dataclass(frozen=True)
@@ -251,12 +292,13 @@ class Decision:
     id: str
     """Of the candidate, ``cNN-IIII``."""
     outcome: Outcome
-    """``near_duplicate``, ``below_threshold`` or ``accepted``."""
+    """``near_duplicate``, ``below_threshold``, ``quarantined`` or ``accepted``."""
     scores: NoveltyScores
     rejection_count: int
     """Near-duplicates rejected between the last accepted candidate and this one."""
     rejected_by: tuple[str, ...] = ()
-    """The kinds of novelty, or the configuration keys, that rejected it; empty: it is accepted."""
+    """The kinds of novelty, the configuration keys, the flags (``flag:NAME``) or the text
+    (``text:WHAT``) that rejected it; empty: it is accepted."""
 
     @property
     def accepted(self) -> bool:

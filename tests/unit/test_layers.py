@@ -96,6 +96,7 @@ WORKER_FILES = {
     "sandbox/candidate/harness.py",
     "sandbox/candidate/meta.py",
     "sandbox/candidate/network.py",
+    "sandbox/candidate/outputs.py",
     "sandbox/candidate/prediction.py",
     "sandbox/candidate/recording.py",
     "sandbox/candidate/state.py",

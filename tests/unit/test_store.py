@@ -19,6 +19,7 @@ from archloop.types import (
     Completion,
     CycleStats,
     Decision,
+    GraphSketch,
     NoveltyScores,
     Origin,
     Outcome,
@@ -141,6 +142,17 @@ def test_rows_come_back_as_they_went_in(tmp_path: Path) -> None:
         assert second.outcome is Outcome.TRAIN_ERROR
         assert second.error == FAILED.error
         assert store.candidates(2) == []
+
+
+def test_a_graph_comes_back_with_its_outputs_or_without(store: Store) -> None:
+    outputs = (0.1 + 0.2, -1.5, 1e-9, 0.0, 3.0, 4.0, 5.0, -6.0)
+    graphs = [GraphSketch("1f", bytes(8), outputs), GraphSketch("2f", bytes(16)), None]
+    add_completions(store, [make_completion(1, i, "t") for i in range(3)])
+    for index, graph in enumerate(graphs):
+        judge(store, 1, index, replace(VALID, graph=graph))
+    found = store.candidates()
+    assert [c.graph for c in found] == graphs
+    assert not any(name.startswith("output") for c in found for name in c.measures)
 
 
 def test_the_same_completions_again_are_passed_over_and_different_ones_refused(

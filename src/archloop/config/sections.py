@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from archloop.config.base import Fraction, Mebibytes, Seconds, Section
 from archloop.config.engines import ENGINES
-from archloop.types import Isolation, LRSchedule, Training
+from archloop.types import Flag, Isolation, LRSchedule, Training
 
 EMBEDDED = "smollm2-135m"
 """The LLM that comes as a package."""
@@ -226,8 +226,16 @@ class SelectionConfig(Section):
     however accurate it is, so that the LLM learns from quick ones. Seconds depend on the speed and
     the load of the machine, so the accepted set may differ between machines, as it does not with
     ``max_macs``; ``None``: no limit (paper)."""
+    allow_flags: tuple[Flag, ...] = ("trained_again",)
+    """Flags with which a candidate may be accepted all the same; with any other it is
+    ``quarantined``. ``trained_again`` says nothing against an accuracy. ``suspect_text`` stands for secrets and text for an LLM in its source."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
+
+    @field_validator("allow_flags", mode="before")
+    @classmethod
+    def _flags(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 class FinetuneConfig(Section):

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from archloop.code.clean import clean_source
-from archloop.code.noise import without_noise
+from archloop.code.chat import extract_code
+from archloop.code.hygiene import as_trained, suspect_text, without_messages
 from archloop.config import RunConfig, config_digest
 from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.corpus.seeds import build_corpus, open_source
@@ -27,7 +27,7 @@ from archloop.progress import Observer, Progress
 from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, ChatPair, Message
 
-_BUILD_VERSION = 4
+_BUILD_VERSION = 5
 """Increased when the same configuration gives another seed corpus than before."""
 
 
@@ -64,9 +64,29 @@ def seed_pairs(config: RunConfig, observer: Observer, probe: Probe) -> list[Chat
     if config.seeds.source == "none":
         return []
     if config.seeds.source == "packaged":
-        return [_as_seed(pair) for pair in read_pairs(packaged_corpus(config.seeds.path or ""))]
+        packaged = read_pairs(packaged_corpus(config.seeds.path or ""))
+        return [_as_seed(pair) for pair in _unsuspicious(packaged, config, observer)]
     pairs = read_pairs(seed_corpus(config, observer, probe).pairs_file)
     return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
+
+
+def _unsuspicious(
+    pairs: Sequence[ChatPair], config: RunConfig, observer: Observer
+) -> list[ChatPair]:
+    """The pairs without text that no LLM must learn; a corpus may come from anywhere."""
+    if "suspect_text" in config.selection.allow_flags:
+        return list(pairs)
+    kept = []
+    for pair in pairs:
+        code = extract_code(pair.code) or pair.code
+        emptied = without_messages(code)
+        if emptied != code:
+            pair = make_pair(pair.messages[:2], emptied, pair.meta)
+        if (found := suspect_text(emptied)) is None:
+            kept.append(pair)
+        else:
+            observer.message(f"seeds: pair {pair.id} is left out: {found}")
+    return kept
 
 
 def _as_seed(pair: ChatPair) -> ChatPair:
@@ -98,6 +118,7 @@ def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorp
             "novelty": config.novelty.model_dump(mode="json"),
             "prompt": template.digest,
             "max_params": config.task.max_params,
+            "allow_flags": config.selection.allow_flags,
             "tokens_of": config.llm.model if config.seeds.max_tokens else None,
             "version": _BUILD_VERSION,
         }
@@ -116,6 +137,7 @@ def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorp
                 novelty=config.novelty,
                 template=template,
                 max_params=config.task.max_params,
+                allow_flags=config.selection.allow_flags,
                 probe=probe,
                 count_tokens=lambda codes: _count_tokens(config, codes),
                 processes=usable_cores(),
@@ -144,10 +166,6 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
     A source that cannot be cleaned is used as it was written, so that it does not stop the run.
     """
     assert candidate.code is not None
-    try:
-        code = clean_source(without_noise(candidate.code))
-    except SyntaxError:
-        code = candidate.code
     details = {
         "generated": True,
         "candidate": candidate.id,
@@ -157,4 +175,4 @@ def accepted_pair(candidate: Candidate, prompt: Sequence[Message], **meta: objec
         "code_sha256": candidate.code_sha256,
         **meta,
     }
-    return make_pair(prompt, code, details)
+    return make_pair(prompt, as_trained(candidate.code), details)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from archloop.code.chat import code_sha256
 from archloop.config import SandboxConfig
@@ -17,7 +18,7 @@ from archloop.machine.downloads import cache_dir, lock
 from archloop.progress import Observer, Progress
 from archloop.types import GraphSketch, Outcome
 
-_VERSION = 4
+_VERSION = 5
 """Raised when tracing or the canonical form changes."""
 _PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
 """Another try may end otherwise, so these are not kept."""
@@ -90,16 +91,18 @@ def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
     for line in file.read_text("utf-8").splitlines():
         row = json.loads(line)
         shingles = base64.b64decode(row["shingles"])
-        yield row["code"], GraphSketch(row["hash"], shingles) if row["hash"] else None
+        outputs = tuple(row["outputs"]) or None
+        yield row["code"], GraphSketch(row["hash"], shingles, outputs) if row["hash"] else None
 
 
 def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
     with replacing(file) as sink:
         for code, graph in known.items():
             shingles = b"" if graph is None else graph.shingles
-            row = {
+            row: dict[str, Any] = {
                 "code": code,
                 "hash": None if graph is None else graph.hash,
                 "shingles": base64.b64encode(shingles).decode(),
+                "outputs": [] if graph is None else graph.outputs or [],
             }
             sink.write(json.dumps(row) + "\n")

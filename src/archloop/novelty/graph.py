@@ -213,7 +213,7 @@ def _used(graph: Graph) -> dict[int, set[int]]:
     number, index = graph["output"]
     used, stack = {number: {index}}, [number]
     while stack:
-        for other, index in _refs(graph["nodes"][stack.pop()][1]):
+        for other, index in references(graph["nodes"][stack.pop()][1]):
             if other not in used:
                 used[other] = set()
                 stack.append(other)
@@ -221,13 +221,14 @@ def _used(graph: Graph) -> dict[int, set[int]]:
     return used
 
 
-def _refs(value: Any) -> Iterator[tuple[int, int]]:
+def references(value: Any) -> Iterator[tuple[int, int]]:
+    """The (node, output) pairs that an argument refers to."""
     if isinstance(value, dict):
         number, index = value["input"]
         yield number, index
     elif isinstance(value, list):
         for item in value:
-            yield from _refs(item)
+            yield from references(item)
 
 
 def _size(value: Any) -> int:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from archloop.novelty.index import NoveltyIndex, Sketch, kept_shingles
+from archloop.novelty.outputs import OutputIndex, Outputs
 from archloop.types import GraphSketch, NoveltyScores
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ class _Sketches:
     normalized: Sketch
     graph: Sketch | None
     graph_hash: str | None
+    outputs: Outputs | None
 
 
 class _Known:
@@ -33,6 +35,7 @@ class _Known:
         self.normalized = NoveltyIndex(config, "normalized")
         self.graph = NoveltyIndex(config)
         self._by_hash: dict[str, set[str]] = {}
+        self._outputs = OutputIndex()
 
     def sketches(self, code: str, graph: GraphSketch | None) -> _Sketches:
         shingles = None if graph is None else np.frombuffer(graph.shingles, "<u8")
@@ -41,6 +44,7 @@ class _Known:
             self.normalized.sketch_of(kept_shingles(code, self._size, "normalized")),
             None if shingles is None else self.graph.sketch_of(shingles.astype(np.uint64)),
             None if graph is None else graph.hash,
+            None if graph is None else graph.outputs,
         )
 
     def add(self, id: str, found: _Sketches) -> None:
@@ -49,11 +53,15 @@ class _Known:
         if found.graph is not None and found.graph_hash is not None:
             self.graph.add(id, found.graph)
             self._by_hash.setdefault(found.graph_hash, set()).add(id)
+            if found.outputs is not None:
+                self._outputs.add(id, found.outputs)
 
     def nearest_graph(self, id: str, found: _Sketches) -> tuple[float, str | None, bool]:
-        """Similarity and id of the nearest graph, and whether it is the same graph."""
+        """Similarity and id of the nearest graph, and whether it computes the same."""
         assert found.graph is not None
         same = self._by_hash.get(found.graph_hash or "", set()) - {id}
+        if not same and found.outputs is not None:
+            same = self._outputs.same(found.outputs) - {id}
         if same:
             return 1.0, min(same), True
         similarity, nearest = self.graph.query(found.graph, exclude=id)
@@ -67,8 +75,8 @@ class NoveltyJudge:
     cycle on, when it is in the corpus. (The paper's log shows J_train 0.0 beside J_gen 0.8047,
     which rules out a J_train that already holds the cycle's own.) Candidates must come in a fixed
     order. Every view is scored; ``config.kind`` says which of them reject. By text a near-duplicate
-    is above the threshold, by graph it computes the same (its hash is known). For a candidate
-    without a graph the lexical view decides.
+    is above the threshold, by graph it computes the same: its hash is known, or it gives the same
+    outputs as a known one. For a candidate without a graph the lexical view decides.
     """
 
     def __init__(self, config: NoveltyConfig) -> None:

@@ -6,6 +6,7 @@ configuration digest, protocol hash, seed, machine, versions and command.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         blocks += ["### Cycles", f"![Curves](cycles-{number}.svg)", _cycle_table(run)]
         blocks += ["### Whole run", _total_table(run)]
         blocks += ["### Outcomes", _outcome_table(run)]
+        if any(d.rejected_by for d in run.decisions):
+            blocks += ["### Why valid candidates were not accepted", REASONS, _reason_table(run)]
         if run.spans:
             blocks += ["### Time", TIME, f"![Timeline](timeline-{number}.svg)", _time_table(run)]
         blocks.append("### Memorisation or creativity")
@@ -198,6 +201,32 @@ def _outcome_table(run: ReportedRun) -> str:
         [outcome.value, *(c.stats.outcomes.get(outcome.value, 0) for c in cycles), total]
         for outcome, total in run.summary.outcomes.items()
     ]
+    return _table(head, rows)
+
+
+REASONS = (
+    "Kinds of novelty (near-duplicates), limits of the configuration, flags of the evaluation and "
+    "suspect text in the source (quarantined). A candidate may have several."
+)
+
+
+def _reason_table(run: ReportedRun) -> str:
+    """What rejected how many valid candidates, a column a cycle."""
+    cycles = run.summary.cycles
+    by_cycle = [
+        Counter(
+            reason
+            for decision in run.decisions
+            if decision.id in {c.id for c in run.candidates if c.cycle == cycle.stats.cycle}
+            for reason in decision.rejected_by
+        )
+        for cycle in cycles
+    ]
+    total = Counter[str]()
+    for counts in by_cycle:
+        total.update(counts)
+    head = ["reason", *(str(c.stats.cycle) for c in cycles), "all"]
+    rows = [[reason, *(c[reason] for c in by_cycle), n] for reason, n in sorted(total.items())]
     return _table(head, rows)
 
 

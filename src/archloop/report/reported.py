@@ -16,7 +16,7 @@ from archloop.report.status import spending_of
 from archloop.report.summary import RunSummary, Spending
 from archloop.store.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.text import encodable
-from archloop.types import Candidate, CycleStats, Outcome, Span
+from archloop.types import Candidate, CycleStats, Decision, Outcome, Span
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class ReportedRun:
     """Of the committed cycles."""
     candidates: tuple[Candidate, ...]
     """Of the cycle under way too."""
+    decisions: tuple[Decision, ...]
+    """Of the committed cycles."""
     spans: tuple[Span, ...]
     """When the work of each cycle was done."""
     spending: Spending | None
@@ -73,6 +75,7 @@ def _read(label: str, path: Path) -> ReportedRun:
             sessions=tuple(run.store.get_meta(SESSIONS, [])),
             summary=RunSummary.of(cycles),
             candidates=tuple(candidates),
+            decisions=tuple(run.store.decisions()),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
             diversity=tuple(_diversity(run, path, cycles, candidates)),

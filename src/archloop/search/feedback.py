@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archloop.code.chat import render_code
+from archloop.code.hygiene import is_suspect, suspect_text
 from archloop.config.derived import derive_seed
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
@@ -29,6 +30,7 @@ _REQUEST = "Learn from these results and write a different network with a higher
 _IN_WORDS = {
     Outcome.ACCEPTED: "accepted",
     Outcome.BELOW_THRESHOLD: "not accurate enough, or too costly",
+    Outcome.QUARANTINED: "not to be trusted",
     Outcome.NEAR_DUPLICATE: "too similar to a known network",
 }
 
@@ -41,6 +43,7 @@ class FeedbackStrategy:
     def __init__(self, config: RunConfig, search: FeedbackSearch) -> None:
         self._config, self._search = config, search
         self._template = PromptTemplate.from_config(config.prompt)
+        self._shows_all = "suspect_text" in config.selection.allow_flags
 
     def ask(self, history: History, cycle: int, n: int) -> list[Request]:
         """The run's prompt with the last networks of earlier cycles behind it, ``n`` times."""
@@ -74,11 +77,14 @@ class FeedbackStrategy:
         return
 
     def _remembered(self, history: History, cycle: int) -> Sequence[Candidate]:
-        """The last networks, as many as fit into the memory, oldest first."""
+        """The last networks without suspect text, as many as fit into the memory, oldest first."""
         shown: list[Candidate] = []
         left = self._search.memory_characters
         for candidate in reversed(history.last(cycle, self._search.memory)):
-            left -= len(candidate.code or "")
+            code = candidate.code or ""
+            if not self._shows_all and suspect_text(code, prose=False):
+                continue
+            left -= len(code)
             if left < 0:
                 break
             shown.insert(0, candidate)
@@ -90,6 +96,6 @@ def _result(candidate: Candidate) -> str:
     said = _IN_WORDS.get(candidate.outcome, candidate.outcome.value)
     if candidate.first_epoch_accuracy is not None:
         said += f", first-epoch accuracy {candidate.first_epoch_accuracy:.2%}"
-    if candidate.error:
+    if candidate.error and not is_suspect(candidate.error):
         said += f": {candidate.error}"
     return f"{render_code(candidate.code or '')}\nResult: {said}."

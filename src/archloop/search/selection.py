@@ -2,7 +2,8 @@
 
 Candidates are decided one after the other in index order, whatever order they were trained in, so
 the choice does not depend on timing. Each goes down the end of the ladder: ``near_duplicate``
-before ``below_threshold`` before ``accepted``; only accepted ones count in J_gen afterwards.
+before ``below_threshold`` before ``quarantined`` before ``accepted``; only accepted ones count in
+J_gen afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from archloop.types import Decision, Outcome
+from archloop.code.hygiene import as_trained, suspect_text
+from archloop.types import Decision, Outcome, flag_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,6 +49,7 @@ def select(
     judge: Judge,
     *,
     limits: Callable[[Candidate], tuple[str, ...]],
+    quarantine: Callable[[Candidate], tuple[str, ...]] = lambda _: (),
     reject_near_duplicates: bool = True,
     rejection_count: int = 0,
 ) -> Iterator[Decision]:
@@ -56,6 +59,7 @@ def select(
         candidates: With code, in index order.
         judge: After ``start_cycle``; the accepted candidates are recorded in it.
         limits: The configuration keys whose limits a candidate breaks; none: it may be accepted.
+        quarantine: Why a candidate within the limits must not be trained on; nothing: it may.
         reject_near_duplicates: ``novelty.enabled``; if false, near-duplicates are only scored.
         rejection_count: Near-duplicates rejected before since the last accepted candidate.
 
@@ -76,6 +80,8 @@ def select(
             outcome, reasons = Outcome.NEAR_DUPLICATE, scores.rejected_by
         elif broken:
             outcome, reasons = Outcome.BELOW_THRESHOLD, broken
+        elif held := quarantine(candidate):
+            outcome, reasons = Outcome.QUARANTINED, held
         else:
             outcome, reasons = Outcome.ACCEPTED, ()
             judge.accept(id, code, graph)
@@ -93,7 +99,7 @@ def next_count(count: int, outcome: Outcome) -> int:
 def decide_cycle(
     history: History, cycle: int, *, novelty: NoveltyConfig, selection: SelectionConfig
 ) -> CycleDecisions:
-    """Decide over the valid candidates of a cycle: novel, accurate and within the limits of cost.
+    """Decide over the valid candidates of a cycle: novel, accurate, not too costly, unsuspicious.
 
     Args:
         history: Earlier cycles as they were decided, and the candidates of this one.
@@ -117,6 +123,7 @@ def decide_cycle(
         valid,
         judge,
         limits=lambda candidate: broken_limits(candidate, selection, threshold),
+        quarantine=lambda candidate: objections(candidate, selection),
         reject_near_duplicates=novelty.enabled,
         rejection_count=history.rejections_before(cycle),
     )
@@ -140,6 +147,16 @@ def broken_limits(
         "selection.max_train_seconds": _above(seconds, selection.max_train_seconds),
     }
     return tuple(key for key, is_broken in broken.items() if is_broken)
+
+
+def objections(candidate: Candidate, selection: SelectionConfig) -> tuple[str, ...]:
+    """Why a candidate must not be trained on: ``flag:NAME``, ``text:WHAT``."""
+    allowed = selection.allow_flags
+    names = map(flag_name, candidate.flags)
+    found = [f"flag:{name}" for name in names if name not in allowed]
+    if "suspect_text" not in allowed and (what := suspect_text(as_trained(candidate.code or ""))):
+        found.append(f"text:{what}")
+    return tuple(found)
 
 
 def _above(value: float | None, limit: float | None) -> bool:

@@ -33,7 +33,9 @@ from archloop.types import (
     Verdict,
 )
 
-DECIDED = frozenset({Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.ACCEPTED})
+DECIDED = frozenset(
+    {Outcome.NEAR_DUPLICATE, Outcome.BELOW_THRESHOLD, Outcome.QUARANTINED, Outcome.ACCEPTED}
+)
 """The outcomes that are decided; all others end with the verdict."""
 
 _VERDICT_MEASURES = (
@@ -45,6 +47,9 @@ _VERDICT_MEASURES = (
     "work",
 )
 """The fields of a :class:`Verdict` that are measures."""
+
+_OUTPUT = "output_"
+"""Measures that are the outputs of a graph's sketch, by their number."""
 
 _COUNTS = frozenset({"n_params"})
 """Measures with a field of :class:`Candidate` that is a whole number."""
@@ -106,7 +111,9 @@ def completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> l
 
 def of_measures(verdict: Verdict) -> list[dict[str, Any]]:
     """Name and value of what was measured."""
-    measured = ((name, getattr(verdict, name)) for name in _VERDICT_MEASURES)
+    measured = [(name, getattr(verdict, name)) for name in _VERDICT_MEASURES]
+    outputs = () if verdict.graph is None else verdict.graph.outputs or ()
+    measured += [(f"{_OUTPUT}{place}", number) for place, number in enumerate(outputs)]
     return [{"name": name, "value": float(v)} for name, v in measured if v is not None]
 
 
@@ -141,12 +148,14 @@ def _measures(
 
 def _candidate(row: dict[str, Any], measures: dict[str, float]) -> Candidate:
     hash, shingles = row.pop("graph_hash"), row.pop("graph_shingles")
+    places = range(sum(name.startswith(_OUTPUT) for name in measures))
+    outputs = tuple(measures.pop(f"{_OUTPUT}{place}") for place in places) or None
     row["outcome"], row["flags"] = Outcome(row["outcome"]), tuple(row["flags"])
     for name in _CANDIDATE_FIELDS & measures.keys():
         row[name] = int(measures.pop(name)) if name in _COUNTS else measures.pop(name)
     return Candidate(
         id=candidate_id(row["cycle"], row["index"]),
-        graph=None if hash is None else GraphSketch(hash, shingles),
+        graph=None if hash is None else GraphSketch(hash, shingles, outputs),
         measures=measures,
         **row,
     )

@@ -10,7 +10,7 @@ byte-identical output.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from archloop.errors import UsageError
 from archloop.novelty import NoveltyIndex, visit
 from archloop.search.prompts import CIFAR10, MNIST, PromptSubject, PromptTemplate, parameter_cap
 from archloop.text import encodable
-from archloop.types import ChatPair, Verdict
+from archloop.types import ChatPair, Verdict, flag_name
 
 PROBE_SUBJECT = CIFAR10
 """Seed networks are built and their parameters counted for this task, which their prompts
@@ -64,6 +64,7 @@ def build_corpus(
     novelty: NoveltyConfig,
     template: PromptTemplate,
     max_params: int,
+    allow_flags: Collection[str] = (),
     probe: Probe,
     count_tokens: CountTokens,
     processes: int = 1,
@@ -76,6 +77,7 @@ def build_corpus(
         novelty: Parameters of near-duplicate removal.
         template: The run's prompt template.
         max_params: The task's parameter budget.
+        allow_flags: Flags with which a network may be a seed network; others are quarantined.
         probe: Builds sources in the sandbox and returns their verdicts, in order; it may take the
             sources as they come, which overlaps with near-duplicate removal.
         count_tokens: Lengths of sources in tokens of the LLM.
@@ -85,7 +87,7 @@ def build_corpus(
         UsageError: Nothing is left.
     """
     report = SeedReport(variant=seeds.variant)
-    found = _cleaned(_read(source, report), seeds, processes, report)
+    found = _cleaned(_read(source, report), seeds, allow_flags, processes, report)
     found = _distinct_that_build(found, seeds, novelty, probe, report)
     found = _short(found, seeds, count_tokens, report)
     if seeds.within_budget:
@@ -155,14 +157,21 @@ def _first_of_each(
 
 
 def _cleaned(
-    networks: list[SeedNetwork], seeds: SeedsConfig, processes: int, report: SeedReport
+    networks: list[SeedNetwork],
+    seeds: SeedsConfig,
+    allow_flags: Collection[str],
+    processes: int,
+    report: SeedReport,
 ) -> list[Seed]:
     """Parse, contract and policy, quarantine; then duplicates among the cleaned sources."""
     unreadable = {n.name: Prepared(None, "parse", UNREADABLE, n.fault) for n in networks if n.fault}
     # Networks with similar names share methods, which are cleaned only once.
     by_name = sorted((n for n in networks if n.name not in unreadable), key=lambda n: n.name)
     prepared = prepare_all([n.code for n in by_name], seeds.style, processes)
-    results = unreadable | dict(zip((n.name for n in by_name), prepared, strict=True))
+    results = unreadable | {
+        network.name: _unflagged(network, result, allow_flags)
+        for network, result in zip(by_name, prepared, strict=True)
+    }
     left = networks
     for step, label in (
         ("parse", "parses"),
@@ -181,6 +190,14 @@ def _cleaned(
     codes = [results[n.name].code or "" for n in left]
     left = _first_of_each(left, codes, "not the same once cleaned", report)
     return [Seed(n.name, n.family, results[n.name].code or "", n.accuracy) for n in left]
+
+
+def _unflagged(network: SeedNetwork, result: Prepared, allow_flags: Collection[str]) -> Prepared:
+    """Quarantine a network with a flag that is not allowed."""
+    flags = [name for name in map(flag_name, network.flags) if name not in allow_flags]
+    if result.code is None or not flags:
+        return result
+    return Prepared(None, "quarantine", f"quarantined: flag {flags[0]}")
 
 
 def _drop(

@@ -1,4 +1,4 @@
-"""Static preparation of seed networks: parse, contract, noise, cleaning, policy, quarantine.
+"""Static preparation of seed networks: parse, contract, noise, cleaning, policy, suspect text.
 
 Large sources are prepared by a pool of processes. Nothing of a network is executed.
 """
@@ -12,9 +12,9 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 from archloop.code.clean import Style, clean_tree
+from archloop.code.hygiene import suspect_text, without_messages
 from archloop.code.noise import without_noise
 from archloop.code.policy import MAX_SOURCE_BYTES, contract_fault, parse
-from archloop.corpus.seeds.quarantine import quarantine_reason
 from archloop.errors import ArchloopError
 from archloop.text import one_line
 from archloop.types import Outcome, Verdict
@@ -59,9 +59,10 @@ def prepare(code: str, style: Style = "unparse") -> Prepared:
         return Prepared(None, "contract", reason, one_line(cleaned.fault))
     if len(cleaned.code.encode("utf-8", "replace")) > MAX_SOURCE_BYTES:
         return Prepared(None, "contract", f"source is longer than {MAX_SOURCE_BYTES} bytes")
-    if found := quarantine_reason(cleaned.code):
+    kept = without_messages(cleaned.code)
+    if found := suspect_text(kept):
         return Prepared(None, "quarantine", f"quarantined: {found}")
-    return Prepared(cleaned.code)
+    return Prepared(kept)
 
 
 def prepare_all(codes: Sequence[str], style: Style, processes: int) -> list[Prepared]:

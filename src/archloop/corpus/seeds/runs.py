@@ -35,4 +35,4 @@ class RunSource:
         for candidate in self._accepted:
             assert candidate.code is not None
             name, accuracy = f"{self._name}-{candidate.id}", candidate.first_epoch_accuracy
-            yield SeedNetwork(name, self._name, candidate.code, accuracy)
+            yield SeedNetwork(name, self._name, candidate.code, accuracy, flags=candidate.flags)

@@ -19,6 +19,8 @@ class SeedNetwork:
     """Best recorded first-epoch accuracy, where the source knows one."""
     fault: str | None = None
     """Why there is no code to use: its encoding, an answer without a code block."""
+    flags: tuple[str, ...] = ()
+    """Of its evaluation, where the source knows them."""
 
 
 class SeedSource(Protocol):

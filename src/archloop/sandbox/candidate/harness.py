@@ -28,9 +28,10 @@ from archloop.sandbox.candidate.network import (
     has_convolutions,
     seed_everything,
 )
+from archloop.sandbox.candidate.outputs import outputs
 from archloop.sandbox.candidate.phase import Fault, Phase, classify, error_line
 from archloop.sandbox.candidate.prediction import predict
-from archloop.sandbox.candidate.trace import trace
+from archloop.sandbox.candidate.trace import Traced, trace
 from archloop.sandbox.candidate.training import train
 from archloop.sandbox.feed.feed import TrainData
 from archloop.sandbox.job import CandidateJob
@@ -81,14 +82,17 @@ def _probe(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
 
 
 def _trace(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
-    data, reason = _traced(sock, job, phase)
+    _, data, reason = _traced(sock, job, phase)
     wire.send(sock, {"stage": "graph", "bytes": len(data), "reason": one_line(reason or "")})
     sock.sendall(data)
 
 
 def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
-    """Hash, shingles and cost of the graph: worked out here, under this process's limits."""
-    data, reason = _traced(sock, job, phase)
+    """Hash, shingles and cost of the graph: worked out here, under this process's limits.
+
+    Then what it answers under equal weights; the graph counts whatever becomes of that.
+    """
+    traced, data, reason = _traced(sock, job, phase)
     message: dict[str, Any] = {"stage": "sketch", "reason": one_line(reason or ""), "bytes": 0}
     shingles = b""
     if data:
@@ -102,16 +106,23 @@ def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
             message |= {"hash": found.hash, "bytes": len(shingles), **cost(graph)._asdict()}
     wire.send(sock, message)
     sock.sendall(shingles)
+    if shingles:
+        values = outputs(traced.builder, job, traced.n_params, graph, traced.weights)
+        wire.send(sock, {"stage": "outputs", "values": values})
 
 
-def _traced(sock: socket.socket, job: CandidateJob, phase: Phase) -> tuple[bytes, str | None]:
-    """The graph as JSON, or nothing and the reason why."""
-    n_params, graph, reason = trace(job, phase)
-    wire.send(sock, {"stage": "built", "n_params": n_params})
+def _traced(
+    sock: socket.socket, job: CandidateJob, phase: Phase
+) -> tuple[Traced, bytes, str | None]:
+    """The network; its graph as JSON, or nothing and the reason why."""
+    traced = trace(job, phase)
+    wire.send(sock, {"stage": "built", "n_params": traced.n_params})
+    graph = traced.graph
     data = b"" if graph is None else json.dumps(graph, separators=(",", ":")).encode()
     if len(data) > MAX_BYTES:
-        return b"", f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
-    return data, reason
+        reason = f"a graph of {len(data):,} bytes; at most {MAX_BYTES:,} are compared"
+        return traced, b"", reason
+    return traced, data, traced.reason
 
 
 def _train(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from archloop.novelty.graph import MAX_NODES
+from archloop.sandbox.candidate import state
 from archloop.sandbox.candidate.network import Builder, check_logits
 from archloop.sandbox.job import CandidateJob
 
@@ -103,6 +104,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._values: dict[int, _Value] = {}
         self._alive: list[torch.Tensor] = []
         """Tensors are identified by their address, so none may be freed."""
+        self._places: dict[int, int] = {}
+        """Numbers of the nodes that reached the output, in the graph."""
 
     def build(self, builder: Builder, built_on: torch.device, run_on: torch.device) -> nn.Module:
         """A network after a first pass in training mode, which initialises lazy layers."""
@@ -136,6 +139,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         check_logits(logits, self._batch, job.classes)
         return self._live(self._read(logits))
 
+    def weights(self, net: nn.Module) -> dict[int, str]:
+        """Names of the parameters and buffers that are nodes of the graph, by their number there.
+
+        After :meth:`forward`.
+        """
+        values = ((name, self._values.get(id(t))) for name, t in state.tensors(net).items())
+        nodes = {value.ref[0]: name for name, value in values if value is not None}
+        return {self._places[old]: name for old, name in nodes.items() if old in self._places}
+
     def _live(self, output: Ref) -> dict[str, Any]:
         """Keep only nodes that reach the output, renumbered."""
         needed, stack = set(), [output[0]]
@@ -146,7 +158,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 stack.extend(ref[0] for ref in _refs(self.nodes[number][1]))
         if len(needed) > MAX_NODES:
             raise UntraceableError(f"{len(needed):,} operators; at most {MAX_NODES:,} are compared")
-        places = {old: new for new, old in enumerate(sorted(needed))}
+        self._places = places = {old: new for new, old in enumerate(sorted(needed))}
         nodes = []
         for old in sorted(needed):
             operator, arguments, outputs = self.nodes[old]

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,16 +33,26 @@ CPU_BATCH = 37
 it is a prime with no multiple among usual widths; the smaller one is for passes that compute."""
 
 
-def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, str | None]:
+@dataclass(frozen=True)
+class Traced:
+    """A network that was built and, where possible, traced."""
+
+    builder: Builder
+    n_params: int
+    graph: dict[str, Any] | None
+    """As described by :func:`archloop.novelty.graph.checked`."""
+    reason: str | None
+    """Why there is no graph."""
+    weights: dict[int, str] = field(default_factory=dict)
+    """Names of the parameters and buffers among the graph's nodes."""
+
+
+def trace(job: CandidateJob, phase: Phase) -> Traced:
     """Build the network and record its forward pass.
 
     Args:
         job: As for :class:`Builder`.
         phase: Records the current phase.
-
-    Returns:
-        Number of parameters; the graph as described by :func:`archloop.novelty.graph.checked`, or
-        ``None``; the reason if there is none.
     """
     meta, cpu = torch.device("meta"), torch.device("cpu")
     builder, reason = Builder(job, phase), None
@@ -54,19 +65,21 @@ def trace(job: CandidateJob, phase: Phase) -> tuple[int, dict[str, Any] | None, 
                 net = recorder.build(builder, built_on, run_on)
                 n_params = builder.count(net)
             except UntraceableError as error:
-                return builder.count(builder.instantiate(cpu)), None, str(error)
+                n_params = builder.count(builder.instantiate(cpu))
+                return Traced(builder, n_params, None, str(error))
             except Exception:
                 if last:
                     raise
                 continue
             try:
-                return n_params, recorder.forward(net, job, run_on), None
+                graph = recorder.forward(net, job, run_on)
+                return Traced(builder, n_params, graph, None, recorder.weights(net))
             except UntraceableError as error:
-                return n_params, None, str(error)
+                return Traced(builder, n_params, None, str(error))
             except Exception as error:  # noqa: BLE001 - any exception of the network is the reason
                 reason = error_line(error)
     assert n_params is not None
-    return n_params, None, reason
+    return Traced(builder, n_params, None, reason)
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from archloop.config import SandboxConfig
@@ -20,6 +21,7 @@ from archloop.novelty.graph import (
     parse,
 )
 from archloop.novelty.macs import Cost
+from archloop.novelty.outputs import Outputs, checked_outputs
 from archloop.sandbox import wire
 from archloop.sandbox.host.server import Child, Ended, ForkServer, ServerLostError
 from archloop.sandbox.host.watch import LimitError, Watch
@@ -39,6 +41,7 @@ UNFORESEEN = (
 )
 """Exceptions that unexpected input from a network may cause here; not faults of the machine."""
 _CONFINE_SECONDS = 60.0
+_OUTPUTS_SECONDS = 20.0
 _MOST = 2**53
 _MOST_PHASES = 64
 """Announcements of a process; an honest one makes a few."""
@@ -225,7 +228,18 @@ def sketch(conversation: Conversation) -> tuple[Verdict, Sketch | None]:
         found = checked_sketch(message.get("hash"), shingles)
     except GraphError as error:
         raise wire.WireError(f"no graph: {error}") from None
-    return conversation.verdict(Outcome.VALID, None), Sketch(found, cost)
+    verdict = conversation.verdict(Outcome.VALID, None)
+    return verdict, Sketch(replace(found, outputs=_outputs(conversation)), cost)
+
+
+def _outputs(conversation: Conversation) -> Outputs | None:
+    """What the network answers under equal weights; ``None``: not known, or not in time."""
+    seconds = min(_OUTPUTS_SECONDS, conversation.config.build_seconds)
+    try:
+        message = conversation.expect("outputs", seconds, "comparing outputs")
+    except (FailedError, wire.WireError):
+        return None
+    return checked_outputs(message.get("values"))
 
 
 def _without_a_graph(conversation: Conversation, message: dict[str, Any]) -> Verdict:
