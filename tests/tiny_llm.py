@@ -57,3 +57,64 @@ def random_llm(folder: Path) -> Path:
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+SYSTEM_REFUSED = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}"
+    "{{ raise_exception('System role not supported') }}{% endif %}"
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "<|im_start|>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+    "{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>model\n{% endif %}"
+)
+"""As Gemma's and Mistral's first templates: no system turn, and strictly alternating ones."""
+
+_SHAPE = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.15,
+}
+_GROUPED = {"intermediate_size": 48, "num_key_value_heads": 2}
+ARCHITECTURES: dict[str, tuple[str, dict[str, object]]] = {
+    "llama": ("LlamaConfig", _GROUPED | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3Config", _GROUPED | {"head_dim": 16, "tie_word_embeddings": True}),
+    "gemma3": (
+        "Gemma3TextConfig",
+        _GROUPED
+        | {
+            "head_dim": 16,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 16,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+    ),
+    "phi3": ("Phi3Config", _GROUPED | {"tie_word_embeddings": False}),
+    "mistral": ("MistralConfig", _GROUPED | {"sliding_window": 16, "tie_word_embeddings": False}),
+    "gpt2": ("GPT2Config", {"n_positions": 2048, "tie_word_embeddings": True}),
+}
+"""What makes each kind of LLM different, in two narrow layers."""
+
+
+def random_of(architecture: str, folder: Path, **changes: object) -> Path:
+    """An LLM of one of :data:`ARCHITECTURES` with random weights."""
+    import transformers
+
+    tokenizer = make_tokenizer([network()])
+    torch.manual_seed(0)
+    name, own = ARCHITECTURES[architecture]
+    config = getattr(transformers, name)(
+        **(_SHAPE | {"vocab_size": len(tokenizer)} | own | changes)
+    )
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for weight in model.parameters():  # norms and biases that matter
+            if weight.dim() == 1:
+                weight.add_(0.2 * torch.randn_like(weight))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -31,6 +31,16 @@ _CODE = "def f(x):\n    return x + 1"
 """What a tokenizer is tried on."""
 _SETTINGS = ("config", "generation_config", "tokenizer_config", "tokenizer", "adapter_config")
 """JSON files of an LLM or an adapter that are read, if they are there."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_BEYOND_LORA = (
+    *("modules_to_save", "trainable_token_indices", "use_dora", "lora_bias", "rank_pattern"),
+    *("alpha_pattern", "layer_replication", "alora_invocation_tokens", "target_parameters"),
+    *("use_qalora", "use_bdlora", "arrow_config", "kasa_config", "monteclora_config"),
+    "velora_config",
+)
+"""Settings of PEFT's LoRA by which an adapter is more than two matrices of one rank and scale."""
+_TRAINED_ON = ("use_dora", "rank_pattern", "alpha_pattern")
+"""Those of them that a fine-tune goes on with."""
 
 
 def resolve_model(config: LLMConfig) -> Path:
@@ -168,14 +178,46 @@ def check_adapter(folder: Path) -> None:
         raise UsageError(f"{folder}: no adapter_model.safetensors; expected a PEFT adapter folder")
 
 
+def beyond_lora(folder: Path) -> dict[str, str]:
+    """What an adapter has beside the two LoRA matrices of each layer, by the setting of PEFT.
+
+    Raises:
+        UsageError: Its files cannot be read.
+    """
+    from safetensors import safe_open
+
+    settings = read_settings(folder / "adapter_config.json")
+    kind = str(settings.get("peft_type"))
+    found = {} if kind == "LORA" else {"peft_type": f"peft_type {kind}"}
+    for key in _BEYOND_LORA:
+        if settings.get(key):
+            found[key] = f"{key} {json.dumps(settings[key])}"
+    if settings.get("bias", "none") != "none":
+        found["bias"] = f"bias {settings['bias']!r}"
+    if kind == "LORA" and "modules_to_save" not in found and (folder / ADAPTER_WEIGHTS).is_file():
+        with safe_open(folder / ADAPTER_WEIGHTS, "np") as tensors:
+            whole = [name for name in tensors.keys() if "lora_" not in name]  # noqa: SIM118
+        if whole and not found.keys() & {"bias", "trainable_token_indices"}:
+            found["modules_to_save"] = f"whole weights such as {whole[0]}"
+    return found
+
+
 def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
     """Why a fine-tune with these settings cannot go on from an adapter, if it cannot."""
+    extra = [x for key, x in beyond_lora(folder).items() if key not in _TRAINED_ON]
+    if extra:
+        return (
+            f"finetune.init: going on from {folder.name} would train more than LoRA matrices "
+            f"({', '.join(extra)}), which archloop does not; set it to 'base', or name a plain "
+            "LoRA adapter"
+        )
     found = read_settings(folder / "adapter_config.json")
     layers = None if config.layers is None else list(range(config.layers))
+    targets = found.get("target_modules") or ()
     there = (
         found.get("r"),
         found.get("lora_alpha"),
-        sorted(found.get("target_modules") or ()),
+        targets if isinstance(targets, str) else sorted(targets),
         found.get("layers_to_transform"),
     )
     if there == (config.lora_r, config.lora_alpha, sorted(config.target_modules), layers):
@@ -183,7 +225,30 @@ def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
     r, alpha, targets, adapted = there
     return (
         f"finetune.lora_r, lora_alpha, target_modules, layers: {folder.name} has r {r}, alpha "
-        f"{alpha}, {targets}, layers {adapted or 'all'}; going on from it needs the same"
+        f"{alpha}, {targets}, layers {adapted or 'all'}; going on from it needs the same, or "
+        "finetune.init = 'base'"
+    )
+
+
+def require_plain_lora(folder: Path) -> None:
+    """Refuse an adapter that vLLM, which takes its LoRA matrices alone, would apply in part.
+
+    Raises:
+        UsageError: Naming the part, and the engines that apply it.
+    """
+    check_adapter(folder)
+    if extra := list(beyond_lora(folder).values()):
+        raise UsageError(
+            f"{folder}: vLLM would leave out a part of this adapter ({', '.join(extra)}); set "
+            "generation.engine = 'transformers' or 'openvino'"
+        )
+
+
+def does_not_fit(adapter: Path, reason: str) -> str:
+    """The message for an adapter of another LLM."""
+    return (
+        f"{adapter}: adapter does not fit the LLM: {reason}; name one that was made for llm.model, "
+        'or set llm.warm_start = "none"'
     )
 
 
@@ -199,6 +264,16 @@ def attention_window(config: Any) -> int | None:
         return None
     window: int | None = getattr(text, "sliding_window", None)
     return window
+
+
+def context_length(config: Any) -> int | None:
+    """Tokens that an LLM was made for, prompt and answer together; ``None``: it does not say.
+
+    Args:
+        config: Of transformers.
+    """
+    length: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return length
 
 
 def load_tokenizer(folder: Path) -> Any:

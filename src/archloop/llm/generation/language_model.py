@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,20 @@ from typing import Any
 import torch
 
 from archloop.errors import UsageError
-from archloop.llm.models import attention_window, check_adapter, load_tokenizer, loading
+from archloop.llm.models import (
+    attention_window,
+    beyond_lora,
+    check_adapter,
+    does_not_fit,
+    load_tokenizer,
+    loading,
+)
 from archloop.types import Completion, FinishReason, Message, Request
 
 logger = logging.getLogger(__name__)
+
+_NOT_MERGED = ("layer_replication", "alora_invocation_tokens")
+"""Parts of an adapter that are no change of the weights."""
 
 
 class ChatTokenizer:
@@ -118,43 +129,68 @@ def load_language_model(
 
 
 def _merge(model: Any, adapter_dir: Path) -> tuple[Any, frozenset[str]]:
-    from peft import PeftConfig, PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     check_adapter(adapter_dir)
+    if found := [x for key, x in beyond_lora(adapter_dir).items() if key in _NOT_MERGED]:
+        raise UsageError(f"{adapter_dir}: an adapter with {found[0]} cannot be merged")
+    before = _checksums(model)
+    adapted = _attached(model, adapter_dir)
+    _untie(adapted)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise UsageError(f"{adapter_dir}: adapter is not finite: {error}") from None
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{adapter_dir}: adapter cannot be merged: {reason}") from None
+    after = _checksums(merged)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if not changed:
+        raise UsageError(
+            f"{adapter_dir}: adapter has no effect: no weight changes when it is merged"
+        )
+    weights = dict(merged.named_parameters())
+    if wrong := [n for n in sorted(changed & weights.keys()) if not weights[n].isfinite().all()]:
+        raise UsageError(f"{adapter_dir}: adapter is not finite: NaN or infinity in {wrong[0]}")
+    logger.debug("adapter %s changed %d of %d weights", adapter_dir, len(changed), len(before))
+    return merged.eval().requires_grad_(False), frozenset(changed)
+
+
+def _attached(model: Any, adapter_dir: Path) -> Any:
+    """The LLM with the adapter beside its weights; every tensor of the adapter is in use."""
+    from peft import PeftConfig, PeftModel
+
     try:
         adapted = PeftModel(model, PeftConfig.from_pretrained(adapter_dir))
         loaded = adapted.load_adapter(adapter_dir, "default")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{adapter_dir}: adapter does not fit the LLM: {reason}") from None
-    strangers = [*loaded.unexpected_keys, *(k for k in loaded.missing_keys if "lora_" in k)]
-    if strangers:
-        raise UsageError(
-            f"{adapter_dir}: adapter does not fit the LLM: {len(strangers)} tensors have no "
-            f"counterpart, for example {strangers[0]}"
-        )
-    before = {
-        name: _checksum(layer)
-        for name, layer in adapted.base_model.model.named_modules()
-        if isinstance(layer, BaseTunerLayer)
-    }
-    try:
-        merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UsageError(f"{adapter_dir}: adapter is not finite: {error}") from None
-    changed = {
-        name for name, total in before.items() if _checksum(merged.get_submodule(name)) != total
-    }
-    if not changed:
-        raise UsageError(
-            f"{adapter_dir}: adapter has no effect: no weight changes when it is merged"
-        )
-    logger.debug("adapter %s changed %d of %d layers", adapter_dir, len(changed), len(before))
-    return merged.eval().requires_grad_(False), frozenset(f"{name}.weight" for name in changed)
+        raise UsageError(does_not_fit(adapter_dir, reason)) from None
+    own = [key for key in loaded.missing_keys if "default" in key.split(".")]
+    if strangers := [*loaded.unexpected_keys, *own]:
+        reason = f"{len(strangers)} tensors have no counterpart, for example {strangers[0]}"
+        raise UsageError(does_not_fit(adapter_dir, reason))
+    return adapted
 
 
-def _checksum(layer: Any) -> float:
-    """A number that differs when any weight of the layer does (up to exact cancellation)."""
-    weight: torch.Tensor = getattr(layer, "base_layer", layer).weight
-    return float(weight.sum(dtype=torch.float64))
+def _untie(adapted: Any) -> None:
+    """Give an output layer that shares the embedding's weights its own, if the adapter is on one.
+
+    Merging writes into the weights; beside them the adapter would change the one layer alone.
+    """
+    holders: dict[int, list[tuple[str, Any]]] = {}
+    for name, module in adapted.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            holders.setdefault(id(weight), []).append((name, module))
+    for same in holders.values():
+        if len(same) > 1 and any(name.endswith("base_layer") for name, _ in same):
+            for _, module in same[1:]:
+                module.weight = torch.nn.Parameter(module.weight.detach().clone(), False)
+
+
+def _checksums(model: Any) -> dict[str, int]:
+    """A number for each weight that differs when any of its bits does."""
+    return {
+        name: zlib.crc32(weight.detach().flatten().view(torch.uint8).numpy())
+        for name, weight in model.named_parameters()
+    }
