@@ -18,9 +18,9 @@ import torch
 
 from archloop.errors import UsageError
 from archloop.llm.models import (
-    attention_window,
     beyond_lora,
     check_adapter,
+    context_length,
     does_not_fit,
     load_tokenizer,
     loading,
@@ -90,21 +90,24 @@ def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:
     return found
 
 
-def require_reach(config: Any, n_tokens: int) -> None:
-    """Whether all layers of an LLM attend to so many tokens, as the engines here have them do.
+def require_context(config: Any, n_prompt: int, max_new_tokens: int) -> None:
+    """Whether an LLM has positions for a prompt and the longest answer.
 
     Args:
         config: Of transformers.
-        n_tokens: The prompt and the longest answer.
+        n_prompt: Tokens of the prompt.
+        max_new_tokens: ``generation.max_new_tokens``.
 
     Raises:
-        UsageError: Some attend to fewer.
+        UsageError: It has not.
     """
-    window = attention_window(config)
-    if window is not None and window < n_tokens:
+    context = context_length(config)
+    if context is not None and n_prompt + max_new_tokens > context:
+        room = context - n_prompt
         raise UsageError(
-            f"llm.model: layers that attend to {window} tokens only, fewer than the {n_tokens} of "
-            "prompt and generation.max_new_tokens; engines that know such: 'vllm', 'openai'"
+            f"generation.max_new_tokens: {max_new_tokens}, but the LLM has a context of {context} "
+            f"tokens, of which the prompt takes {n_prompt}; "
+            + (f"at most {room}" if room > 0 else "shorten prompt.system and prompt.user")
         )
 
 
