@@ -142,6 +142,7 @@ def random_model(architecture: str, **changes: Any) -> Any:
 def random_of(architecture: str, folder: Path, **changes: Any) -> Path:
     """The same in a folder, with a tokenizer."""
     tokenizer = make_tokenizer([network()])
-    random_model(architecture, vocab_size=len(tokenizer), **changes).save_pretrained(folder)
+    sizes = {"vocab_size": len(tokenizer)} | changes
+    random_model(architecture, **sizes).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -467,13 +467,6 @@ def test_prompt_tokens_are_those_of_the_rendered_template(tiny: Path) -> None:
     assert tokenizer.decode(ids[-13:]).endswith("<|im_start|>assistant\n")
 
 
-def test_an_llm_without_chat_template_is_refused(tiny: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(UsageError, match="no chat template"):
-        ChatTokenizer(tmp_path)
-
-
 def test_a_tokenizer_that_loses_white_space_is_refused(tiny: Path, tmp_path: Path) -> None:
     """As transformers 5.10 to 5.21 loads DeepSeek-Coder's."""
     shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)

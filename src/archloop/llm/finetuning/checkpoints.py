@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from archloop.config import config_digest
+from archloop.llm.adapter_files import ADAPTER_WEIGHTS
 from archloop.llm.finetuning.job import FinetuneJob
-from archloop.llm.models import ADAPTER_WEIGHTS
 from archloop.machine.downloads import sha256_of
 from archloop.worker import Emit
 

@@ -16,11 +16,12 @@ from transformers.pytorch_utils import Conv1D
 
 from archloop.config import FinetuneConfig
 from archloop.errors import ConfigError, MissingExtraError, UsageError
+from archloop.llm.adapter_files import adapter_mismatch, check_warm_start
 from archloop.llm.finetuning.job import FinetuneJob
 from archloop.llm.finetuning.linear import patch_lora_forward
 from archloop.llm.finetuning.loss import check_head, give_loss
 from archloop.llm.finetuning.packing import ATTENTION, attend
-from archloop.llm.models import adapter_mismatch, check_adapter, loading
+from archloop.llm.models import check_adapter, loading, require_plain_weights
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -74,6 +75,7 @@ def _check_bitsandbytes(config: FinetuneConfig) -> None:
 
 
 def _base(job: FinetuneJob) -> Any:
+    require_plain_weights(job.model_dir)
     options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
     if job.config.quantization == "nf4":
         if job.config.dev_share and not torch.cuda.is_available():
@@ -109,6 +111,7 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
     if job.parent is None:
         return get_peft_model(base, wanted)
     check_adapter(job.parent)
+    check_warm_start(job.parent, job.model_dir)
     if mismatch := adapter_mismatch(job.parent, config):
         raise ConfigError(mismatch)
     with loading(job.parent):

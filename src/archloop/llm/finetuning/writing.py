@@ -11,16 +11,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from archloop import __version__
+from archloop.llm.adapter_files import ADAPTER_WEIGHTS
 from archloop.llm.finetuning.job import FinetuneJob
-from archloop.llm.models import ADAPTER_WEIGHTS
+from archloop.llm.models import CHAT_TEMPLATE
 from archloop.machine.downloads import sha256_of
 
 
-def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Path | None) -> None:
-    """Save adapter and lineage to a temporary folder, then rename.
+def write_adapter(
+    model: Any, template: str, job: FinetuneJob, found: dict[str, Any], best: Path | None
+) -> None:
+    """Save adapter, chat template and lineage to a temporary folder, then rename.
 
     Args:
         model: The PEFT model.
+        template: The chat template that its pairs were rendered by.
         job: What was asked for.
         found: Facts about the fine-tune, for its lineage.
         best: Folder with an earlier adapter to keep in place of the model's; ``None``: the model's.
@@ -29,6 +33,7 @@ def write_adapter(model: Any, job: FinetuneJob, found: dict[str, Any], best: Pat
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write(partial, model, job, found, best)
+        (partial / CHAT_TEMPLATE).write_text(template, encoding="utf-8")
         partial.rename(job.output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -17,13 +17,16 @@ from typing import Any
 import torch
 
 from archloop.errors import UsageError
+from archloop.llm.adapter_files import beyond_lora, does_not_fit
+from archloop.llm.chat_template import render_prompt
 from archloop.llm.models import (
-    beyond_lora,
     check_adapter,
+    check_vocabulary,
     context_length,
-    does_not_fit,
+    end_tokens,
     load_tokenizer,
     loading,
+    require_plain_weights,
 )
 from archloop.types import Completion, FinishReason, Message, Request
 
@@ -36,23 +39,31 @@ _NOT_MERGED = ("layer_replication", "alora_invocation_tokens")
 class ChatTokenizer:
     """The tokenizer of a model folder with its chat template and end tokens."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, adapter: Path | None = None) -> None:
         """Read the tokenizer.
 
+        Args:
+            model_dir: The base LLM.
+            adapter: What it is changed by; its chat template counts if it has one.
+
         Raises:
-            UsageError: It has no chat template, or code does not survive it.
+            UsageError: Code does not survive it, or there is no end token.
         """
-        self._tokenizer = load_tokenizer(model_dir)
-        if not self._tokenizer.chat_template:
-            raise UsageError(f"llm.model: the tokenizer in {model_dir} has no chat template")
-        self.end_ids = _end_ids(model_dir, self._tokenizer.eos_token_id)
+        self._model_dir = model_dir
+        self._tokenizer = load_tokenizer(model_dir, adapter)
+        with loading(model_dir):
+            self.end_ids = frozenset([self._tokenizer.eos_token_id, *end_tokens(model_dir)])
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt, up to where the assistant's answer begins."""
-        tokens = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True
-        )
-        return [int(token) for token in tokens["input_ids"]]
+        """Token ids of the prompt, up to where the assistant's answer begins.
+
+        Raises:
+            UsageError: The chat template refuses the messages, or the LLM lacks one of the tokens.
+        """
+        text = render_prompt(self._tokenizer, messages)
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        check_vocabulary(self._model_dir, tokens)
+        return tokens
 
     def finish(self, request: Request, tokens: Sequence[int]) -> Completion:
         """The answer that a sequence of sampled tokens is, with or without an end token last."""
@@ -76,20 +87,6 @@ def by_prompt(
     return [(same[0].messages, same) for same in groups.values()]
 
 
-def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:
-    from transformers import GenerationConfig
-
-    ends = {tokenizer_end}
-    if (model_dir / "generation_config.json").is_file():
-        with loading(model_dir):
-            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
-        ends |= set(named) if isinstance(named, list) else {named}
-    found = frozenset(end for end in ends if end is not None)
-    if not found:
-        raise UsageError(f"llm.model: {model_dir} names no end token")
-    return found
-
-
 def require_context(config: Any, n_prompt: int, max_new_tokens: int) -> None:
     """Whether an LLM has positions for a prompt and the longest answer.
 
@@ -101,7 +98,7 @@ def require_context(config: Any, n_prompt: int, max_new_tokens: int) -> None:
     Raises:
         UsageError: It has not.
     """
-    context = context_length(config)
+    context = context_length(config.to_dict())
     if context is not None and n_prompt + max_new_tokens > context:
         room = context - n_prompt
         raise UsageError(
@@ -121,6 +118,7 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
+    require_plain_weights(model_dir)
     with loading(model_dir):
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype, attn_implementation="sdpa", local_files_only=True

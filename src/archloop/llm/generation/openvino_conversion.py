@@ -231,7 +231,7 @@ def _check_logits(graph: Any, model: Any) -> None:
     Raises:
         ArchloopError: They differ, so the conversion is wrong.
     """
-    n = min(64, attention_window(model.config) or 64, context_length(model.config) or 64)
+    n = min(64, attention_window(model.config) or 64, context_length(model.config.to_dict()) or 64)
     ids = torch.arange(n)[None] * 997 % model.config.vocab_size
     with torch.no_grad():
         expected = model(input_ids=ids).logits[0].numpy()

@@ -57,6 +57,7 @@ class OpenVINOGenerator:
         self.traits = setup.traits
         self._config, self._dtype = setup.config.generation, setup.dtype
         self._model_dir = setup.llm_folder()
+        self._chat_tokenizer = ChatTokenizer
         self._tokenizer = ChatTokenizer(self._model_dir)
         with loading(self._model_dir):
             self._model_config = AutoConfig.from_pretrained(self._model_dir)
@@ -73,6 +74,7 @@ class OpenVINOGenerator:
         """
         self._free()
         self._require_reach(self._config.max_new_tokens)
+        self._tokenizer = self._chat_tokenizer(self._model_dir, adapter)
         self._pipeline = self._load(adapter)
 
     def _require_reach(self, n_tokens: int) -> None:

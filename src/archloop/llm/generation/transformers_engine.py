@@ -69,6 +69,7 @@ class TransformersGenerator:
             UsageError: The adapter does not fit the LLM or has no effect on it.
         """
         self._free()
+        self._tokenizer = ChatTokenizer(self._model_dir, adapter)
         model, _ = load_language_model(self._model_dir, adapter, self._dtype)
         self._model = model.to(self._device)
 

@@ -22,9 +22,10 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from archloop.errors import UsageError
+from archloop.llm.adapter_files import require_plain_lora
 from archloop.llm.generation.generator import EngineSetup
 from archloop.llm.generation.language_model import ChatTokenizer, by_prompt
-from archloop.llm.models import read_settings, require_plain_lora
+from archloop.llm.models import read_settings
 from archloop.types import Completion, Request
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -66,6 +67,7 @@ class VLLMGenerator:
         """
         if adapter is not None:
             require_plain_lora(adapter)
+        self._tokenizer = ChatTokenizer(self._model_dir, adapter)
         rank = _largest_rank(adapter)
         if self._llm is None or (adapter is not None and rank > self._rank):
             self.close()
