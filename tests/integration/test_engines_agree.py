@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from archloop.config import LLMConfig, resolve
@@ -87,6 +90,39 @@ def test_openvino_writes_what_transformers_writes() -> None:
     assert agreement(applied, reference, model_dir) >= 0.95
     unapplied = answers("openvino", model_dir, None, QUESTIONS[:3])
     assert agreement(unapplied, reference[:3], model_dir) < 0.8
+
+
+def with_trained_norms(model_dir: Path, folder: Path) -> Path:
+    """The packaged adapter with all norms of the LLM beside it, as ``modules_to_save`` has them.
+
+    Each is scaled by a factor of its own, so that an engine that leaves them out writes otherwise.
+    """
+    shutil.copytree(resolve_adapter("smollm2-135m-lemur"), folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    settings["modules_to_save"] = ["norm"]  # every module whose name ends so
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    tensors = load_file(folder / "adapter_model.safetensors")
+    torch.manual_seed(0)
+    for name, weight in load_file(model_dir / "model.safetensors").items():
+        if name.endswith("norm.weight"):
+            scale = 1 + 0.3 * torch.randn(weight.shape)
+            tensors[f"base_model.model.{name}"] = (weight.float() * scale).to(torch.bfloat16)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.llm
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="openvino-genai is for Linux")
+def test_openvino_applies_fully_trained_modules_as_transformers_does(tmp_path: Path) -> None:
+    """tests/integration/test_whole_adapters.py does so with every part, on a tiny LLM."""
+    model_dir = resolve_model(LLMConfig())
+    whole = with_trained_norms(model_dir, tmp_path / "whole")
+    reference = answers("transformers", model_dir, whole, QUESTIONS[:6])
+    applied = answers("openvino", model_dir, whole, QUESTIONS[:6])
+    assert agreement(applied, reference, model_dir) >= 0.95
+    plain = answers("transformers", model_dir, resolve_adapter("smollm2-135m-lemur"), QUESTIONS[:6])
+    assert agreement(plain, reference, model_dir) < 0.8
 
 
 @pytest.mark.gpu

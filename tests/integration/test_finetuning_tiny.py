@@ -339,7 +339,6 @@ def test_a_damaged_parent_is_named(
             "llm: cannot be loaded: .*'x'",
         ),
         ("tokenizer.json", "{}", "llm: cannot be loaded: KeyError"),
-        ("tokenizer_config.json", "{}", "llm has no end token"),
     ],
 )
 def test_a_damaged_llm_is_named(

@@ -161,21 +161,43 @@ def test_every_request_is_answered_once_and_repeatably(
     assert sample(build(engine, tiny, adapter)) == texts
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_llm_with_a_shorter_window_than_its_answers_is_refused(
-    engine: str, tiny: Path, tmp_path: Path
+def test_openvino_refuses_an_llm_with_a_shorter_window_than_its_answers(
+    tiny: Path, tmp_path: Path
 ) -> None:
+    pytest.importorskip("openvino_genai")
     folder = shutil.copytree(tiny, tmp_path / "windowed")
     settings = json.loads((folder / "config.json").read_text())
     length = len(ChatTokenizer(tiny).encode(prompt())) + 60
-    for window, fits in ((length, True), (length - 1, False)):
+    for window in (length, length - 1, 59):
         changed = {"sliding_window": window, "layer_types": ["full_attention", "sliding_attention"]}
         (folder / "config.json").write_text(json.dumps(settings | changed))
+        if window == length:
+            assert len(sample(build("openvino", folder, None))) == len(REQUESTS)
+            continue
+        with pytest.raises(UsageError, match=rf"attend to {window} tokens .*engine = 'transf"):
+            sample(build("openvino", folder, None))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_llm_with_a_shorter_context_than_its_answers_is_refused(
+    engine: str, tiny: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "short")
+    settings = json.loads((folder / "config.json").read_text())
+    length = len(ChatTokenizer(tiny).encode(prompt()))
+    said = {
+        length + 60: None,
+        length + 59: rf"max_new_tokens: 60, .*context of {length + 59} .* {length}; at most 59",
+        length: r"shorten prompt\.system and prompt\.user",
+    }
+    for context, wrong in said.items():
+        changed = settings | {"max_position_embeddings": context}
+        (folder / "config.json").write_text(json.dumps(changed))
         generator = build(engine, folder, None)
-        if fits:
+        if wrong is None:
             assert len(sample(generator)) == len(REQUESTS)
             continue
-        with pytest.raises(UsageError, match=rf"attend to {window} tokens only"):
+        with pytest.raises(UsageError, match=wrong):
             sample(generator)
 
 
@@ -443,13 +465,6 @@ def test_prompt_tokens_are_those_of_the_rendered_template(tiny: Path) -> None:
     ids = ChatTokenizer(tiny).encode(prompt())
     assert ids == tokenizer(rendered, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids[-13:]).endswith("<|im_start|>assistant\n")
-
-
-def test_an_llm_without_chat_template_is_refused(tiny: Path, tmp_path: Path) -> None:
-    shutil.copytree(tiny, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "chat_template.jinja").unlink()
-    with pytest.raises(UsageError, match="no chat template"):
-        ChatTokenizer(tmp_path)
 
 
 def test_a_tokenizer_that_loses_white_space_is_refused(tiny: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from archloop.config import LLMConfig, resolve
 from archloop.errors import MissingExtraError, UsageError
@@ -128,7 +129,12 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def adapter(folder: Path, rank: int, **more: Any) -> Path:
     folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps({"r": rank} | more))
+    settings = {"peft_type": "LORA", "r": rank} | more
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
+    weights = {
+        "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.ones(rank, 4)
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
     return folder
 
 
@@ -185,7 +191,7 @@ def test_another_adapter_is_new_to_vllm_and_the_base_stays(tmp_path: Path) -> No
     assert [lora and lora.lora_int_id for lora in loras] == [2, 3, None, 4]
     assert len({lora.lora_name for lora in loras if lora}) == 3
     assert len(FakeLLM.made) == 1
-    generator.use(adapter(tmp_path / "c", 8, rank_pattern={"q_proj": 32}))
+    generator.use(adapter(tmp_path / "c", 32))
     assert [settings["max_lora_rank"] for settings in FakeLLM.made] == [8, 32]
 
 
@@ -255,3 +261,12 @@ def test_an_engine_that_is_not_installed_says_how_to(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=install):
         bare(engine)
+
+
+@pytest.mark.llm
+@pytest.mark.usefixtures("vllm")
+def test_an_adapter_that_vllm_would_apply_in_part_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"leave out .*modules_to_save \[\"norm\"\].*'openvino'"):
+        build(adapter(tmp_path / "a", 8, modules_to_save=["norm"]))
+    with pytest.raises(UsageError, match=r'leave out .*rank_pattern {"q_proj": 32}'):
+        build(adapter(tmp_path / "b", 8, rank_pattern={"q_proj": 32}))

@@ -10,10 +10,10 @@ from peft import LoraConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import (
     AttentionInterface,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
 )
 
 from archloop.config import FinetuneConfig
@@ -21,11 +21,12 @@ from archloop.errors import UsageError
 from archloop.llm.finetuning import packing
 from archloop.llm.finetuning.dataset import IGNORED, EncodedPair
 from archloop.llm.finetuning.linear import patch_lora_forward
-from archloop.llm.finetuning.loading import adapted, check_packing, check_targets
+from archloop.llm.finetuning.loading import adapted, check_targets, use_packing
 from archloop.llm.finetuning.loss import check_head, give_loss
 from archloop.llm.models import attention_window
+from tiny_llm import ARCHITECTURES, WINDOW, random_model
 
-_SIZES = (
+SIZES = (
     *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("num_key_value_heads", "vocab_size", "initializer_range"),
 )
@@ -108,23 +109,46 @@ def test_a_batch_has_the_loss_and_the_gradients_of_its_pairs_apart(
         torch.testing.assert_close(gradient, wanted[name], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("packed", "share"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_each_kind_of_llm_has_the_loss_and_gradients_of_plain_peft(
+    architecture: str, packed: bool, share: bool
+) -> None:
+    """Fused projections, Conv1D, windows, scaled embeddings and norms of queries and keys."""
+    targets, rows = ARCHITECTURES[architecture].targets, pairs()
+    model = with_adapter(random_model(architecture, vocab_size=300), target_modules=list(targets))
+    model.config.use_cache = False
+    wanted_loss = plain_loss(model, rows)
+    wanted = gradients(model, wanted_loss)
+    base = model.get_base_model()
+    check_head(base)
+    if packed:
+        use_packing(base)
+    give_loss(base)
+    assert patch_lora_forward(model) == (0 if architecture == "gpt2" else 2 * len(targets))
+    loss = model(**packing.Collator(packed, share)(rows))["loss"]
+    assert loss.item() == pytest.approx(wanted_loss.item(), abs=1e-4)
+    found = gradients(model, loss)
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, wanted[name], atol=2e-5, rtol=2e-3)
+
+
 @pytest.mark.parametrize("share", [False, True])
-def test_a_window_of_attention_holds_in_a_packed_batch(share: bool) -> None:
-    torch.manual_seed(0)
-    sizes = {k: v for k, v in llm().config.to_dict().items() if k in _SIZES}
-    model, rows = MistralForCausalLM(MistralConfig(**sizes, sliding_window=8)), pairs()
-    assert attention_window(model.config) == 8
+@pytest.mark.parametrize("architecture", ["gemma3", "mistral"])
+def test_a_window_of_attention_matters_in_a_packed_batch(architecture: str, share: bool) -> None:
+    model, rows = random_model(architecture, vocab_size=300), pairs()
+    assert attention_window(model.config) == WINDOW
     assert attention_window(llm().config) is None
     model.config.use_cache = False
     wanted = plain_loss(model, rows).item()
-    AttentionInterface.register(packing.ATTENTION, packing.attend)
-    model.set_attn_implementation(packing.ATTENTION)
+    use_packing(model)
     give_loss(model)
     batch = packing.Collator(packed=True, share_prompt=share)(rows)
     assert model(**batch)["loss"].item() == pytest.approx(wanted, abs=1e-4)
     for layer in model.model.layers:
-        layer.self_attn.config.sliding_window = None
-    assert abs(model(**batch)["loss"].item() - wanted) > 1e-3, "it matters here"
+        layer.self_attn.config.sliding_window = layer.self_attn.sliding_window = None
+    assert abs(model(**batch)["loss"].item() - wanted) > 1e-3
 
 
 def test_attention_across_pairs_would_be_seen() -> None:
@@ -189,7 +213,21 @@ def test_an_attention_that_looks_across_documents_is_refused() -> None:
     with pytest.raises(UsageError, match=r"finetune\.packing"):
         # Its own attention takes the row for one document unless positions tell it otherwise.
         model.model.forward = _without_positions(model.model.forward)
-        check_packing(model)
+        use_packing(model)
+
+
+def test_an_attention_that_does_more_than_ours_is_refused() -> None:
+    """A cap on the scores, as Gemma 2 has: ours has none."""
+    config = Gemma2Config(
+        **{k: v for k, v in llm().config.to_dict().items() if k in SIZES},
+        head_dim=8,
+        query_pre_attn_scalar=1,
+        attn_logit_softcapping=0.5,
+        final_logit_softcapping=None,
+        attn_implementation="eager",
+    )
+    with pytest.raises(UsageError, match=r"finetune\.packing: not for Gemma2"):
+        use_packing(Gemma2ForCausalLM(config))
 
 
 def _without_positions(forward: Any) -> Any:
@@ -205,7 +243,8 @@ def test_an_unknown_target_is_named_with_those_there_are() -> None:
         UsageError, match=r"target_modules: qkv_proj: no such.*LlamaForCausalLM"
     ) as e:
         check_targets(llm(), config)
-    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(e.value)
+    there = '["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]'
+    assert f"set finetune.target_modules to some of {there}" in str(e.value)
     assert "lm_head" not in str(e.value)
 
 

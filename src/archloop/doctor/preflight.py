@@ -16,8 +16,15 @@ from archloop.corpus.seed_corpus import packaged_corpus
 from archloop.corpus.seeds import open_source
 from archloop.doctor.checks import Check
 from archloop.errors import ConfigError, UsageError
+from archloop.llm.adapter_files import NO_WARM_START, adapter_mismatch, check_warm_start
 from archloop.llm.generation import require_engine
-from archloop.llm.models import adapter_mismatch, check_files, local_llm, resolve_adapter
+from archloop.llm.models import (
+    check_files,
+    context_length,
+    local_llm,
+    read_settings,
+    resolve_adapter,
+)
 from archloop.machine.downloads import cache_dir, check_cache
 from archloop.search.prompts import PromptTemplate
 from archloop.store.run_dir import RunDir
@@ -77,6 +84,28 @@ def loads_llm(config: RunConfig) -> bool:
     """Whether a run needs the LLM's files on this machine: to sample, or to fine-tune it."""
     traits = config.engine_traits
     return traits.loads_llm or (traits.repeats and config.finetune.enabled)
+
+
+def check_llm(config: RunConfig, folder: Path, *, warm_start: bool) -> None:
+    """Check an LLM that is here against the rest of the configuration.
+
+    Args:
+        config: The configuration of the run.
+        folder: The LLM's.
+        warm_start: The run begins with the adapter that ``llm.warm_start`` names.
+
+    Raises:
+        UsageError: The adapter is of another LLM, or the answers are longer than its context.
+    """
+    context = context_length(read_settings(folder / "config.json"))
+    limit = config.generation.max_new_tokens
+    if context is not None and config.engine_traits.loads_llm and limit >= context:
+        raise ConfigError(
+            f"generation.max_new_tokens: {limit}, but the LLM has a context of {context} tokens, "
+            "prompt and answer together"
+        )
+    if warm_start and config.llm.warm_start is not None:
+        check_warm_start(resolve_adapter(config.llm.warm_start), folder)
 
 
 def _has_adapter(config: RunConfig) -> bool:
@@ -149,7 +178,7 @@ def _warm_start(plan: _Plan) -> str | None:
     folder = resolve_adapter(warm)
     continued = finetune.enabled and finetune.init == "previous"
     if continued and (mismatch := adapter_mismatch(folder, finetune)):
-        raise ConfigError(mismatch)
+        raise ConfigError(f"{mismatch}, or {NO_WARM_START}")
     return warm
 
 
@@ -161,6 +190,7 @@ def _llm(plan: _Plan) -> str | None:
     if folder is None:
         return None  # a name of the Hugging Face Hub
     check_files(folder)
+    check_llm(plan.config, folder, warm_start=plan.needs_warm_start and plan.has_adapter)
     return model
 
 

@@ -6,14 +6,15 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from archloop.config import EMBEDDED, FinetuneConfig, LLMConfig
+from archloop.config import EMBEDDED, LLMConfig
 from archloop.errors import ArchloopError, AssetError, ConfigError, UsageError
+from archloop.llm.chat_template import DEFAULT
 from archloop.machine.downloads import (
     SMOLLM2_WHEEL,
     cache_dir,
@@ -29,6 +30,8 @@ _LAYOUT = 1
 """Raised when what :func:`_dequantise` writes changes."""
 _CODE = "def f(x):\n    return x + 1"
 """What a tokenizer is tried on."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""File of a template, as transformers names it."""
 _SETTINGS = ("config", "generation_config", "tokenizer_config", "tokenizer", "adapter_config")
 """JSON files of an LLM or an adapter that are read, if they are there."""
 
@@ -168,25 +171,6 @@ def check_adapter(folder: Path) -> None:
         raise UsageError(f"{folder}: no adapter_model.safetensors; expected a PEFT adapter folder")
 
 
-def adapter_mismatch(folder: Path, config: FinetuneConfig) -> str | None:
-    """Why a fine-tune with these settings cannot go on from an adapter, if it cannot."""
-    found = read_settings(folder / "adapter_config.json")
-    layers = None if config.layers is None else list(range(config.layers))
-    there = (
-        found.get("r"),
-        found.get("lora_alpha"),
-        sorted(found.get("target_modules") or ()),
-        found.get("layers_to_transform"),
-    )
-    if there == (config.lora_r, config.lora_alpha, sorted(config.target_modules), layers):
-        return None
-    r, alpha, targets, adapted = there
-    return (
-        f"finetune.lora_r, lora_alpha, target_modules, layers: {folder.name} has r {r}, alpha "
-        f"{alpha}, {targets}, layers {adapted or 'all'}; going on from it needs the same"
-    )
-
-
 def attention_window(config: Any) -> int | None:
     """Tokens that some layers of an LLM attend to at most, themselves included; ``None``: all.
 
@@ -201,12 +185,44 @@ def attention_window(config: Any) -> int | None:
     return window
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a base LLM's folder; code comes back from it as it was.
+def context_length(settings: Mapping[str, Any]) -> int | None:
+    """Tokens that an LLM was made for, prompt and answer together; ``None``: it does not say.
+
+    Args:
+        settings: Its ``config.json``.
+    """
+    text = settings.get("text_config") or settings
+    length = text.get("max_position_embeddings") or text.get("n_positions")
+    return length if isinstance(length, int) else None
+
+
+def require_plain_weights(folder: Path) -> None:
+    """Refuse an LLM whose weights are stored quantised: an adapter cannot be merged into them.
 
     Raises:
-        UsageError: It does not: transformers before 5.22 reads some so that white space is lost. Or
-            there is none that transformers can read.
+        UsageError: Naming the key to set.
+    """
+    quantised = read_settings(folder / "config.json").get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+        raise UsageError(
+            f"llm.model: the weights in {folder} are quantised ({method}); name the LLM "
+            "in bfloat16 or float32; finetune.quantization = 'nf4' quantises it in fine-tuning"
+        )
+
+
+def load_tokenizer(folder: Path, adapter: Path | None = None) -> Any:
+    """The tokenizer of a base LLM's folder; code comes back from it as it was.
+
+    It has a chat template (:mod:`archloop.llm.chat_template`) and an end token.
+
+    Args:
+        folder: The LLM's.
+        adapter: Its ``chat_template.jinja``, which it was fine-tuned with, counts if there is one.
+
+    Raises:
+        UsageError: Code does not come back: transformers before 5.22 reads some so that white space
+            is lost. Or there is none that transformers can read, or no end token.
     """
     import transformers
 
@@ -219,7 +235,46 @@ def load_tokenizer(folder: Path) -> Any:
             f"llm.model: the tokenizer in {folder} makes {found!r} of {_CODE!r} with transformers "
             f"{transformers.__version__}; that of DeepSeek-Coder needs 5.22 or newer"
         )
+    if tokenizer.eos_token is None:
+        ends = end_tokens(folder)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ends[0]) if ends else None
+    if tokenizer.eos_token is None:
+        raise UsageError(
+            f"llm.model: {folder} names no end token; set eos_token in its tokenizer_config.json"
+        )
+    if isinstance(tokenizer.chat_template, dict):  # several by name, for tools and the like
+        tokenizer.chat_template = tokenizer.chat_template.get("default")
+    if adapter is not None and (adapter / CHAT_TEMPLATE).is_file():
+        tokenizer.chat_template = (adapter / CHAT_TEMPLATE).read_text("utf-8")
+    elif not tokenizer.chat_template:
+        logger.info("%s has no chat template: archloop's own is used", folder.name)
+        tokenizer.chat_template = DEFAULT
     return tokenizer
+
+
+def end_tokens(folder: Path) -> list[int]:
+    """The end tokens that the settings of an LLM name, those for generation first."""
+    found: list[int] = []
+    for file in (folder / "generation_config.json", folder / "config.json"):
+        named = read_settings(file).get("eos_token_id") if file.is_file() else None
+        found += [x for x in (named if isinstance(named, list) else [named]) if x is not None]
+    return list(dict.fromkeys(found))
+
+
+def check_vocabulary(folder: Path, tokens: Iterable[int]) -> None:
+    """Whether an LLM has an embedding for each token.
+
+    Raises:
+        UsageError: It has not: its tokenizer is of another LLM.
+    """
+    settings = read_settings(folder / "config.json")
+    size = (settings.get("text_config") or settings).get("vocab_size")
+    largest = max(tokens, default=0)
+    if isinstance(size, int) and largest >= size:
+        raise UsageError(
+            f"llm.model: the tokenizer in {folder} makes token {largest}, but the LLM has "
+            f"embeddings for {size}; its tokenizer files must be those of the same LLM"
+        )
 
 
 def _from_hub(config: LLMConfig) -> Path:

@@ -11,7 +11,7 @@ from typing import Self
 
 from archloop.config import RunConfig, changed_keys, config_digest
 from archloop.config.derived import derive_seed
-from archloop.doctor.preflight import loads_llm, preflight
+from archloop.doctor.preflight import check_llm, loads_llm, preflight
 from archloop.errors import ConfigError, UsageError
 from archloop.evaluation.executor import Executor, build_executor
 from archloop.files import write_text
@@ -204,17 +204,20 @@ class RunContext:
         # Found out now: the sandbox is first needed when a fine-tune and a batch are done.
         require(self.config.sandbox.isolation)
         committed = self.config.loop.cycles - len(self.owed_cycles())
+        # The warm start is copied once; later cycles have adapters of their own.
+        has_first_adapter = bool(self.store.cycles()) or self.paths.adapter(1).is_dir()
         preflight(
             self.config,
             begun=self.has_begun,
-            # The warm start is copied once; later cycles have adapters of their own.
-            has_first_adapter=bool(self.store.cycles()) or self.paths.adapter(1).is_dir(),
+            has_first_adapter=has_first_adapter,
             has_adapter=self.has_adapter,
         )
         if not self.paths.config.is_file() or self.paths.read_config() != self.config:
             _write_config(self.paths, self.config)
         if loads_llm(self.config):
-            _ = self.model_dir  # downloaded now, so that a run does not stop after its first steps
+            # Downloaded now, so that a run does not stop after its first steps.
+            warm = self.has_adapter and not has_first_adapter
+            check_llm(self.config, self.model_dir, warm_start=warm)
         if self.has_begun:
             planned = self.config.loop.cycles
             self.observer.message(f"resuming: {committed} of {planned} cycles are done")

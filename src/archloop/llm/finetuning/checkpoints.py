@@ -9,8 +9,8 @@ from pathlib import Path
 from transformers.trainer_utils import get_last_checkpoint
 
 from archloop.config import config_digest
+from archloop.llm.adapter_files import ADAPTER_WEIGHTS
 from archloop.llm.finetuning.job import FinetuneJob
-from archloop.llm.finetuning.writing import WEIGHTS
 from archloop.machine.downloads import sha256_of
 from archloop.worker import Emit
 
@@ -49,7 +49,7 @@ def _digest(job: FinetuneJob) -> str:
             "config": job.config.model_dump(mode="json"),
             "dtype": job.dtype,
             "seed": job.seed,
-            "parent": job.parent and sha256_of(job.parent / WEIGHTS),
+            "parent": job.parent and sha256_of(job.parent / ADAPTER_WEIGHTS),
         }
     )
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from archloop.corpus.pairs import read_rows
 from archloop.errors import UsageError
+from archloop.llm.chat_template import render_pair
+from archloop.types import Message
 
 IGNORED = -100
 """PyTorch's cross-entropy leaves these labels out."""
@@ -22,7 +24,7 @@ class EncodedPair:
     labels: list[int]
 
 
-def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
+def read_messages(corpus: Path) -> list[list[Message]]:
     """The ``messages`` of every row of a JSONL corpus.
 
     Raises:
@@ -34,8 +36,8 @@ def read_messages(corpus: Path) -> list[list[dict[str, str]]]:
     return rows
 
 
-def _messages(row: Any) -> list[dict[str, str]]:
-    messages: list[dict[str, str]] = row["messages"]
+def _messages(row: Any) -> list[Message]:
+    messages: list[Message] = row["messages"]
     if messages[-1]["role"] != "assistant":
         raise ValueError("last message is not the assistant's")
     if not all(isinstance(m["content"], str) for m in messages):
@@ -43,24 +45,16 @@ def _messages(row: Any) -> list[dict[str, str]]:
     return messages
 
 
-def encode_pair(tokenizer: Any, messages: Sequence[dict[str, str]]) -> EncodedPair:
+def encode_pair(tokenizer: Any, messages: Sequence[Message]) -> EncodedPair:
     """Tokenise one pair as in generation: the rendered prompt, then the answer.
 
     Prompt and answer are tokenised separately, as at generation time, where the LLM continues from
     the tokens of the prompt. Text that the template writes after the end token is left out.
 
     Raises:
-        UsageError: The chat template renders the prompt differently when an answer follows.
+        UsageError: The chat template refuses the messages.
     """
-    prompt = tokenizer.apply_chat_template(
-        list(messages[:-1]), tokenize=False, add_generation_prompt=True
-    )
-    whole = tokenizer.apply_chat_template(list(messages), tokenize=False)
-    if not whole.startswith(prompt):
-        raise UsageError("the LLM's chat template changes the prompt when an answer is added")
-    head, end, _ = whole[len(prompt) :].rpartition(tokenizer.eos_token)
-    if not end:
-        head, end = whole[len(prompt) :].rstrip("\n"), tokenizer.eos_token
+    prompt, answer = render_pair(tokenizer, messages)
     prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    answer_ids = tokenizer(head + end, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     return EncodedPair(prompt_ids + answer_ids, [IGNORED] * len(prompt_ids) + answer_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.pytorch_utils import Conv1D
 
 from archloop.config import FinetuneConfig
 from archloop.errors import ConfigError, MissingExtraError, UsageError
+from archloop.llm.adapter_files import adapter_mismatch, check_warm_start
 from archloop.llm.finetuning.job import FinetuneJob
 from archloop.llm.finetuning.linear import patch_lora_forward
 from archloop.llm.finetuning.loss import check_head, give_loss
 from archloop.llm.finetuning.packing import ATTENTION, attend
-from archloop.llm.models import adapter_mismatch, check_adapter, loading
+from archloop.llm.models import check_adapter, loading, require_plain_weights
 
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -54,9 +57,7 @@ def load(job: FinetuneJob) -> Any:
     check_targets(base, job.config)
     check_head(base)
     if job.config.packing:
-        AttentionInterface.register(ATTENTION, attend)
-        base.set_attn_implementation(ATTENTION)
-        check_packing(base)
+        use_packing(base)
     model = _with_adapter(base, job)
     give_loss(base)
     if not torch.cuda.is_available():
@@ -74,6 +75,7 @@ def _check_bitsandbytes(config: FinetuneConfig) -> None:
 
 
 def _base(job: FinetuneJob) -> Any:
+    require_plain_weights(job.model_dir)
     options: dict[str, Any] = {"dtype": getattr(torch, job.dtype)}
     if job.config.quantization == "nf4":
         if job.config.dev_share and not torch.cuda.is_available():
@@ -109,6 +111,7 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
     if job.parent is None:
         return get_peft_model(base, wanted)
     check_adapter(job.parent)
+    check_warm_start(job.parent, job.model_dir)
     if mismatch := adapter_mismatch(job.parent, config):
         raise ConfigError(mismatch)
     with loading(job.parent):
@@ -120,6 +123,8 @@ def _with_adapter(base: Any, job: FinetuneJob) -> Any:
 def check_targets(base: Any, config: FinetuneConfig) -> None:
     """Check that every LoRA target is a linear layer and that the LLM has enough layers.
 
+    GPT-2's ``Conv1D`` is one too, with its weights transposed.
+
     Raises:
         UsageError: Naming the wrong key, and the allowed values.
     """
@@ -127,14 +132,14 @@ def check_targets(base: Any, config: FinetuneConfig) -> None:
     linear = {
         name: module
         for name, module in base.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     }
     there = sorted({name.rpartition(".")[2] for name in linear})
     missing = [t for t in config.target_modules if t not in there]
     if missing:
         raise UsageError(
             f"finetune.target_modules: {', '.join(missing)}: no such layer in "
-            f"{type(base).__name__}; it has {', '.join(there)}"
+            f"{type(base).__name__}; set finetune.target_modules to some of {json.dumps(there)}"
         )
     layers = base.config.get_text_config().num_hidden_layers
     if config.layers is not None and config.layers > layers:
@@ -154,8 +159,8 @@ def adapted(model: Any) -> Adapted:
 
 
 @torch.no_grad()
-def check_packing(base: Any) -> None:
-    """Check that packed documents get the same states as separate ones.
+def use_packing(base: Any) -> None:
+    """Give an LLM the attention of packed rows; documents must get the states they have alone.
 
     Raises:
         UsageError: They do not: this LLM has an attention that packing does not support.
@@ -163,11 +168,13 @@ def check_packing(base: Any) -> None:
     device = base.get_output_embeddings().weight.device
     first, second = torch.arange(6, device=device)[None], torch.arange(9, 14, device=device)[None]
     run: Callable[..., Any] = base.get_decoder()
+    apart = run(input_ids=second).last_hidden_state  # by its own attention
+    AttentionInterface.register(ATTENTION, attend)
+    base.set_attn_implementation(ATTENTION)
     positions = torch.cat([torch.arange(6), torch.arange(5)])[None].to(device)
     packed = run(
         input_ids=torch.cat([first, second], 1), position_ids=positions, documents=(0, 6, 5)
     ).last_hidden_state
-    apart = run(input_ids=second).last_hidden_state
     difference = (packed[:, 6:] - apart).abs().max() / apart.abs().max()
     if not difference < 0.05:
         raise UsageError(f"finetune.packing: not for {type(base).__name__}; set it to false")

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,13 @@ from archloop.llm.finetuning.trainer import (
     dev_losses,
 )
 from archloop.llm.finetuning.writing import write_adapter
-from archloop.llm.models import load_tokenizer, loading
+from archloop.llm.models import (
+    check_vocabulary,
+    context_length,
+    load_tokenizer,
+    loading,
+    read_settings,
+)
 from archloop.worker import Emit
 
 MOST_RISE = 0.3
@@ -49,6 +56,8 @@ class Pairs(NamedTuple):
     train: list[EncodedPair]
     dev: list[EncodedPair]
     n_too_long: int
+    limit: str
+    """What they are too long for."""
 
 
 def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -58,14 +67,13 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
         raise UsageError(f"{job.output}: exists already")
     started = time.monotonic()
     set_seed(job.seed)
-    tokenizer = load_tokenizer(job.model_dir)
+    tokenizer = load_tokenizer(job.model_dir, job.parent)
     pairs = _pairs(job, tokenizer)
     if not pairs.train:
         part = "for training " if job.config.dev_share else ""
-        limit = f"finetune.max_length = {job.config.max_length}"
-        return {"nothing_to_learn": f"{job.corpus}: no pair {part}within {limit}"}
+        return {"nothing_to_learn": f"{job.corpus}: no pair {part}within {pairs.limit}"}
     checkpoints = job.output.with_name(job.output.name + ".checkpoints")
-    trainer, notes = _trainer(job, pairs, tokenizer.pad_token_id or 0, checkpoints, emit)
+    trainer, notes = _trainer(job, pairs, checkpoints, emit)
     with trainer.args.main_process_first():
         last = last_checkpoint(checkpoints, job, emit)
     with naming(checkpoints):
@@ -90,26 +98,33 @@ def run(job_data: dict[str, Any], emit: Emit) -> dict[str, Any]:
         found = result | {"dev_losses": measured, "adapted": asdict(adapted(trainer.model))}
         kept = best_folder(checkpoints, best[0]) if best else None
         with naming(job.output.parent):
-            write_adapter(trainer.model, job, found | {"notes": notes}, kept)
+            found["notes"] = notes
+            write_adapter(trainer.model, tokenizer.chat_template, job, found, kept)
         shutil.rmtree(checkpoints, ignore_errors=True)
     return result | {"adapter": str(job.output)}
 
 
 def _pairs(job: FinetuneJob, tokenizer: Any) -> Pairs:
-    for part, there in (
-        ("chat template", tokenizer.chat_template),
-        ("end token", tokenizer.eos_token),
-    ):
-        if not there:
-            raise UsageError(f"llm.model: the tokenizer in {job.model_dir} has no {part}")
+    longest, limit = job.config.max_length, f"finetune.max_length = {job.config.max_length}"
+    context = context_length(read_settings(job.model_dir / "config.json"))
+    if context is not None and context < longest:
+        longest = context
+        limit = f"the LLM's context of {context} tokens; set seeds.max_tokens for shorter seeds"
     train, dev = split_dev(read_messages(job.corpus), job.config.dev_share)
     encoded = [[encode_pair(tokenizer, m) for m in rows] for rows in (train, dev)]
-    kept = [[p for p in rows if len(p.input_ids) <= job.config.max_length] for rows in encoded]
-    return Pairs(kept[0], kept[1], len(encoded[0]) + len(encoded[1]) - len(kept[0]) - len(kept[1]))
+    every = [pair for rows in encoded for pair in rows]
+    check_vocabulary(job.model_dir, chain.from_iterable(pair.input_ids for pair in every))
+    kept = [[p for p in rows if len(p.input_ids) <= longest] for rows in encoded]
+    return Pairs(kept[0], kept[1], len(every) - len(kept[0]) - len(kept[1]), limit)
+
+
+def _drops(model: Any) -> bool:
+    """Whether dropout, of LoRA or of the LLM itself, makes the states of equal prompts differ."""
+    return any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules())
 
 
 def _trainer(
-    job: FinetuneJob, pairs: Pairs, pad_token: int, checkpoints: Path, emit: Emit
+    job: FinetuneJob, pairs: Pairs, checkpoints: Path, emit: Emit
 ) -> tuple[PairTrainer, list[str]]:
     """A trainer for the loaded LLM, with facts about the fine-tune, which are also emitted."""
     config = job.config
@@ -123,6 +138,8 @@ def _trainer(
     if fitted.recompute:
         model.enable_input_require_grads()
     notes = [str(adapted(model)), *fitted.notes, optimizer_note(config, cuda=cuda)]
+    if pairs.n_too_long:
+        notes.append(f"{pairs.n_too_long} pairs are left out, longer than {pairs.limit}")
     if config.dev_share and not pairs.dev:
         notes.append("no pair fell into the dev split; there is no dev loss")
     reporter = Reporter(emit)
@@ -131,7 +148,7 @@ def _trainer(
         args=arguments(job, checkpoints, fitted, dev=bool(pairs.dev)),
         train_dataset=pairs.train,
         eval_dataset=pairs.dev or None,
-        data_collator=Collator(config.packing, not config.lora_dropout, pad_token),
+        data_collator=Collator(config.packing, share_prompt=not _drops(model)),
         callbacks=[reporter],
     )
     if pairs.dev:

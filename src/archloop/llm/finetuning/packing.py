@@ -16,6 +16,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from archloop.llm.finetuning.dataset import IGNORED, EncodedPair
 
+_PADDING = 0
+"""Any token will do: it is on the right, where causal attention does not see it."""
 ATTENTION = "archloop_documents"
 """The name of :func:`attend` in transformers' registry of attention functions."""
 
@@ -32,7 +34,6 @@ class Collator:
 
     packed: bool
     share_prompt: bool
-    pad_token: int = 0
 
     def __call__(self, pairs: Sequence[EncodedPair]) -> dict[str, Any]:
         """Collate some pairs."""
@@ -60,11 +61,11 @@ class Collator:
         longest = max(len(p.input_ids) for p in pairs)
         ids, sources, targets = [], [], []
         for row, pair in enumerate(pairs):
-            ids.append(pair.input_ids + [self.pad_token] * (longest - len(pair.input_ids)))
+            ids.append(pair.input_ids + [_PADDING] * (longest - len(pair.input_ids)))
             for place, label in _counted(pair):
                 sources.append(row * longest + place - 1)
                 targets.append(label)
-        # Padding is on the right, where causal attention does not see it, so no mask is needed.
+        # No mask is needed: nothing attends to padding.
         return _tensors(ids, [list(range(longest))] * len(ids), sources, targets)
 
 

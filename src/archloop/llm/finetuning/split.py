@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from archloop.code.chat import extract_code
 from archloop.novelty.tokens import CodeTokenError, tokens
+from archloop.types import Message
 
-Messages = list[dict[str, str]]
+Messages = list[Message]
 
 
 def split_dev(rows: Sequence[Messages], share: float) -> tuple[list[Messages], list[Messages]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,32 +17,53 @@ from typing import Any
 import torch
 
 from archloop.errors import UsageError
-from archloop.llm.models import attention_window, check_adapter, load_tokenizer, loading
+from archloop.llm.adapter_files import beyond_lora, does_not_fit
+from archloop.llm.chat_template import render_prompt
+from archloop.llm.models import (
+    check_adapter,
+    check_vocabulary,
+    context_length,
+    end_tokens,
+    load_tokenizer,
+    loading,
+    require_plain_weights,
+)
 from archloop.types import Completion, FinishReason, Message, Request
 
 logger = logging.getLogger(__name__)
+
+_NOT_MERGED = ("layer_replication", "alora_invocation_tokens")
+"""Parts of an adapter that are no change of the weights."""
 
 
 class ChatTokenizer:
     """The tokenizer of a model folder with its chat template and end tokens."""
 
-    def __init__(self, model_dir: Path) -> None:
+    def __init__(self, model_dir: Path, adapter: Path | None = None) -> None:
         """Read the tokenizer.
 
+        Args:
+            model_dir: The base LLM.
+            adapter: What it is changed by; its chat template counts if it has one.
+
         Raises:
-            UsageError: It has no chat template, or code does not survive it.
+            UsageError: Code does not survive it, or there is no end token.
         """
-        self._tokenizer = load_tokenizer(model_dir)
-        if not self._tokenizer.chat_template:
-            raise UsageError(f"llm.model: the tokenizer in {model_dir} has no chat template")
-        self.end_ids = _end_ids(model_dir, self._tokenizer.eos_token_id)
+        self._model_dir = model_dir
+        self._tokenizer = load_tokenizer(model_dir, adapter)
+        with loading(model_dir):
+            self.end_ids = frozenset([self._tokenizer.eos_token_id, *end_tokens(model_dir)])
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids of the prompt, up to where the assistant's answer begins."""
-        tokens = self._tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, return_dict=True
-        )
-        return [int(token) for token in tokens["input_ids"]]
+        """Token ids of the prompt, up to where the assistant's answer begins.
+
+        Raises:
+            UsageError: The chat template refuses the messages, or the LLM lacks one of the tokens.
+        """
+        text = render_prompt(self._tokenizer, messages)
+        tokens: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        check_vocabulary(self._model_dir, tokens)
+        return tokens
 
     def finish(self, request: Request, tokens: Sequence[int]) -> Completion:
         """The answer that a sequence of sampled tokens is, with or without an end token last."""
@@ -65,35 +87,24 @@ def by_prompt(
     return [(same[0].messages, same) for same in groups.values()]
 
 
-def _end_ids(model_dir: Path, tokenizer_end: int | None) -> frozenset[int]:
-    from transformers import GenerationConfig
-
-    ends = {tokenizer_end}
-    if (model_dir / "generation_config.json").is_file():
-        with loading(model_dir):
-            named = GenerationConfig.from_pretrained(model_dir).eos_token_id
-        ends |= set(named) if isinstance(named, list) else {named}
-    found = frozenset(end for end in ends if end is not None)
-    if not found:
-        raise UsageError(f"llm.model: {model_dir} names no end token")
-    return found
-
-
-def require_reach(config: Any, n_tokens: int) -> None:
-    """Whether all layers of an LLM attend to so many tokens, as the engines here have them do.
+def require_context(config: Any, n_prompt: int, max_new_tokens: int) -> None:
+    """Whether an LLM has positions for a prompt and the longest answer.
 
     Args:
         config: Of transformers.
-        n_tokens: The prompt and the longest answer.
+        n_prompt: Tokens of the prompt.
+        max_new_tokens: ``generation.max_new_tokens``.
 
     Raises:
-        UsageError: Some attend to fewer.
+        UsageError: It has not.
     """
-    window = attention_window(config)
-    if window is not None and window < n_tokens:
+    context = context_length(config.to_dict())
+    if context is not None and n_prompt + max_new_tokens > context:
+        room = context - n_prompt
         raise UsageError(
-            f"llm.model: layers that attend to {window} tokens only, fewer than the {n_tokens} of "
-            "prompt and generation.max_new_tokens; engines that know such: 'vllm', 'openai'"
+            f"generation.max_new_tokens: {max_new_tokens}, but the LLM has a context of {context} "
+            f"tokens, of which the prompt takes {n_prompt}; "
+            + (f"at most {room}" if room > 0 else "shorten prompt.system and prompt.user")
         )
 
 
@@ -107,6 +118,7 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM
 
+    require_plain_weights(model_dir)
     with loading(model_dir):
         model = AutoModelForCausalLM.from_pretrained(
             model_dir, dtype=dtype, attn_implementation="sdpa", local_files_only=True
@@ -118,43 +130,68 @@ def load_language_model(
 
 
 def _merge(model: Any, adapter_dir: Path) -> tuple[Any, frozenset[str]]:
-    from peft import PeftConfig, PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
     check_adapter(adapter_dir)
+    if found := [x for key, x in beyond_lora(adapter_dir).items() if key in _NOT_MERGED]:
+        raise UsageError(f"{adapter_dir}: an adapter with {found[0]} cannot be merged")
+    before = _checksums(model)
+    adapted = _attached(model, adapter_dir)
+    _untie(adapted)
+    try:
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:
+        raise UsageError(f"{adapter_dir}: adapter is not finite: {error}") from None
+    except (AttributeError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UsageError(f"{adapter_dir}: adapter cannot be merged: {reason}") from None
+    after = _checksums(merged)
+    changed = {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    if not changed:
+        raise UsageError(
+            f"{adapter_dir}: adapter has no effect: no weight changes when it is merged"
+        )
+    weights = dict(merged.named_parameters())
+    if wrong := [n for n in sorted(changed & weights.keys()) if not weights[n].isfinite().all()]:
+        raise UsageError(f"{adapter_dir}: adapter is not finite: NaN or infinity in {wrong[0]}")
+    logger.debug("adapter %s changed %d of %d weights", adapter_dir, len(changed), len(before))
+    return merged.eval().requires_grad_(False), frozenset(changed)
+
+
+def _attached(model: Any, adapter_dir: Path) -> Any:
+    """The LLM with the adapter beside its weights; every tensor of the adapter is in use."""
+    from peft import PeftConfig, PeftModel
+
     try:
         adapted = PeftModel(model, PeftConfig.from_pretrained(adapter_dir))
         loaded = adapted.load_adapter(adapter_dir, "default")
     except (ValueError, RuntimeError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{adapter_dir}: adapter does not fit the LLM: {reason}") from None
-    strangers = [*loaded.unexpected_keys, *(k for k in loaded.missing_keys if "lora_" in k)]
-    if strangers:
-        raise UsageError(
-            f"{adapter_dir}: adapter does not fit the LLM: {len(strangers)} tensors have no "
-            f"counterpart, for example {strangers[0]}"
-        )
-    before = {
-        name: _checksum(layer)
-        for name, layer in adapted.base_model.model.named_modules()
-        if isinstance(layer, BaseTunerLayer)
-    }
-    try:
-        merged = adapted.merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise UsageError(f"{adapter_dir}: adapter is not finite: {error}") from None
-    changed = {
-        name for name, total in before.items() if _checksum(merged.get_submodule(name)) != total
-    }
-    if not changed:
-        raise UsageError(
-            f"{adapter_dir}: adapter has no effect: no weight changes when it is merged"
-        )
-    logger.debug("adapter %s changed %d of %d layers", adapter_dir, len(changed), len(before))
-    return merged.eval().requires_grad_(False), frozenset(f"{name}.weight" for name in changed)
+        raise UsageError(does_not_fit(adapter_dir, reason)) from None
+    own = [key for key in loaded.missing_keys if "default" in key.split(".")]
+    if strangers := [*loaded.unexpected_keys, *own]:
+        reason = f"{len(strangers)} tensors have no counterpart, for example {strangers[0]}"
+        raise UsageError(does_not_fit(adapter_dir, reason))
+    return adapted
 
 
-def _checksum(layer: Any) -> float:
-    """A number that differs when any weight of the layer does (up to exact cancellation)."""
-    weight: torch.Tensor = getattr(layer, "base_layer", layer).weight
-    return float(weight.sum(dtype=torch.float64))
+def _untie(adapted: Any) -> None:
+    """Give an output layer that shares the embedding's weights its own, if the adapter is on one.
+
+    Merging writes into the weights; beside them the adapter would change the one layer alone.
+    """
+    holders: dict[int, list[tuple[str, Any]]] = {}
+    for name, module in adapted.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is not None:
+            holders.setdefault(id(weight), []).append((name, module))
+    for same in holders.values():
+        if len(same) > 1 and any(name.endswith("base_layer") for name, _ in same):
+            for _, module in same[1:]:
+                module.weight = torch.nn.Parameter(module.weight.detach().clone(), False)
+
+
+def _checksums(model: Any) -> dict[str, int]:
+    """A number for each weight that differs when any of its bits does."""
+    return {
+        name: zlib.crc32(weight.detach().flatten().view(torch.uint8).numpy())
+        for name, weight in model.named_parameters()
+    }

@@ -24,8 +24,9 @@ import torch
 from openvino import opset13 as ops
 from openvino._offline_transformations import apply_make_stateful_transformation
 
-from archloop.errors import ArchloopError, UsageError
+from archloop.errors import ArchloopError
 from archloop.files import naming
+from archloop.llm.models import attention_window, context_length
 from archloop.machine.downloads import cache_dir, lock, sha256_of
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ def converted_base(model_dir: Path) -> Path:
 
     The cache key covers the model's files and the versions of OpenVINO and transformers.
     """
+    from archloop.llm.generation.language_model import load_language_model
+
     target = cache_dir() / "openvino" / f"{model_dir.name}-{_digest(model_dir)}"
     if target.is_dir():
         return target
@@ -52,8 +55,9 @@ def converted_base(model_dir: Path) -> Path:
             with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as name:
                 folder = Path(name) / "ir"
                 folder.mkdir()
+                model, _ = load_language_model(model_dir, None, torch.float32)
                 with naming(target.parent):
-                    _convert(model_dir, folder)
+                    convert(model, folder)
                 folder.replace(target)
     return target
 
@@ -61,29 +65,30 @@ def converted_base(model_dir: Path) -> Path:
 def write_merged(base: Path, model: Any, changed: Collection[str], folder: Path) -> None:
     """Write the converted base with the named weights replaced by those of ``model``.
 
+    Where the graph does not hold one of them as it is, the merged LLM is converted instead.
+
     Args:
         base: A folder from :func:`converted_base`.
         model: The same LLM with an adapter merged in, float32.
-        changed: Names of the weights that differ from the base.
+        changed: Names of the weights that differ from the base, or are only in one of them.
         folder: An existing folder for the result.
 
     Raises:
-        UsageError: A changed weight is no constant of the converted graph.
+        ArchloopError: The result does not compute what ``model`` does.
     """
     graph = ov.Core().read_model(base / IR_NAME)
     constants = _weight_constants(graph)
     weights = dict(model.named_parameters())
     for name in sorted(changed):
-        old = constants.get(name)
-        new = weights[name].detach().numpy()
-        if old is None or tuple(old.output(0).shape) != new.shape:
-            raise UsageError(
-                f"adapter changes {name}, which the converted LLM does not hold; "
-                "use generation.engine = 'transformers'"
-            )
-        fresh = ops.constant(new, dtype=np.float32, name=old.get_friendly_name())
+        old, new = constants.get(name), weights.get(name)
+        if old is None or new is None or tuple(old.output(0).shape) != new.shape:
+            logger.info("the adapter changes %s: the merged LLM is converted anew", name)
+            convert(model, folder)
+            return
+        fresh = ops.constant(new.detach().numpy(), dtype=np.float32, name=old.get_friendly_name())
         for consumer in old.output(0).get_target_inputs():
             consumer.replace_source_output(fresh.output(0))
+    _check_logits(graph, model)
     ov.save_model(graph, folder / IR_NAME, compress_to_fp16=False)
 
 
@@ -134,10 +139,12 @@ def _cache_shape(config: Any) -> tuple[int, int, int]:
     return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, dim
 
 
-def _convert(model_dir: Path, folder: Path) -> None:
-    from archloop.llm.generation.language_model import load_language_model
+def convert(model: Any, folder: Path) -> None:
+    """Convert a float32 LLM into an existing folder.
 
-    model, _ = load_language_model(model_dir, None, torch.float32)
+    Raises:
+        ArchloopError: The result does not compute what ``model`` does.
+    """
     layers, heads, dim = _cache_shape(model.config)
     graph = _trace(model, layers, heads, dim)
     names = [f"{i}.{part}" for i in range(layers) for part in ("key", "value")]
@@ -219,10 +226,12 @@ def _weight_constants(graph: Any) -> dict[str, Any]:
 def _check_logits(graph: Any, model: Any) -> None:
     """Compare float32 logits with the original's on 64 tokens spread over the vocabulary.
 
+    Fewer, where some layers attend to fewer or the LLM has fewer positions.
+
     Raises:
         ArchloopError: They differ, so the conversion is wrong.
     """
-    n = 64
+    n = min(64, attention_window(model.config) or 64, context_length(model.config.to_dict()) or 64)
     ids = torch.arange(n)[None] * 997 % model.config.vocab_size
     with torch.no_grad():
         expected = model(input_ids=ids).logits[0].numpy()

@@ -16,10 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from archloop.errors import ArchloopError
+from archloop.errors import ArchloopError, UsageError
 from archloop.files import naming
 from archloop.llm.generation.generator import EngineSetup
-from archloop.llm.models import loading
+from archloop.llm.models import attention_window, loading
 from archloop.machine.downloads import cache_dir, lock
 from archloop.types import Completion, Request
 
@@ -57,6 +57,7 @@ class OpenVINOGenerator:
         self.traits = setup.traits
         self._config, self._dtype = setup.config.generation, setup.dtype
         self._model_dir = setup.llm_folder()
+        self._chat_tokenizer = ChatTokenizer
         self._tokenizer = ChatTokenizer(self._model_dir)
         with loading(self._model_dir):
             self._model_config = AutoConfig.from_pretrained(self._model_dir)
@@ -68,10 +69,26 @@ class OpenVINOGenerator:
         """Convert the base LLM if the cache does not hold it, merge the adapter, load.
 
         Raises:
-            UsageError: The adapter does not fit the LLM or has no effect on it.
+            UsageError: The adapter does not fit the LLM or has no effect on it, or layers of the
+                LLM attend to fewer tokens than the longest answer has.
         """
         self._free()
+        self._require_reach(self._config.max_new_tokens)
+        self._tokenizer = self._chat_tokenizer(self._model_dir, adapter)
         self._pipeline = self._load(adapter)
+
+    def _require_reach(self, n_tokens: int) -> None:
+        """Refuse sequences longer than some layers attend to: paged attention has no window here.
+
+        Raises:
+            UsageError: Naming the engine that knows windows.
+        """
+        window = attention_window(self._model_config)
+        if window is not None and window < n_tokens:
+            raise UsageError(
+                f"llm.model: layers that attend to {window} tokens only, fewer than the {n_tokens} "
+                "of prompt and generation.max_new_tokens; set generation.engine = 'transformers'"
+            )
 
     def _load(self, adapter: Path | None) -> Any:
         import torch
@@ -110,12 +127,13 @@ class OpenVINOGenerator:
         import numpy as np
         import openvino as ov
 
-        from archloop.llm.generation.language_model import by_prompt, require_reach
+        from archloop.llm.generation.language_model import by_prompt, require_context
 
         prompts: list[tuple[Any, list[Request]]] = []
         for messages, same in by_prompt(requests):
             tokens = self._tokenizer.encode(messages)
-            require_reach(self._model_config, len(tokens) + self._config.max_new_tokens)
+            require_context(self._model_config, len(tokens), self._config.max_new_tokens)
+            self._require_reach(len(tokens) + self._config.max_new_tokens)
             prompts.append((ov.Tensor(np.array([tokens], dtype=np.int64)), same))
         for prompt, _ in prompts:
             self._prefill(prompt)

@@ -26,9 +26,10 @@ from archloop.llm.generation.language_model import (
     ChatTokenizer,
     by_prompt,
     load_language_model,
-    require_reach,
+    require_context,
 )
 from archloop.llm.generation.sampling import choose_tokens, uniform_draws
+from archloop.llm.models import attention_window
 from archloop.types import Completion, Message, Request
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ class TransformersGenerator:
             UsageError: The adapter does not fit the LLM or has no effect on it.
         """
         self._free()
+        self._tokenizer = ChatTokenizer(self._model_dir, adapter)
         model, _ = load_language_model(self._model_dir, adapter, self._dtype)
         self._model = model.to(self._device)
 
@@ -96,6 +98,9 @@ class TransformersGenerator:
         """
         if self._device.type != "cpu" or tokens.shape[1] != 1:
             return None
+        window = attention_window(self._model.config)
+        if window is not None and window < length:
+            return None  # each layer makes its own
         return torch.ones(tokens.shape[0], 1, 1, length, dtype=torch.bool)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -108,8 +113,8 @@ class TransformersGenerator:
     ) -> Iterator[Completion]:
         """Sample answers to one prompt."""
         prompt = self._tokenizer.encode(messages)
-        require_reach(self._model.config, len(prompt) + self._config.max_new_tokens)
-        cache = DynamicCache(config=self._model.config)
+        require_context(self._model.config, len(prompt), self._config.max_new_tokens)
+        cache = DynamicCache()  # of whole sequences; made of a configuration it drops old tokens
         logits = self._forward(torch.tensor([prompt]), cache)
         size = self._config.batch_size
         for start in range(0, len(requests), size):

@@ -13,7 +13,6 @@ size may differ in the last bit, so a run need not repeat its texts exactly.
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,10 @@ from vllm import LLM, SamplingParams
 from vllm.lora.request import LoRARequest
 
 from archloop.errors import UsageError
+from archloop.llm.adapter_files import require_plain_lora
 from archloop.llm.generation.generator import EngineSetup
 from archloop.llm.generation.language_model import ChatTokenizer, by_prompt
+from archloop.llm.models import read_settings
 from archloop.types import Completion, Request
 
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -61,8 +62,12 @@ class VLLMGenerator:
         It is loaded anew for an adapter of a rank above that of the first one.
 
         Raises:
-            UsageError: The adapter is none, or its rank is above what vLLM takes.
+            UsageError: The adapter is none, vLLM would not apply all of it, or its rank is above
+                what vLLM takes.
         """
+        if adapter is not None:
+            require_plain_lora(adapter)
+        self._tokenizer = ChatTokenizer(self._model_dir, adapter)
         rank = _largest_rank(adapter)
         if self._llm is None or (adapter is not None and rank > self._rank):
             self.close()
@@ -159,11 +164,7 @@ def _largest_rank(adapter_dir: Path | None) -> int:
     """The smallest rank vLLM knows that the adapter fits in; 64 without one."""
     if adapter_dir is None:
         return 64
-    file = adapter_dir / "adapter_config.json"
-    if not file.is_file():
-        raise UsageError(f"{adapter_dir}: no adapter_config.json; expected a PEFT adapter folder")
-    found = json.loads(file.read_text("utf-8"))
-    rank = max([found["r"], *found.get("rank_pattern", {}).values()])
+    rank = read_settings(adapter_dir / "adapter_config.json")["r"]
     for known in _RANKS:
         if known >= rank:
             return known
