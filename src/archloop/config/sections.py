@@ -228,7 +228,8 @@ class SelectionConfig(Section):
     ``max_macs``; ``None``: no limit (paper)."""
     allow_flags: tuple[Flag, ...] = ("trained_again",)
     """Flags with which a candidate may be accepted all the same; with any other it is
-    ``quarantined``. ``trained_again`` says nothing against an accuracy. ``suspect_text`` stands for secrets and text for an LLM in its source."""
+    ``quarantined``. ``trained_again`` says nothing against an accuracy; ``suspect_text`` stands for
+    secrets and text for an LLM in its source."""
     weighting: Literal["none", "accuracy"] = "none"
     """``accuracy``: fine-tuning sees accurate networks more often than others (see ``mix.py``)."""
 
