@@ -20,7 +20,7 @@ from archloop.tasks.arrays import TaskArrays, load_arrays
 from archloop.tasks.census import class_counts, shown
 from archloop.tasks.digits import DigitsSource
 from archloop.tasks.huggingface import HubSource
-from archloop.tasks.local import EXPECTED, FILE_SUFFIXES, open_local
+from archloop.tasks.local import EXPECTED, FILE_SUFFIXES, open_local, title_of
 from archloop.tasks.source import TaskSource, TaskUnavailableError
 from archloop.tasks.split import SPLIT_SEED, split_task
 from archloop.types import TaskData, TaskInfo
@@ -110,13 +110,10 @@ def open_source(name: str) -> TaskSource:
             return open_local(copy, name, named.title, config=named.config, label=named.label)
         return HubSource(named.hub_id, name, named.title, config=named.config, label=named.label)
     if copy:
-        title = Path(base).stem if copy.is_file() else Path(base).name
-        return open_local(copy, name, title, config=config)
+        return open_local(copy, name, title_of(copy), config=config)
     path = Path(name).expanduser()
-    if name and path.exists():
-        full = path.resolve()
-        title = full.stem if full.is_file() else full.name
-        return open_local(path, title, title)
+    if name and (path.exists() or path.is_symlink()):
+        return open_local(path, title_of(path), title_of(path))
     if match and not name.startswith(".") and path.suffix.lower() not in FILE_SUFFIXES:
         return HubSource(base, name, Path(base).name, config=config)
     raise UsageError(

@@ -134,7 +134,7 @@ def _counted(reason: str, found: Sequence[Skipped]) -> str:
         by_class += f" and {len(classes) - _CLASSES} classes more"
     listed = ", ".join(_short(one.where) for one in found[:_NAMED])
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
-    return f"{len(found)} {reason} ({by_class}{': ' if by_class else ''}{listed}{more})"
+    return f"{reason} {len(found)} ({by_class}{': ' if by_class else ''}{listed}{more})"
 
 
 def _short(name: str) -> str:

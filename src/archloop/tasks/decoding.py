@@ -105,12 +105,13 @@ def _write(name: str, task: OpenedTask, folder: Path, form: _Form) -> dict[str, 
     train = _SplitWriter(task, task.train, folder, form, tally)
     images, labels = train.write()
     _check_each_class(name, task, labels.tolist(), tally.skipped)
+    train.check_depth(name)
     if len(tally.constant) == len(labels):
+        transparent = " and transparent" if tally.transparent == len(labels) else ""
         raise UsageError(
-            f"{name}: all {len(labels)} images are constant, one colour from edge to edge "
-            f"({tally.constant[0].where}); check what the files show"
+            f"{name}: all {len(labels)} images are constant{transparent}, one colour from edge to "
+            f"edge ({tally.constant[0].where}); check what the files show"
         )
-    train.check_depth()
     for part in (json.dumps(["train", images.shape]).encode(), images.data, labels.data):
         digest.update(part)
     problem = "; ".join(task.unused) if task.test is None and task.unused else None
@@ -196,7 +197,7 @@ class _SplitWriter:
         np.save(self._folder / f"{self._split.name}_labels.npy", labels)
         return out, labels
 
-    def check_depth(self) -> None:
+    def check_depth(self, name: str) -> None:
         """Check that 16-bit images were brought to eight by the range that they really fill.
 
         Raises:
@@ -205,23 +206,21 @@ class _SplitWriter:
         """
         if self._high_bytes and max(self._high_bytes) < _LEAST_HIGH_BYTE:
             raise UsageError(
-                f"the {self._split.title or self._split.name} split has colour images of 16 bits "
-                f"whose values stay below {(max(self._high_bytes) + 1) * 256}; save them with 8 "
-                "bits a channel"
+                f"{name}: colour images of 16 bits whose values stay below "
+                f"{(max(self._high_bytes) + 1) * 256}; save them with 8 bits a channel"
             )
         needed = max([8, *self._bits]) if self._bits else self.form.bits
         if needed < self.form.bits:
             raise _OtherFormError(replace(self.form, bits=needed))
 
     def _decode(self, image: EncodedImage | None, where: str, label: int) -> Decoded | None:
-        class_name = self._task.class_names[label]
         if image is None:
-            self._tally.skipped.append(Skipped("missing", where, class_name))
+            self._tally.skipped.append(self._skipped("missing", where, label))
             return None
         try:
             found = decode(image, where, self.form.size, self.form.bits)
         except UnreadableError as error:
-            self._tally.skipped.append(Skipped("unreadable", f"{where}: {error}", class_name))
+            self._tally.skipped.append(self._skipped(str(error), where, label))
             return None
         if self.form.channels is None:
             self.form = replace(self.form, channels=len(found.pixels))
@@ -238,10 +237,12 @@ class _SplitWriter:
         if found.high_byte is not None:
             self._high_bytes.append(found.high_byte)
         if (row == row[:, :1, :1]).all():
-            constant = Skipped("constant", where, self._task.class_names[label])
-            self._tally.constant.append(constant)
+            self._tally.constant.append(self._skipped("constant", where, label))
         else:
             self._tally.compare(hashlib.sha256(row.data).digest(), self._split.name, label)
+
+    def _skipped(self, reason: str, where: str, label: int) -> Skipped:
+        return Skipped(reason, where.removeprefix(self._task.root), self._task.class_names[label])
 
     def _shape(self, pixels: NDArray[np.uint8]) -> tuple[int, ...]:
         """The shape of the task's images: of the training split's, else of the first one."""

@@ -54,17 +54,22 @@ class FolderSource:
         skipped: list[Skipped] = []
         split = self._split("train", train, dict(zip(names, classes, strict=True)), names, skipped)
         test, lines = first_usable(
-            ((f"{t.name}/", lambda t=t: self._test_split(t, train, names, skipped)) for t in tests),
+            (
+                (f"{t.name}/", lambda t=t: self._test_split(t, train, names, skipped, notes))
+                for t in tests
+            ),
             len(names),
         )
         skipped += self._outside(train)
         notes += _nested(train, names)
-        return OpenedTask(names, split, test, tuple(skipped), tuple(notes), tuple(lines))
+        return OpenedTask(
+            names, split, test, tuple(skipped), tuple(notes), tuple(lines), f"{self._root}/"
+        )
 
     def _split_folders(self) -> tuple[Path, list[Path]]:
         """The folder of the training split, and those that could be the test split."""
         found = {folder.name: folder for folder in subfolders(self._root)}
-        train, tests, rest = by_role(found)
+        train, tests, rest = by_role(found, self._root)
         if train is None:
             if tests:
                 raise UsageError(
@@ -91,7 +96,12 @@ class FolderSource:
         return []
 
     def _test_split(
-        self, test: Path, train: Path, names: tuple[str, ...], skipped: list[Skipped]
+        self,
+        test: Path,
+        train: Path,
+        names: tuple[str, ...],
+        skipped: list[Skipped],
+        notes: list[str],
     ) -> SourceSplit:
         folders: dict[str, Path] = {}
         found = subfolders(test)
@@ -104,10 +114,13 @@ class FolderSource:
             if name in folders:
                 raise UsageError(f"{folders[name]} and {folder} are both class {name!r}")
             folders[name] = folder
-        own: list[Skipped] = []
-        split = self._split("test", test, folders, names, own)
-        skipped += own
-        return split
+        notes += [
+            f"{self._relative(folder)}/ is taken for the class {name}, whose name differs in case "
+            "or Unicode normal form"
+            for name, folder in folders.items()
+            if folder.name != name
+        ]
+        return self._split("test", test, folders, names, skipped)
 
     def _split(
         self,
@@ -119,6 +132,7 @@ class FolderSource:
     ) -> SourceSplit:
         files: list[Path] = []
         labels: list[int] = []
+        dropped: list[Skipped] = []
         for label, name in enumerate(names):
             if name not in folders:
                 continue
@@ -138,7 +152,8 @@ class FolderSource:
                 )
             files += own
             labels += [label] * len(own)
-            skipped += lost
+            dropped += lost
+        skipped += dropped
 
         def images() -> Iterator[tuple[EncodedImage, str]]:
             for file in files:

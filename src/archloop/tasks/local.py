@@ -25,6 +25,8 @@ EXPECTED = (
 FILE_SUFFIXES = frozenset({".npz", ".parquet", *TABLE_SUFFIXES})
 """Endings of the files that are tasks."""
 
+_USUAL_STEMS = frozenset({"metadata", "labels", "annotations", "data", "dataset", "images"})
+
 
 def open_local(
     path: Path, name: str, title: str, *, config: str | None = None, label: str | None = None
@@ -43,8 +45,23 @@ def open_local(
     """
     if path.is_file():
         return _file(path, name, title, config, label)
+    if path.is_symlink() and not path.exists():
+        raise UsageError(f"{path}: a link that leads nowhere ({path.readlink()})")
     if not path.is_dir():
         raise UsageError(f"{path}: neither a file nor a folder; expected {EXPECTED}")
+    return _folder(path, name, title, config, label)
+
+
+def title_of(path: Path) -> str:
+    """What to call a file or folder: a table called ``metadata.csv`` has its folder's name."""
+    full = path.resolve()
+    if not full.is_file():
+        return full.name
+    usual = full.stem.casefold() in _USUAL_STEMS or split_role(full.stem) is not None
+    return full.parent.name if usual else full.stem
+
+
+def _folder(path: Path, name: str, title: str, config: str | None, label: str | None) -> TaskSource:
     if is_saved(path):
         return SavedSource(path, name, title)
     parquet = parquet_files(path)
@@ -63,6 +80,9 @@ def open_local(
         if folders == 0 and (candidates := _candidates(path)):
             # None has paths and labels; opening the first says what it lacks.
             return TableSource(path, {"train": candidates[0]}, name, title)
+    arrays = [file for file in sorted(path.glob("*.npz")) if not is_hidden(file.name)]
+    if folders == 0 and len(arrays) == 1:
+        return NpzSource(arrays[0], name, title)
     beside = [file for file in (*_candidates(path), *parquet) if file.is_file()]
     notes = [f"{f.relative_to(path).as_posix()} is not read" for f in dict.fromkeys(beside)]
     return FolderSource(path, name, title, tuple(notes[:3]))
@@ -103,7 +123,7 @@ def _images_beside(path: Path) -> tuple[str, ...]:
 def _class_folders(path: Path) -> int:
     """How many class folders with images there are, below ``train`` where there is one."""
     found = {folder.name: folder for folder in subfolders(path)}
-    train, _tests, _rest = by_role(found)
+    train, _tests, _rest = by_role(found, path)
     if train is not None and (not _rest or subfolders(found[train])):
         found = {folder.name: folder for folder in subfolders(found[train])}
     return sum(

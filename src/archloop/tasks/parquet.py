@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ class ParquetSource:
             UsageError: No training split, damaged files, or no clear image and label column.
         """
         splits = {name: ParquetRows(files) for name, files in self._splits().items()}
-        return open_rows(splits, self._label, str(self._path), self._notes)
+        root = f"{self._path.parent if self._path.is_file() else self._path}/"
+        return replace(open_rows(splits, self._label, str(self._path), self._notes), root=root)
 
     def _splits(self) -> dict[str, list[Path]]:
         root = self._path

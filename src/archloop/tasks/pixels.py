@@ -37,7 +37,7 @@ _MULTI_PICTURE = frozenset({"MPO"})
 
 
 class UnreadableError(Exception):
-    """The image is damaged; the message says how."""
+    """The image is damaged: ``truncated`` or ``unreadable``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def decode(image: EncodedImage, where: str, size: int | None, bits: int = 16) ->
         picture.load()
         picture = ImageOps.exif_transpose(picture)
     except _UNREADABLE as error:
-        raise UnreadableError(str(error).splitlines()[0] if str(error) else repr(error)) from None
+        raise UnreadableError("truncated" if "truncated" in str(error) else "unreadable") from error
     deep = _grey_16_bit(picture, where)
     high_byte = None
     if deep is not None:

@@ -47,10 +47,7 @@ def open_rows(
     Raises:
         UsageError: There is no training split, or no clear image and label column.
     """
-    try:
-        train, tests, rest = by_role(found)
-    except UsageError as error:
-        raise UsageError(f"{where}: {error}") from None
+    train, tests, rest = by_role(found, where)
     if train is None:
         raise UsageError(
             f"{where}: no training split; it has {', '.join(found)}; expected {usual_names()}"

@@ -63,6 +63,8 @@ class OpenedTask:
     """What else a reader of the summary should know."""
     unused: tuple[str, ...] = ()
     """A line on each split that could have been the test split and is not."""
+    root: str = ""
+    """What the names of images begin with and a summary leaves out."""
 
 
 class TaskSource(Protocol):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import Literal
 
 from archloop.errors import UsageError
 from archloop.tasks.source import SourceSplit
 
 Role = Literal["train", "test", "validation"]
-T = TypeVar("T")
 
 SYNONYMS: Mapping[Role, tuple[str, ...]] = {
     "train": ("train", "training", "trn"),
@@ -57,11 +56,12 @@ def usual_names() -> str:
     )
 
 
-def by_role(found: Mapping[str, T]) -> tuple[str | None, list[str], list[str]]:
+def by_role(found: Iterable[str], where: object) -> tuple[str | None, list[str], list[str]]:
     """Sort the names of splits.
 
     Args:
-        found: What there is, by name.
+        found: The names.
+        where: What to call the data in an error.
 
     Returns:
         The training split; those that could be the test split, the preferred first; the rest.
@@ -78,7 +78,8 @@ def by_role(found: Mapping[str, T]) -> tuple[str | None, list[str], list[str]]:
         else:
             roles[role].append(name)
     if len(roles["train"]) > 1:
-        raise UsageError(f"{' and '.join(roles['train'])} are both the training split; keep one")
+        both = " and ".join(roles["train"])
+        raise UsageError(f"{where}: {both} are both the training split; keep one")
 
     def usual_first(name: str) -> tuple[int, str]:
         order = [synonym for names in SYNONYMS.values() for synonym in names]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -142,7 +143,7 @@ class TableSource:
         listed = " and ".join(str(file) for file in self._tables.values())
         if not splits:
             raise UsageError(f"{listed}: no rows")
-        train, tests, rest = by_role(splits)
+        train, tests, rest = by_role(splits, listed)
         if train is None or rest:
             wrong = (
                 f"split {rest[0]!r} is unknown" if rest else f"no training split, but {tests[0]}"
@@ -175,7 +176,7 @@ class TableSource:
         notes = [*self._notes]
         unlisted = finder.unlisted(everywhere=self._is_folder)
         if unlisted:
-            notes.append(f"{unlisted} image files are not in the table")
+            notes.append(f"images that are not in the table: {unlisted}")
         return OpenedTask(classes.names, first, test, notes=tuple(notes), unused=tuple(lines))
 
 
@@ -243,7 +244,7 @@ def read_table(file: Path) -> Table:
     first = text.partition("\n")[0]
     delimiter = max(",;\t|", key=first.count)
     try:
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = tuple(reader.fieldnames or ())
         rows = []
         for found in reader:

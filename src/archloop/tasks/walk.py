@@ -65,7 +65,7 @@ def _walk(root: Path, above: tuple[str, ...]) -> Iterator[Entry]:
             continue
         if stat.S_ISDIR(mode):
             real = os.path.realpath(path)
-            if real in above:
+            if real in above or Path(above[-1]).is_relative_to(real):
                 yield Entry(path, "link that leads back")
             else:
                 yield from _walk(path, (*above, real))
