@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -61,7 +60,7 @@ class FolderSource:
             len(names),
         )
         skipped += self._outside(train)
-        notes += _nested(train, names)
+        notes += self._nested(train, split)
         return OpenedTask(
             names, split, test, tuple(skipped), tuple(notes), tuple(lines), f"{self._root}/"
         )
@@ -173,6 +172,24 @@ class FolderSource:
                     reason = "outside the class folders" if image else _reason(entry)
                     yield Skipped(reason or "", self._relative(path))
 
+    def _nested(self, train: Path, split: SourceSplit) -> Iterator[str]:
+        """A line on images in folders inside class folders, which count as the class's."""
+        files = [Path(where) for _, where in split.images()]
+        inner = [file.parent for file in files if file.parent.parent != train]
+        if not inner:
+            return
+        listed = list(dict.fromkeys(inner))
+        shown = ", ".join(f"{self._relative(folder)}/" for folder in listed[:3])
+        more = f" and {len(listed) - 3} more" if len(listed) > 3 else ""
+        splits = any(
+            split_role(part) for file in inner for part in file.relative_to(train).parts[1:]
+        )
+        warning = " (splits belong above the classes: train/CLASS)" if splits else ""
+        yield (
+            f"{len(inner)} in folders inside class folders count as the class's: "
+            f"{shown}{more}{warning}"
+        )
+
     def _relative(self, path: Path) -> str:
         return path.relative_to(self._root).as_posix()
 
@@ -218,15 +235,3 @@ def _alike(root: Path, names: Sequence[str]) -> Iterator[str]:
                 "Unicode normal forms; move the files of one into the other"
             )
         yield f"the classes {other} and {name} differ in case only"
-
-
-def _nested(root: Path, names: Sequence[str]) -> Iterator[str]:
-    """A line on folders inside class folders, whose images count as the class's."""
-    inner = [folder for name in names for folder in subfolders(root / name)]
-    if not inner:
-        return
-    shown = ", ".join(f.relative_to(root).as_posix() + "/" for f in inner[:3])
-    more = f" and {len(inner) - 3} more" if len(inner) > 3 else ""
-    splits = Counter(split_role(folder.name) for folder in inner)
-    warning = " (splits belong above the classes: train/CLASS)" if splits["train"] else ""
-    yield f"images in folders inside class folders count as the class's: {shown}{more}{warning}"
