@@ -128,6 +128,8 @@ class TaskInfo:
     std: tuple[float, ...]
     digest: str
     """SHA-256 over images, labels and split: part of the protocol hash."""
+    summary: str = ""
+    """Which images are used, and which are not and why, on one line."""
 
 
 @dataclass(frozen=True)

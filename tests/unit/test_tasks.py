@@ -52,7 +52,10 @@ def load(name: str | Path, validation: str = "holdout:4", **settings: int | None
 
 
 def picture(value: int, mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> Image.Image:
-    return Image.new(mode, size, value if mode in ("L", "1") else (value, 2, 3, 255)[: len(mode)])
+    """One colour but for the last pixel: a task of images of one colour each is refused."""
+    image = Image.new(mode, size, value if mode == "L" else (value, 2, 3))
+    image.putpixel((size[0] - 1, size[1] - 1), 200 if mode == "L" else (200, 100, 0))
+    return image
 
 
 def class_folders(root: Path, classes: tuple[str, ...] = ("cat", "dog"), n: int = 5) -> Path:
@@ -251,10 +254,11 @@ def test_images_are_scaled_not_squeezed(tmp_path: Path) -> None:
         for i in range(3):
             wide = picture(0, size=(60, 20))
             wide.paste((200, 200, 200), (18, 0, 42, 20))  # the centre square
+            wide.paste((100, 100, 100), (28, 8, 32, 12))
             wide.save(root / name / f"{i}.bmp")
     data = load(root, "holdout:2", image_size=16)
     assert data.info.shape == (3, 16, 16)
-    assert (data.train_images == 200).all()
+    assert (data.train_images[:, :, 0] == 200).all(), "the edges are of the centre square"
 
 
 def test_grayscale_is_one_channel(tmp_path: Path) -> None:
@@ -273,7 +277,7 @@ def test_one_colour_image_makes_the_task_colour(tmp_path: Path) -> None:
     data = load(root)
     assert data.info.shape == (3, 32, 32)
     every = np.concatenate([data.train_images, data.validation_images])
-    gray = (every == 77).all(axis=(1, 2, 3))
+    gray = (every[..., :16] == 77).all(axis=(1, 2, 3))
     assert gray.sum() == 9
 
 
@@ -285,28 +289,40 @@ def test_every_pixel_type_is_read(tmp_path: Path, mode: str) -> None:
         for i in range(2):
             if mode == "I;16":
                 odd = Image.fromarray(np.full((32, 32), 51 * 256, np.uint16))
+                odd.putpixel((31, 31), 2**16 - 1)
             else:
-                odd = Image.new("RGB", (32, 32), (255, 255, 255)).convert(mode)
+                odd = Image.new("RGB", (32, 32), (255, 255, 255))
+                odd.putpixel((31, 31), (0, 0, 0))
+                odd = odd.convert(mode)
             odd.save(root / name / f"{i}.tif")
     data = load(root, "holdout:2")
     assert data.info.shape == ((1 if mode in ("LA", "1", "I;16") else 3), 32, 32)
-    assert (data.train_images == (51 if mode == "I;16" else 255)).all()
+    assert (data.train_images[..., :31] == (51 if mode == "I;16" else 255)).all()
+    assert (data.train_images[..., 31, 31] == (255 if mode == "I;16" else 0)).all()
 
 
-def test_damaged_image_is_named(tmp_path: Path) -> None:
+def test_damaged_images_are_counted_and_named(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "pets")
     bad = root / "dog" / "3.png"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
     Image.fromarray(noise).save(bad)
     bad.write_bytes(bad.read_bytes()[:3000])
-    with pytest.raises(UsageError, match=r"pets/dog/3\.png: not a readable image .*replace"):
-        load(root)
-    bad.write_bytes(b"no image at all")
-    with pytest.raises(UsageError, match=r"pets/dog/3\.png: not a readable image"):
+    (root / "cat" / "0.png").write_bytes(b"no image at all")
+    info = load(root).info
+    assert info.n_train + info.n_validation == 8
+    assert "(cat 4, dog 4); skipped 2: unreadable 1 (cat 1: cat/0.png)" in info.summary
+    assert "truncated 1 (dog 1: dog/3.png)" in info.summary
+    bad.unlink()
+    assert load(root).info.n_train == 4
+
+
+def test_a_class_of_damaged_images_is_refused(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pets")
+    for file in (root / "dog").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(UsageError, match=r"class 'dog' has no image .*: 5 unreadable \(dog/0\.png"):
         load(root)
     assert list((tmp_path / "cache" / "tasks").iterdir()) == [], "nothing half-decoded stays"
-    bad.unlink()
-    assert load(root).info.n_train == 5
 
 
 def test_empty_class_is_named(tmp_path: Path) -> None:
@@ -321,6 +337,7 @@ def test_unknown_test_class_is_named(tmp_path: Path) -> None:
     class_folders(tmp_path / "pets" / "test", ("cat", "cow"))
     with pytest.raises(UsageError, match="test/cow: class 'cow' has no folder in"):
         load(tmp_path / "pets", "test")
+    assert "test/ is not used (" in load(tmp_path / "pets").info.summary
 
 
 def test_folder_without_class_folders(tmp_path: Path) -> None:
@@ -408,14 +425,16 @@ def test_images_of_several_sizes(tmp_path: Path) -> None:
     assert load(root, "holdout:1", image_size=16).info.shape == (3, 16, 16)
 
 
-def test_damaged_rows(tmp_path: Path) -> None:
+def test_damaged_rows_are_counted_and_named(tmp_path: Path) -> None:
     good = png(tmp_path, 1)
-    for broken in ({"bytes": b"junk", "path": None}, {"bytes": None, "path": "gone.png"}):
-        root = rows_as_parquet(
-            tmp_path / "t" / "train.parquet", image=[good, broken, good], label=[0, 1, 1]
-        )
-        with pytest.raises(UsageError, match=r"train\.parquet row 1: "):
-            load(root, "holdout:1")
+    junk, gone = {"bytes": b"junk", "path": None}, {"bytes": None, "path": "gone.png"}
+    root = rows_as_parquet(
+        tmp_path / "t" / "train.parquet",
+        image=[good, junk, good, gone, good],
+        label=[0, 1, 1, 0, 0],
+    )
+    summary = load(root, "holdout:1").info.summary
+    assert "skipped 2: unreadable 1 (1 1: train.parquet row 1); missing 1 (0 1: train" in summary
 
 
 @pytest.mark.parametrize("part", ["footer", "images", "labels"])

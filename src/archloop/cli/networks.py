@@ -56,7 +56,8 @@ def _row(candidate: Candidate, file: str) -> dict[str, object]:
 @click.command("evaluate")
 @_FILES
 @click.option(
-    "--task", help="Task name, dataset id or folder of class folders; overrides task.name."
+    "--task",
+    help="Task name, dataset id, folder of images, table or .npz file; overrides task.name.",
 )
 @click.option(
     "--protocol",
@@ -94,6 +95,7 @@ def evaluate_command(
     from archloop.config import load_config
     from archloop.evaluation.alone import evaluate_many
     from archloop.progress import Progress
+    from archloop.tasks import load_task
 
     flags = {"task.name": task, "protocol.training": protocol, "sandbox.isolation": isolation}
     given = {key: value for key, value in flags.items() if value is not None}
@@ -104,7 +106,9 @@ def evaluate_command(
         screen.update(
             Progress("evaluate", total=len(named), unit="networks", detail=config.task.name)
         )
-        for done, candidate in enumerate(evaluate_many(named, config, seeds=seeds), 1):
+        data = load_task(config.task, config.protocol)
+        screen.message(data.info.summary)
+        for done, candidate in enumerate(evaluate_many(named, config, data, seeds=seeds), 1):
             n_valid += candidate.outcome.is_valid
             with screen.aside():
                 if as_json:

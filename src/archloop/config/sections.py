@@ -104,7 +104,8 @@ class TaskConfig(Section):
 
     name: str = "cifar10"
     """``cifar10``, ``cifar100``, ``svhn``, ``mnist``, ``digits``, ``auto`` (CIFAR-10, else digits),
-    a Hugging Face dataset id, or a folder of class folders."""
+    a Hugging Face dataset id, a folder of images, a table of paths and labels, or an ``.npz``
+    file."""
     image_size: int | None = Field(None, ge=8, le=512)
     """Resize to this many pixels a side; ``None``: as the data is (folders: 32)."""
     max_params: int = Field(500_000, ge=1, le=10**12)

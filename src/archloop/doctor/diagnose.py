@@ -19,7 +19,7 @@ from archloop.doctor import checks
 from archloop.doctor.checks import Check
 from archloop.doctor.preflight import preflight_rows
 from archloop.doctor.requirements import CANDIDATE_GIB, GIB, LIBRARIES_GIB, Machine, llm_settings
-from archloop.errors import IsolationError
+from archloop.errors import IsolationError, UsageError
 from archloop.files import not_writable
 from archloop.llm.models import local_llm
 from archloop.machine.downloads import LEMUR_WHEEL, SMOLLM2_WHEEL, cache_dir
@@ -198,17 +198,27 @@ def _seeds(machine: Machine) -> Iterator[Check]:
 
 
 def _task(machine: Machine) -> Iterator[Check]:
-    from archloop.tasks import open_source
+    from archloop.tasks import load_task, open_source, task_names
     from archloop.tasks.arrays import decoded_folder
     from archloop.tasks.huggingface import HubSource
 
     name = machine.config.task.name
     source = open_source("cifar10" if name == "auto" else name)
-    if not isinstance(source, HubSource):
+    decoded = decoded_folder(source, machine.config.task.image_size)
+    local = not isinstance(source, HubSource)
+    if name not in task_names() and (local or decoded.is_dir()):
+        # Decoded as a run would, so that what is wrong with the images shows before one.
+        try:
+            data = load_task(machine.config.task, machine.config.protocol)
+        except UsageError as error:
+            yield Check("task", False, "cannot be used", str(error))
+        else:
+            yield Check("task", True, data.info.summary)
+        return
+    if local:
         yield Check("task", True, f"{source.title}: on this machine")
         return
     dataset = source.key().split()[0]
-    decoded = decoded_folder(source, machine.config.task.image_size)
     if decoded.is_dir() or _in_datasets_cache(dataset):
         yield Check("task", True, f"{source.title}: in the cache")
         return

@@ -58,7 +58,7 @@ def evaluate(
 
     Args:
         code: Python source that keeps the candidate contract.
-        task: A task name, a Hugging Face dataset id or a folder of class folders.
+        task: A task name, a Hugging Face dataset id, or a file or folder of images.
         seeds: Trainings with different seeds.
         config: Protocol, budget and limits; ``task`` is not used then.
         task_data: The images, if loaded before.

@@ -224,6 +224,8 @@ class RunContext:
         if self.is_finished:  # it is extended
             self.store.set_meta(FINISHED, None)
         self.pin()
+        if self.task.info.summary:
+            self.observer.message(self.task.info.summary)
 
     def close(self, error: BaseException | None = None) -> None:
         """End the processes of the run and close its store."""

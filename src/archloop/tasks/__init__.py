@@ -10,19 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from archloop.config import ProtocolConfig, TaskConfig
 from archloop.errors import UsageError
-from archloop.tasks.arrays import load_arrays
+from archloop.tasks.arrays import TaskArrays, load_arrays
+from archloop.tasks.census import class_counts, shown
 from archloop.tasks.digits import DigitsSource
-from archloop.tasks.folder import FolderSource
 from archloop.tasks.huggingface import HubSource
-from archloop.tasks.parquet import ParquetSource
+from archloop.tasks.local import EXPECTED, FILE_SUFFIXES, open_local, title_of
 from archloop.tasks.source import TaskSource, TaskUnavailableError
 from archloop.tasks.split import SPLIT_SEED, split_task
-from archloop.types import TaskData
+from archloop.types import TaskData, TaskInfo
 
 __all__ = ["TaskSource", "TaskUnavailableError", "load_task", "open_source", "task_names"]
 
@@ -71,15 +72,26 @@ def load_task(config: TaskConfig, protocol: ProtocolConfig, *, seed: int = SPLIT
     source = open_source(config.name)
     arrays = load_arrays(source, config.image_size)
     data = split_task(arrays, protocol, name=source.name, title=source.title, seed=seed)
-    logger.info(
-        "task %s: %d classes, %d training and %d validation images of %s",
-        source.title,
-        data.info.classes,
-        data.info.n_train,
-        data.info.n_validation,
-        "x".join(map(str, data.info.shape)),
+    summary = _summary(arrays, data.info, protocol.validation == "test")
+    logger.info("%s", summary)
+    for one in (*arrays.census.skipped, *arrays.census.constant):
+        logger.debug("task %s: %s: %s", source.title, one.reason, shown(one.where))
+    return replace(data, info=replace(data.info, summary=summary))
+
+
+def _summary(arrays: TaskArrays, info: TaskInfo, measured_on_test: bool) -> str:
+    """Which images are used, and what is not, on one line."""
+    labels = arrays.train_labels.tolist()
+    line = (
+        f"task {info.title}: {info.n_train} training and {info.n_validation} validation images of "
+        f"{'x'.join(map(str, info.shape))}, out of {len(labels)} in {info.classes} classes "
+        f"({class_counts(info.class_names, labels)})"
     )
-    return data
+    if arrays.test_labels is not None:
+        used = "" if measured_on_test else ", which protocol.validation does not use"
+        line += f" and {len(arrays.test_labels)} of the test split{used}"
+    found = arrays.census.line()
+    return shown(line + (f"; {found}" if found else ""))
 
 
 def open_source(name: str) -> TaskSource:
@@ -95,20 +107,18 @@ def open_source(name: str) -> TaskSource:
     copy = _local_copy(base)
     if named := _NAMED.get(name):
         if copy:
-            return _local(copy, name, named)
+            return open_local(copy, name, named.title, config=named.config, label=named.label)
         return HubSource(named.hub_id, name, named.title, config=named.config, label=named.label)
     if copy:
-        return _local(copy, name, _Named(Path(base).name, base, config, None))
+        return open_local(copy, name, title_of(copy), config=config)
     path = Path(name).expanduser()
-    if name and path.is_dir():
-        title = path.resolve().name
-        return _local(path, title, _Named(title, title, None, None))
-    if match and not name.startswith("."):
+    if name and (path.exists() or path.is_symlink()):
+        return open_local(path, title_of(path), title_of(path))
+    if match and not name.startswith(".") and path.suffix.lower() not in FILE_SUFFIXES:
         return HubSource(base, name, Path(base).name, config=config)
     raise UsageError(
-        f"task.name = {name!r}: no such folder ({path.absolute()}) or task; allowed: "
-        f"{', '.join(task_names())}, a Hugging Face dataset id (owner/name), or a folder of class "
-        "folders"
+        f"task.name = {name!r}: no such file or folder ({path.absolute()}) or task; allowed: "
+        f"{', '.join(task_names())}, a Hugging Face dataset id (owner/name), or {EXPECTED}"
     )
 
 
@@ -125,10 +135,4 @@ def _local_copy(name: str) -> Path | None:
     if not root or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
     path = Path(root).expanduser() / name
-    return path if name and path.is_dir() else None
-
-
-def _local(path: Path, name: str, like: _Named) -> TaskSource:
-    if next(path.rglob("*.parquet"), None) is None:
-        return FolderSource(path, name, like.title)
-    return ParquetSource(path, name, like.title, config=like.config, label=like.label)
+    return path if name and path.exists() else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from archloop.errors import UsageError
 
@@ -35,7 +35,9 @@ def find_columns(features: Mapping[str, Any], label: str | None, where: str) -> 
     Raises:
         UsageError: There is no image column, several of them, or no clear label column.
     """
-    images = [name for name, feature in features.items() if _is_image(feature)]
+    images = [name for name, feature in features.items() if _is_image(feature)] or [
+        name for name, feature in features.items() if _is_bytes(feature)
+    ]
     if len(images) != 1:
         raise UsageError(
             f"{where}: expected one image column, found {images or 'none'} "
@@ -57,37 +59,66 @@ def find_columns(features: Mapping[str, Any], label: str | None, where: str) -> 
     return Columns(images[0], column, tuple(map(str, names)) if names else None)
 
 
-def number_labels(
-    values: Mapping[str, Sequence[Any]], columns: Columns, where: str
-) -> tuple[tuple[str, ...], dict[str, list[int]]]:
-    """Labels as numbers, and the names of the classes.
+def has_image_column(features: Mapping[str, Any]) -> bool:
+    """Whether a column holds images, not only their paths."""
+    return any(_is_image(feature) or _is_bytes(feature) for feature in features.values())
 
-    Args:
-        values: The label column of each split.
-        columns: With or without known class names.
-        where: What to call the dataset in an error.
 
-    Raises:
-        UsageError: A row has no label, or a class has no training image.
-    """
-    for split, labels in values.items():
-        if None in labels:
-            raise UsageError(f"{where}: {split} row {list(labels).index(None)} has no label")
-    if columns.class_names is not None:
-        return columns.class_names, {split: list(labels) for split, labels in values.items()}
-    known = {value: number for number, value in enumerate(sorted(set(values["train"])))}
-    for split, labels in values.items():
-        for value in labels:
-            if value not in known:
-                raise UsageError(f"{where}: class {value!r} of {split} has no training image")
-    numbered = {split: [known[value] for value in labels] for split, labels in values.items()}
-    return tuple(str(value) for value in known), numbered
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a training split, and the number of each label."""
+
+    names: tuple[str, ...]
+    _numbers: Mapping[Any, int] | None = None
+    """``None``: labels are numbers already."""
+
+    @classmethod
+    def of(cls, values: Sequence[Any], names: tuple[str, ...] | None, where: str) -> Self:
+        """The classes that the labels of the training split name.
+
+        Args:
+            values: Its labels, in the order of the rows.
+            names: The names of the classes, where labels are their numbers.
+            where: What to call the split in an error.
+
+        Raises:
+            UsageError: A row has no label.
+        """
+        _check_present(values, where)
+        if names is not None:
+            return cls(names)
+        known = sorted(set(values))
+        return cls(tuple(str(value) for value in known), {v: n for n, v in enumerate(known)})
+
+    def labels(self, values: Sequence[Any], where: str) -> list[int]:
+        """The labels of a split as numbers.
+
+        Raises:
+            UsageError: A row has no label, or a class that the training split lacks.
+        """
+        _check_present(values, where)
+        if self._numbers is None:
+            return list(values)
+        for value in values:
+            if value not in self._numbers:
+                raise UsageError(f"class {value!r} of {where} has no training image")
+        return [self._numbers[value] for value in values]
+
+
+def _check_present(values: Sequence[Any], where: str) -> None:
+    for row, value in enumerate(values):
+        if value is None:
+            raise UsageError(f"{where} row {row} has no label")
 
 
 def _is_image(feature: Any) -> bool:
     if type(feature).__name__ == "Image":
         return True
     return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+
+
+def _is_bytes(feature: Any) -> bool:
+    return str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
 
 
 def _is_plain(feature: Any) -> bool:

@@ -1,18 +1,17 @@
-"""Image datasets of the Hugging Face Hub, through ``datasets``; fetched and decoded once."""
+"""Image datasets through ``datasets``: those of the Hugging Face Hub, and saved folders."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from archloop.errors import UsageError
-from archloop.tasks.columns import Columns, find_columns, number_labels
-from archloop.tasks.parquet import TEST_SPLITS, encoded
-from archloop.tasks.source import EncodedImage, OpenedTask, SourceSplit, TaskUnavailableError
+from archloop.tasks.rows import encoded, open_rows
+from archloop.tasks.source import EncodedImage, OpenedTask, TaskUnavailableError, fingerprint
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -53,33 +52,8 @@ class HubSource:
             TaskUnavailableError: It does not exist or cannot be reached.
             UsageError: It has no training split, or no clear image and label column.
         """
-        splits = self._load()
-        if "train" not in splits:
-            raise UsageError(f"{self._id}: no training split; it has {', '.join(splits)}")
-        chosen = {"train": splits["train"]}
-        for name in TEST_SPLITS:
-            if name in splits:
-                chosen["test"] = splits[name]
-                break
-        columns = find_columns(chosen["train"].features, self._label, self._id)
-        values = {name: list(split[columns.label]) for name, split in chosen.items()}
-        class_names, labels = number_labels(values, columns, self._id)
-
-        def split(name: str) -> SourceSplit:
-            data = chosen[name]
-            return SourceSplit(name, labels[name], lambda: self._images(data, name, columns))
-
-        return OpenedTask(class_names, split("train"), split("test") if "test" in chosen else None)
-
-    def _images(
-        self, data: Dataset, split: str, columns: Columns
-    ) -> Iterator[tuple[EncodedImage, str]]:
-        from datasets import Image
-
-        raw = data.select_columns([columns.image]).cast_column(columns.image, Image(decode=False))
-        for row, value in enumerate(raw):
-            where = f"{self._id} {split} row {row}"
-            yield encoded(value[columns.image], where), where
+        splits = {name: _DatasetRows(data, self._id, name) for name, data in self._load().items()}
+        return open_rows(splits, self._label, self._id)
 
     def _load(self) -> DatasetDict:
         from datasets import load_dataset
@@ -108,6 +82,86 @@ class HubSource:
             f"{folder}/ below the folder that ARCHLOOP_DATA names, or give a local folder as "
             "task.name"
         )
+
+
+class SavedSource:
+    """A folder that ``save_to_disk`` wrote, of a ``Dataset`` or a ``DatasetDict``."""
+
+    default_size = None
+
+    def __init__(self, root: Path, name: str, title: str) -> None:
+        self._root = root
+        self.name = name
+        self.title = title
+
+    def key(self) -> str:
+        """Names, sizes and times of all files."""
+        files = sorted(path for path in self._root.rglob("*") if path.is_file())
+        return fingerprint(self._root, files)
+
+    def open(self) -> OpenedTask:
+        """Map the files; a ``Dataset`` without splits is the training split.
+
+        Raises:
+            UsageError: A file is damaged, or there is no clear training split, image and label.
+        """
+        import pyarrow as pa
+        from datasets import DatasetDict, load_from_disk
+        from datasets.exceptions import DatasetsError
+
+        try:
+            data = load_from_disk(str(self._root))
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            pa.ArrowException,
+            DatasetsError,
+        ) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UsageError(f"{self._root}: not a readable saved dataset ({reason})") from None
+        splits = dict(data) if isinstance(data, DatasetDict) else {"train": data}
+        found = {
+            str(name): _DatasetRows(rows, str(self._root), str(name))
+            for name, rows in splits.items()
+        }
+        return open_rows(found, None, str(self._root))
+
+
+def is_saved(root: Path) -> bool:
+    """Whether ``save_to_disk`` wrote a folder."""
+    return (root / "dataset_dict.json").is_file() or (root / "state.json").is_file()
+
+
+class _DatasetRows:
+    """The rows of a ``Dataset``."""
+
+    def __init__(self, data: Dataset, where: str, split: str) -> None:
+        self._data = data
+        self._where = f"{where} {split}"
+        self._base = Path(where)
+
+    @property
+    def features(self) -> Mapping[str, Any]:
+        """The column types."""
+        return self._data.features
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column."""
+        if name not in self._data.column_names:
+            raise UsageError(f"{self._where}: no column {name!r}")
+        return list(self._data[name])
+
+    def images(self, name: str) -> Iterator[tuple[EncodedImage | None, str]]:
+        """The images of a column."""
+        from datasets import Image
+
+        raw = self._data.select_columns([name])
+        if type(raw.features[name]).__name__ == "Image":
+            raw = raw.cast_column(name, Image(decode=False))
+        for row, value in enumerate(raw):
+            yield encoded(value[name], self._base), f"{self._where} row {row}"
 
 
 def _hub_reachable() -> bool:

@@ -1,54 +1,58 @@
-"""A local copy of a Hugging Face image dataset: parquet files, as the Hub lays them out.
+"""Parquet files as a task: a local copy of a Hugging Face image dataset, or a single file.
 
 The files are read as they are, without a copy in the Hub's cache. Splits are told by the start of
 the file name (``train-00000-of-00001.parquet``, ``test.parquet``) or by the folder
-(``train/0000.parquet``).
+(``train/0000.parquet``); files without any split's name are the training split.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archloop.errors import UsageError
-from archloop.tasks.columns import Columns, find_columns, number_labels
-from archloop.tasks.source import EncodedImage, OpenedTask, SourceSplit, fingerprint
+from archloop.tasks.rows import encoded, open_rows
+from archloop.tasks.source import EncodedImage, OpenedTask, fingerprint
+from archloop.tasks.splits import split_role
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
-TEST_SPLITS = ("test", "validation", "valid", "val")
-"""Names of the test split of ``protocol.validation = "test"``; the first that exists is used."""
-
 _ROWS_AT_ONCE = 256
+_SHARD = re.compile(r"[-_.]\d.*")
+"""What follows the split's name in the name of a file."""
 
 
 class ParquetSource:
-    """The parquet files below a folder; with several configurations, those of ``config``."""
+    """A parquet file, or those below a folder; with several configurations, those of ``config``."""
 
     default_size = None
 
     def __init__(
         self,
-        root: Path,
+        path: Path,
         name: str,
         title: str,
         *,
         config: str | None = None,
         label: str | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
-        self._root = root
+        self._path = path
         self._config = config
         self._label = label
+        self._notes = notes
         self.name = name
         self.title = title
 
     def key(self) -> str:
         """Names, sizes and times of all files, and which part of them is used."""
-        files = fingerprint(self._root, sorted(self._root.rglob("*.parquet")))
-        return f"{self._config} {self._label}\n{files}"
+        root = self._path.parent if self._path.is_file() else self._path
+        return f"{self._config} {self._label}\n{fingerprint(root, parquet_files(self._path))}"
 
     def open(self) -> OpenedTask:
         """Read the types and the label column.
@@ -56,45 +60,80 @@ class ParquetSource:
         Raises:
             UsageError: No training split, damaged files, or no clear image and label column.
         """
-        splits = self._splits()
-        if "train" not in splits:
-            raise UsageError(f"{self._root}: no training split; expected train-*.parquet")
-        chosen = {"train": splits["train"]}
-        for name in TEST_SPLITS:
-            if name in splits:
-                chosen["test"] = splits[name]
-                break
-        where = str(self._root)
-        features = _features(chosen["train"][0])
-        columns = find_columns(features, self._label, where)
-        values = {name: _column(files, columns.label) for name, files in chosen.items()}
-        class_names, labels = number_labels(values, columns, where)
-
-        def split(name: str) -> SourceSplit:
-            files = chosen[name]
-            return SourceSplit(name, labels[name], lambda: _images(files, columns))
-
-        return OpenedTask(class_names, split("train"), split("test") if "test" in chosen else None)
+        splits = {name: ParquetRows(files) for name, files in self._splits().items()}
+        root = f"{self._path.parent if self._path.is_file() else self._path}/"
+        return replace(open_rows(splits, self._label, str(self._path), self._notes), root=root)
 
     def _splits(self) -> dict[str, list[Path]]:
-        root = self._root
+        root = self._path
         if self._config and (root / self._config).is_dir():
             root = root / self._config
-        splits: dict[str, list[Path]] = {}
-        for file in sorted(root.rglob("*.parquet")):
-            names = (file.name.partition("-")[0].removesuffix(".parquet"), file.parent.name)
-            for name in names:
-                if name in ("train", *TEST_SPLITS):
-                    splits.setdefault(name, []).append(file)
-                    break
+        splits = parquet_splits(root)
         for name, files in splits.items():
             folders = sorted({_configuration(file, name) for file in files})
-            if len(folders) > 1:
-                listed = ", ".join(str(folder.relative_to(self._root)) for folder in folders)
+            if split_role(name) is not None and len(folders) > 1:
+                listed = ", ".join(str(folder.relative_to(self._path)) for folder in folders)
                 raise UsageError(
-                    f"{self._root}: several configurations ({listed}); name one of these folders"
+                    f"{self._path}: several configurations ({listed}); name one of these folders"
                 )
         return splits
+
+
+class ParquetRows:
+    """The rows of the files of one split."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    @property
+    def features(self) -> dict[str, Any]:
+        """The column types of the first file."""
+        from datasets import Features
+
+        return dict(Features.from_arrow_schema(_open(self._files[0]).schema_arrow))
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column."""
+        values: list[Any] = []
+        for file in self._files:
+            source = _open(file)
+            if name not in source.schema_arrow.names:
+                raise UsageError(f"{file}: no column {name!r} as in the other files")
+            with _readable(file):
+                values += source.read(columns=[name]).column(0).to_pylist()
+        return values
+
+    def images(self, name: str) -> Iterator[tuple[EncodedImage | None, str]]:
+        """The images of a column."""
+        for file in self._files:
+            row = 0
+            with _readable(file):
+                for batch in _open(file).iter_batches(_ROWS_AT_ONCE, columns=[name]):
+                    for value in batch.column(0).to_pylist():
+                        yield encoded(value, file.parent), f"{file} row {row}"
+                        row += 1
+
+
+def parquet_files(path: Path) -> list[Path]:
+    """A file itself, or the parquet files below a folder, sorted."""
+    return [path] if path.is_file() else sorted(path.rglob("*.parquet"))
+
+
+def parquet_splits(root: Path) -> dict[str, list[Path]]:
+    """The parquet files of each split, by its own name."""
+    splits: dict[str, list[Path]] = {}
+    unnamed: dict[str, list[Path]] = {}
+    for file in parquet_files(root):
+        stem = _SHARD.sub("", file.name.removesuffix(".parquet"))
+        names = (stem, "" if file.parent == root else file.parent.name)
+        own = next((name for name in names if split_role(name) is not None), None)
+        if own is not None and root != file:
+            splits.setdefault(own, []).append(file)
+        else:
+            unnamed.setdefault(stem or file.name, []).append(file)
+    if not splits and unnamed:
+        return {"train": [file for files in unnamed.values() for file in files]}
+    return splits | unnamed
 
 
 def _configuration(file: Path, split: str) -> Path:
@@ -117,44 +156,3 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"{file}: not a readable parquet file ({error})") from None
-
-
-def _features(file: Path) -> dict[str, Any]:
-    from datasets import Features
-
-    return dict(Features.from_arrow_schema(_open(file).schema_arrow))
-
-
-def _column(files: list[Path], name: str) -> list[Any]:
-    values: list[Any] = []
-    for file in files:
-        source = _open(file)
-        if name not in source.schema_arrow.names:
-            raise UsageError(f"{file}: no column {name!r} as in the other files")
-        with _readable(file):
-            values += source.read(columns=[name]).column(0).to_pylist()
-    return values
-
-
-def _images(files: list[Path], columns: Columns) -> Iterator[tuple[EncodedImage, str]]:
-    for file in files:
-        row = 0
-        with _readable(file):
-            for batch in _open(file).iter_batches(_ROWS_AT_ONCE, columns=[columns.image]):
-                for value in batch.column(0).to_pylist():
-                    yield encoded(value, f"{file} row {row}"), f"{file} row {row}"
-                    row += 1
-
-
-def encoded(value: Any, where: str) -> EncodedImage:
-    """The image of a row, which holds its bytes or the path of its file.
-
-    Raises:
-        UsageError: It holds neither.
-    """
-    if value and value.get("bytes"):
-        content: bytes = value["bytes"]
-        return content
-    if value and value.get("path") and Path(value["path"]).is_file():
-        return Path(value["path"])
-    raise UsageError(f"{where}: no image; remove the row")

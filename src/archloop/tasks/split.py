@@ -49,8 +49,10 @@ def split_task(
     train = np.arange(len(labels))
     if protocol.validation == "test":
         if arrays.test_images is None or arrays.test_labels is None:
+            problem = arrays.census.test_problem
             raise UsageError(
-                f"protocol.validation = 'test': {name} has no test split; use 'holdout:N'"
+                f"protocol.validation = 'test': {name} has no test split"
+                f"{f' that can be used: {problem}' if problem else ''}; use 'holdout:N'"
             )
         images, labels = arrays.test_images, arrays.test_labels
         validation = np.arange(len(labels))
