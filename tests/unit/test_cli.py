@@ -213,7 +213,6 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
 def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> None:
     title = "\x1b]0;owned\x07"
     code = f"class Net:\n\tname = '{title}'"
-    finished_run(tmp_path / "run", code)
     prompt = PromptTemplate().render(CIFAR10, 500_000)
     seed = make_pair(prompt, network(), {"source": f"seed{title}"})
     write_pairs(tmp_path / "corpus.jsonl", [seed])
@@ -228,12 +227,11 @@ def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> Non
         ask = ["generate", "-n", "1", "--config", "openai"]
         ask += [part for key in keys for part in ("--set", key)]
         sampled, refused = archloop(*ask, cwd=tmp_path), archloop(*ask, cwd=tmp_path)
-    ended = archloop("run", "--run-dir", "run", cwd=tmp_path)
     compared = archloop("novelty", "net.py", "--against", "corpus.jsonl", cwd=tmp_path)
-    shown = [done.stdout + done.stderr for done in (sampled, refused, ended, compared)]
+    shown = [done.stdout + done.stderr for done in (sampled, refused, compared)]
     assert [("owned" in text, "\x1b" in text or "\x07" in text) for text in shown] == [
         (True, False)
-    ] * 4
+    ] * 3
     assert "\tname = ']0;owned'" in sampled.stdout
 
 
