@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from archloop.loop.watch import Watch
 from archloop.progress import Progress, RunProgress, Silent
 from archloop.report import format_cycle_table, progress_lines, status_json
 from archloop.report.formats import rough
+from archloop.report.live import run_facts
 from archloop.store.run_dir import Run, RunDir
 from archloop.store.store import Store
 from archloop.types import CycleStats
@@ -121,6 +123,15 @@ def test_nothing_of_the_stage_before_remains() -> None:
     assert "962" not in last
     assert "left" not in last
     assert "loading the LLM" in last
+
+
+def test_a_stage_that_was_never_measured_takes_nothing_off_what_is_known() -> None:
+    known = RunProgress(2, 2, 90.0, eta=90.0)
+    unknown = Progress("fine-tune", done=0, total=3, unit="steps", elapsed=9.0, run=known)
+    assert run_facts(unknown, 50.0)[0] == ">90 s left"
+    assert run_facts(replace(unknown, eta=60.0), 50.0)[0] == ">40 s left"
+    measured = replace(unknown, run=replace(known, eta_is_whole=True))
+    assert run_facts(measured, 50.0)[0] == "~40 s left"
 
 
 def test_the_end_of_a_run_is_no_cycle() -> None:

@@ -97,7 +97,7 @@ class LiveScreen:
         if self._shows == "table":
             return
         if run is not None and run.cycle:
-            yield self._run_line(run, age, options.max_width)
+            yield self._run_line(progress, run, age, options.max_width)
         yield self._stage_line(progress, age, options.max_width)
 
     def _finished(
@@ -116,18 +116,19 @@ class LiveScreen:
         for stats in cycles[-fits:]:
             yield Text(_sentence(stats), no_wrap=True, overflow="crop")
 
-    def _run_line(self, run: RunProgress, age: float, width: int) -> Text:
+    def _run_line(self, progress: Progress, run: RunProgress, age: float, width: int) -> Text:
         name = "end of run" if run.cycle > run.cycles else f"cycle {run.cycle}/{run.cycles}"
         share = len(run.finished) / (run.cycles + 1)
         if run.eta is not None and run.eta_is_whole:
             share = run.elapsed / (run.elapsed + run.eta or 1.0)
-        facts = [run_clock(run, age), *run_facts(run, age)]
+        facts = [run_clock(run, age), *run_facts(progress, age)]
         return self._line(Text("  "), name, share, facts, width)
 
     def _stage_line(self, progress: Progress, age: float, width: int) -> Text:
         facts = stage_facts(progress, age)
         if counts := stage_counts(progress):
-            facts.insert(0, counts)
+            # ``candidates 7/12`` needs no other word.
+            facts.insert(0, counts.removesuffix(f" {progress.stage}"))
         if progress.run is None:
             facts.insert(bool(counts), clock((progress.elapsed or 0.0) + age))
         frame = self._spinner.render(self._console.get_time())
@@ -216,12 +217,12 @@ class PlainScreen:
             return
         self._shown, self._when = title, now
         counts = stage_counts(progress)
-        facts = [f"{counts} {progress.unit}"] if counts else []
+        facts = [counts] if counts else []
         facts += stage_facts(progress)
         line = ": ".join(part for part in (title, ", ".join(facts)) if part)
         if progress.run is not None and progress.run.cycle:
             run = progress.run
-            line += "; run: " + ", ".join([run_clock(run), *run_facts(run)])
+            line += "; run: " + ", ".join([run_clock(run), *run_facts(progress)])
         self.message(line)
 
     def _show_finished(self, run: RunProgress) -> None:

@@ -22,11 +22,11 @@ def stage_title(progress: Progress) -> str:
 
 
 def stage_counts(progress: Progress) -> str:
-    """``3/60``; empty where nothing is counted."""
+    """``3/60 steps``; empty where nothing is counted."""
     if not progress.unit or (progress.total is None and not progress.done):
         return ""
     total = "" if progress.total is None else f"/{count(progress.total)}"
-    return f"{count(progress.done)}{total}"
+    return f"{count(progress.done)}{total} {progress.unit}"
 
 
 def stage_facts(progress: Progress, age: float = 0.0) -> list[str]:
@@ -52,15 +52,19 @@ def stage_facts(progress: Progress, age: float = 0.0) -> list[str]:
     return parts
 
 
-def run_facts(run: RunProgress, age: float = 0.0) -> list[str]:
+def run_facts(progress: Progress, age: float = 0.0) -> list[str]:
     """What is known of a run, the time left first.
 
     Args:
-        run: The snapshot.
+        progress: The snapshot.
         age: Seconds since it was made.
     """
-    parts = []
+    run, parts = progress.run, []
+    if run is None:
+        return []
     if run.eta is not None:
+        if progress.eta is None and not run.eta_is_whole:
+            age = 0.0  # what is under way is no part of what is known to be left
         parts.append(f"{rough(left_of(run.eta, age), is_whole=run.eta_is_whole)} left")
     if run.best is not None:
         parts.append(f"best {percent(run.best, 1)} %")

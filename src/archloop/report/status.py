@@ -175,7 +175,7 @@ def progress_lines(run: Run) -> list[str]:
         return []
     progress, age = found
     counts = stage_counts(progress)
-    facts = [f"{counts} {progress.unit}"] if counts else []
+    facts = [counts] if counts else []
     if state != "running":
         where = ", ".join([stage_title(progress), *facts])
         return [f"not running; it stopped {duration(age)} ago in {where}"]
@@ -183,7 +183,7 @@ def progress_lines(run: Run) -> list[str]:
     heard = f" ({duration(age)} ago)" if age > _FRESH_SECONDS else ""
     lines = [f"now: {': '.join(p for p in (stage_title(progress), ', '.join(facts)) if p)}{heard}"]
     if progress.run is not None and progress.run.cycle:
-        whole = [f"{run_clock(progress.run, age)} since the start", *run_facts(progress.run, age)]
+        whole = [f"{run_clock(progress.run, age)} since the start", *run_facts(progress, age)]
         lines.append(f"run: {', '.join(whole)}")
     return lines
 
