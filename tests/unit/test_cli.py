@@ -282,6 +282,26 @@ def test_a_reader_that_leaves_is_no_fault_and_a_full_disk_is(
         assert ended(full) == (2, "archloop: [Errno 28] No space left on device: 'stdout'\n")
 
 
+def test_bars_of_other_libraries_are_off() -> None:
+    """They would tear the live lines."""
+    code = """
+from archloop.cli import cli
+try:
+    cli.main(["status", "nowhere"], standalone_mode=False)
+except Exception:
+    pass
+import tqdm, tqdm.auto
+from huggingface_hub.utils import tqdm as hub
+for bar in (tqdm.tqdm, tqdm.auto.tqdm, hub):
+    assert len(list(bar(range(3)))) == 3
+"""
+    bare = {k: v for k, v in os.environ.items() if not k.startswith(("TQDM", "HF_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=bare, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
 def test_help_names_every_command() -> None:
     done = archloop("--help")
     assert done.returncode == 0

@@ -185,6 +185,36 @@ def test_tokens_and_candidates_are_told_as_they_come(store: Store) -> None:
     assert all(p.elapsed is not None for p in seen), "no other clock guesses the time left"
 
 
+def test_a_long_evaluation_is_told_of_while_it_lasts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archloop.loop.pipeline._HEARTBEAT", 0.005)
+    held: list[Future[Evaluated]] = []
+
+    class Holding(Table):
+        def submit(self, job: Evaluate) -> Future[Evaluated]:  # noqa: ARG002 - all are alike
+            held.append(Future())
+            return held[-1]
+
+    class Releasing(Watching):
+        def update(self, progress: Progress) -> None:
+            super().update(progress)
+            if len({p.elapsed for p in self.seen if p.detail == f"{N} written"}) == 4:
+                while held:
+                    held.pop().set_result(Evaluated(Verdict(Outcome.VALID), 1.0, 2.0))
+
+    work(store, Writer(), Holding(), Releasing())  # which ends as nothing is waited for in silence
+    assert outcomes(store) == ["valid"] * N
+
+
+def test_the_time_left_is_that_of_the_completions_which_are_needed(store: Store) -> None:
+    """Of batches of two: half of all are valid and two are wanted, so that four are needed."""
+    made = plan(valid_target=2)
+    pipeline = Pipeline(made, None, store, Writer(), Table(), Silent())
+    asked = [(0, 0), (2, 1), (2, 2), (4, 1)]
+    assert [pipeline._expected(*counts) for counts in asked] == [N, 4, 2, N]
+
+
 def test_what_is_stored_is_not_done_again_but_its_batch_is_sampled_as_a_whole(
     store: Store,
 ) -> None:
