@@ -63,10 +63,11 @@ def test_the_loss_falls_and_every_step_is_told(
     trained: tuple[FinetuneResult, list[FinetuneProgress]],
 ) -> None:
     result, steps = trained
-    assert [s.step for s in steps] == [1, 2]
-    assert steps[-1].loss is not None
-    assert steps[0].loss is not None
-    assert steps[-1].loss < steps[0].loss
+    assert [(s.step, s.total_steps) for s in steps] == [(0, 2), (1, 2), (2, 2)]
+    assert steps[0].loss is None, "loaded, and no step is made yet"
+    assert steps[2].loss is not None
+    assert steps[1].loss is not None
+    assert steps[2].loss < steps[1].loss
     assert (result.n_pairs, result.n_too_long, result.steps) == (2, 1, 2)
 
 

@@ -27,7 +27,7 @@ from transformers import (
 from archloop.config import resolve
 from archloop.errors import ArchloopError, UsageError
 from archloop.llm.generation import build_generator
-from archloop.llm.generation.generator import Generator
+from archloop.llm.generation.generator import Generator, nobody
 from archloop.llm.generation.language_model import ChatTokenizer, load_language_model
 from archloop.types import Completion, Message, Request
 
@@ -135,12 +135,18 @@ def save_adapter(model_dir: Path, folder: Path, config: LoraConfig, scale: float
 
 
 def build(
-    engine: Any, model_dir: Path, adapter_dir: Path | None, dtype: str = "float32", **settings: Any
+    engine: Any,
+    model_dir: Path,
+    adapter_dir: Path | None,
+    dtype: str = "float32",
+    *,
+    tell: Any = nobody,
+    **settings: Any,
 ) -> Generator:
     defaults = {"top_k": 0, "top_p": 1.0, "max_new_tokens": 60, "batch_size": 3}
     decoding = {"engine": engine, **defaults, **settings}
     config = resolve({"generation": decoding, "llm": {"dtype": dtype}})
-    generator = build_generator(config, model_dir=model_dir)
+    generator = build_generator(config, model_dir=model_dir, tell=tell)
     generator.use(adapter_dir)
     return generator
 
@@ -153,9 +159,12 @@ def sample(generator: Generator, requests: list[Request] = REQUESTS) -> list[Com
 def test_every_request_is_answered_once_and_repeatably(
     engine: str, tiny: Path, adapter: Path
 ) -> None:
-    generator = build(engine, tiny, adapter)
+    told: list[int] = []
+    generator = build(engine, tiny, adapter, tell=told.append)
     texts = sample(generator)
     assert [(text.cycle, text.index) for text in texts] == [(1, index) for index in range(7)]
+    assert sum(told) == sum(text.n_tokens for text in texts), "tokens are told as they come"
+    assert len(told) > 50, "at every step"
     assert sample(generator) == texts
     generator.close()
     assert sample(build(engine, tiny, adapter)) == texts

@@ -262,8 +262,11 @@ def test_a_dev_loss_that_is_no_number_is_never_the_best() -> None:
 
 
 def test_progress_tells_what_was_measured() -> None:
-    assert FinetuneProgress(1, 2, 0.5, 10.0).detail == "loss 0.500"
-    assert FinetuneProgress(1, 2, None, 10.0, 0.25).detail == "dev loss 0.250"
+    shown = FinetuneProgress(1, 2, 0.5, 10.0).snapshot()
+    assert (shown.stage, shown.done, shown.total, shown.unit) == ("fine-tune", 1, 2, "steps")
+    assert (shown.detail, shown.tokens_per_second) == ("loss 0.500", 10.0)
+    assert FinetuneProgress(1, 2, None, 10.0, 0.25).snapshot().detail == "dev loss 0.250"
+    assert FinetuneProgress(0, 2).snapshot().detail == ""
 
 
 def test_a_fine_tune_that_stops_early_keeps_no_checkpoint_of_that_step(tmp_path: Path) -> None:

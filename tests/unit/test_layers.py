@@ -16,7 +16,7 @@ import archloop
 SOURCE = Path(archloop.__file__).parent
 
 ROOMS = (
-    {"types", "errors", "progress", "text", "files", "worker", "stats", "platforms"},
+    {"types", "errors", "progress", "pace", "text", "files", "worker", "stats", "platforms"},
     {"config"},
     {"code"},
     {"machine"},

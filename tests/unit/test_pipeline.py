@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,9 @@ class Writer:
         batches: Sequence[Sequence[Request]],
         adapter: Path | None,  # noqa: ARG002 - of the protocol
         spent: Spent,  # noqa: ARG002
+        tell: Callable[[int], None],
     ) -> Iterator[Sampled]:
+        tell(0)
         self.asked.append([[r.index for r in batch] for batch in batches])
         done = 0
         try:
@@ -59,6 +61,7 @@ class Writer:
                     assert self.error is not None
                     raise self.error
                 done += 1
+                tell(5)
                 text = self.texts.get(request.index, GOOD)
                 sum_so_far = Spent(prompt_tokens=10 * done) if self.costs else None
                 yield Sampled(Completion(1, request.index, text, 7, "stop"), sum_so_far)
@@ -121,7 +124,6 @@ class Watching(Silent):
 def plan(engine: str = "openvino", *, n: int = N, size: int = 2, **changes: Any) -> CyclePlan:
     values: dict[str, Any] = {
         "cycle": 1,
-        "cycles": 1,
         "seed": 0,
         "requests": requests(n),
         "batches": tuple(range(i, min(i + size, n)) for i in range(0, n, size)),
@@ -166,6 +168,51 @@ def test_every_completion_gets_a_verdict_and_every_step_a_span(store: Store) -> 
     assert sorted(i for stage, i in spans if stage == "generate") == list(range(N))
     assert sorted(i for stage, i in spans if stage == "evaluate") == [0, 3, 4, 5]
     assert (watching.seen[-1].done, watching.seen[-1].total) == (N, N)
+
+
+def test_tokens_and_candidates_are_told_as_they_come(store: Store) -> None:
+    watching = Watching()
+    work(store, Writer(), Table(), watching, at_once=2, most_tokens=7)
+    seen = watching.seen
+    assert [p.n_tokens for p in seen][0] is None
+    assert seen[0].detail == "loading the LLM"
+    assert 5 in [p.n_tokens for p in seen], "before the first completion is finished"
+    told = [p.n_tokens for p in seen if p.n_tokens is not None]
+    assert told == sorted(told)
+    last = seen[-1]
+    assert (last.n_tokens, last.detail, last.best) == (7 * N, f"{N} written", 0.5)
+    assert (last.share, last.eta) == (1.0, 0.0)
+    assert all(p.elapsed is not None for p in seen), "no other clock guesses the time left"
+
+
+def test_a_long_evaluation_is_told_of_while_it_lasts(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("archloop.loop.pipeline._HEARTBEAT", 0.005)
+    held: list[Future[Evaluated]] = []
+
+    class Holding(Table):
+        def submit(self, job: Evaluate) -> Future[Evaluated]:  # noqa: ARG002 - all are alike
+            held.append(Future())
+            return held[-1]
+
+    class Releasing(Watching):
+        def update(self, progress: Progress) -> None:
+            super().update(progress)
+            if len({p.elapsed for p in self.seen if p.detail == f"{N} written"}) == 4:
+                while held:
+                    held.pop().set_result(Evaluated(Verdict(Outcome.VALID), 1.0, 2.0))
+
+    work(store, Writer(), Holding(), Releasing())  # which ends as nothing is waited for in silence
+    assert outcomes(store) == ["valid"] * N
+
+
+def test_the_time_left_is_that_of_the_completions_which_are_needed(store: Store) -> None:
+    """Of batches of two: half of all are valid and two are wanted, so that four are needed."""
+    made = plan(valid_target=2)
+    pipeline = Pipeline(made, None, store, Writer(), Table(), Silent())
+    asked = [(0, 0), (2, 1), (2, 2), (4, 1)]
+    assert [pipeline._expected(*counts) for counts in asked] == [N, 4, 2, N]
 
 
 def test_what_is_stored_is_not_done_again_but_its_batch_is_sampled_as_a_whole(

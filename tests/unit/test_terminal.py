@@ -51,9 +51,9 @@ def test_progress_that_nobody_can_read_ends_nothing(stderr: str, tmp_path: Path)
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_a_character_that_a_stream_lacks_ends_nothing(encoding: str, tmp_path: Path) -> None:
-    finished_run(tmp_path / "run", "class Net:\n    name = '→ ±'")
+    finished_run(tmp_path / "→ ±")
     done = subprocess.run(
-        [*COMMAND, "run", "--run-dir", "run"],
+        [*COMMAND, "run", "--run-dir", "→ ±"],
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONIOENCODING": encoding},
@@ -61,7 +61,7 @@ def test_a_character_that_a_stream_lacks_ends_nothing(encoding: str, tmp_path: P
     )
     assert (done.returncode, done.stderr) == (0, b"")
     sign = "±" if encoding == "latin-1" else r"\xb1"
-    assert rf"name = '\u2192 {sign}'".encode(encoding) in done.stdout
+    assert rf"directory: \u2192 {sign}".encode(encoding) in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -189,16 +189,27 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("piped", [True, False])
-def test_the_best_network_is_shown_whole(piped: bool, tmp_path: Path) -> None:
-    finished_run(tmp_path / "run", LONG)
+def test_the_best_network_is_shown_by_its_file(piped: bool, tmp_path: Path) -> None:
+    run = finished_run(tmp_path / "run", LONG)
+    file = run.candidate(1, "c01-0000")
     arguments = ["run", "--run-dir", "run"]
-    if piped:
-        command = ["env", "COLUMNS=40", *COMMAND, *arguments]
+
+    def lines() -> list[str]:
+        if not piped:
+            return seen(at_terminal(arguments, tmp_path, columns=80))
+        command = [*COMMAND, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
-        assert f"\n{LONG}\n" in done.stdout
-    else:
-        lines = seen(at_terminal(arguments, tmp_path, columns=40))
-        assert f"    name = '{'x' * 150}'" in lines, "tabs are columns of a terminal"
+        return done.stdout.splitlines()
+
+    best = "Best network: c01-0000, first-epoch accuracy 50.00%, 10 parameters"
+    shown = lines()
+    assert best in shown
+    assert not [line for line in shown if ".py" in line], "this run was copied without it"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    shown = lines()
+    assert shown[shown.index(best) + 1] == "    run/candidates/cycle_01/c01-0000.py (2 lines)"
+    assert "xxx" not in "".join(shown), "the code is not shown"
 
 
 def test_without_a_valid_candidate_the_outcomes_are_counted(tmp_path: Path) -> None:

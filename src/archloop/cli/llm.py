@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,7 @@ def generate_command(
     from archloop.llm.generation.session import GeneratorSession
     from archloop.llm.models import resolve_model
     from archloop.loop.context import task_subject
+    from archloop.pace import CandidatesPace
     from archloop.progress import Progress
     from archloop.report import spending_line
     from archloop.search.prompts import PromptTemplate
@@ -83,18 +85,47 @@ def generate_command(
     batches = [requests[i : i + size] for i in range(0, count, size)]
     if out:
         out.mkdir(parents=True, exist_ok=True)
-    done, spent = 0, None
+    done, spent, began = 0, None, time.monotonic()
+    pace = CandidatesPace(
+        count,
+        at_once=config.written_at_once,
+        workers=0,
+        most_tokens=config.generation.max_new_tokens,
+    )
     with open_screen() as screen, GeneratorSession(config, model_dir, subject=subject) as session:
-        begin = "loading the LLM" if traits.local else "asking the server"
-        screen.update(Progress("generate", total=count, unit="completions", detail=begin))
+
+        def show(detail: str = "") -> None:
+            now = time.monotonic()
+            left = pace.left(now)
+            screen.update(
+                Progress(
+                    "generate",
+                    done=done,
+                    total=count,
+                    unit="completions",
+                    n_tokens=pace.n_tokens or None,
+                    tokens_per_second=pace.tokens_per_second(now),
+                    detail=detail,
+                    share=pace.written_share(),
+                    elapsed=now - began,
+                    eta=None if left is None else left.seconds,
+                )
+            )
+
+        def writing(n_tokens: int) -> None:
+            pace.writing(time.monotonic(), n_tokens)
+            show("" if traits.local or done else "asking the server")
+
+        show("loading the LLM" if traits.local else "asking the server")
         try:
-            for sampled in session.generate(batches, adapter_dir):
-                spent = sampled.spent
-                if sampled.completion is not None:
+            for found in session.generate(batches, adapter_dir, tell=writing):
+                spent = found.spent
+                if found.completion is not None:
                     done += 1
-                    screen.update(Progress("generate", done=done, total=count, unit="completions"))
+                    pace.wrote(time.monotonic(), found.completion.n_tokens)
+                    show()
                     with screen.aside():
-                        _show(sampled.completion, requests, out, as_json)
+                        _show(found.completion, requests, out, as_json)
         finally:
             if spent is not None:
                 screen.message(spending_line(spent, priced=config.openai.has_prices))
@@ -152,7 +183,7 @@ def finetune_command(
     from archloop.cli.screen import open_screen
     from archloop.config import load_config
     from archloop.errors import UsageError
-    from archloop.llm.finetuning import FinetuneJob, FinetuneProgress, finetune
+    from archloop.llm.finetuning import FinetuneJob, finetune
     from archloop.llm.models import resolve_model
     from archloop.machine.hardware import resolved_dtype
     from archloop.progress import Progress
@@ -174,20 +205,7 @@ def finetune_command(
     )
     with resumable(), open_screen() as screen:
         screen.update(Progress("fine-tune", detail="loading the LLM"))
-
-        def show(p: FinetuneProgress) -> None:
-            screen.update(
-                Progress(
-                    "fine-tune",
-                    done=p.step,
-                    total=p.total_steps,
-                    unit="steps",
-                    tokens_per_second=p.tokens_per_second,
-                    detail=p.detail,
-                )
-            )
-
-        result = finetune(job, show)
+        result = finetune(job, lambda found: screen.update(found.snapshot()))
     if as_json:
         echo_json(result.to_json())
     else:

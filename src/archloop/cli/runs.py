@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +21,10 @@ from archloop.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from archloop.store.run_dir import Run
+    from archloop.types import Candidate, CycleStats
 
 
 @click.command("run")
@@ -39,35 +42,49 @@ def run_command(source: str | None, run_dir: Path | None, overrides: tuple[str, 
     """
     from archloop.cli.screen import open_console, open_screen
     from archloop.loop.run import run
+    from archloop.report import format_cycle_table
 
     run_dir = run_dir or Path("runs") / Path(source or "embedded").stem
     config = configuration(source, run_dir, overrides)
-    with resumable(), open_screen() as screen:
+
+    def rows(stats: Sequence[CycleStats], last: int) -> Table:
+        return format_cycle_table(stats, config, last)
+
+    with resumable(), open_screen(rows) as screen:
         finished = run(config, run_dir, screen)
     with finished:
         _show_end(finished, open_console())
 
 
 def _show_end(run: Run, console: Console) -> None:
-    """The table of cycles, the best network and where everything lies."""
+    """The table of cycles, the best network's file and where everything lies."""
     from archloop.report import outcome_counts
 
     _show_cycles(run, console)
     _show_spending(run, console)
-    candidates = run.store.candidates()
-    valid = [c for c in candidates if c.first_epoch_accuracy is not None]
+    valid = [c for c in run.store.candidates() if c.first_epoch_accuracy is not None]
     if valid:
         best = max(valid, key=lambda c: c.first_epoch_accuracy or 0.0)
+        params = "" if best.n_params is None else f", {best.n_params:,} parameters"
         console.print(
-            f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}, "
-            f"{best.n_params:,} parameters"
+            f"\nBest network: {best.id}, first-epoch accuracy {best.first_epoch_accuracy:.2%}"
+            f"{params}{_file_of(run, best)}",
+            soft_wrap=True,
+            highlight=False,
         )
-        show_code(best.code or "", console)
     else:
         console.print(f"No candidate was valid: {outcome_counts(run)}.", highlight=False)
     task = printable(run.task())
-    console.print(f"\nTask: {task}. Run directory: {run.paths.root}", soft_wrap=True)
+    console.print(f"Task: {task}. Run directory: {run.paths.root}", soft_wrap=True)
     console.print(f"For the tables: archloop report {run.paths.root} --out report", soft_wrap=True)
+
+
+def _file_of(run: Run, candidate: Candidate) -> str:
+    """Where a network's code is, and how long; nothing of a run that was copied without it."""
+    file = run.paths.candidate(candidate.cycle, candidate.id)
+    if not file.is_file():
+        return ""
+    return f"\n    {file} ({len((candidate.code or '').splitlines())} lines)"
 
 
 def _show_cycles(run: Run, console: Console) -> None:
@@ -104,7 +121,7 @@ def show_code(code: str, console: Console) -> None:
 def status_command(run_dir: Path, as_json: bool) -> None:
     """Where a run stands, cycle by cycle."""
     from archloop.cli.screen import open_console
-    from archloop.report import current_line, status_json
+    from archloop.report import current_line, progress_lines, status_json
     from archloop.store.run_dir import Run
 
     with Run.open(run_dir) as run:
@@ -116,6 +133,8 @@ def status_command(run_dir: Path, as_json: bool) -> None:
         _show_cycles(run, console)
         if line := current_line(run):
             console.print(line, highlight=False)
+        for line in progress_lines(run):
+            console.print(line, soft_wrap=True, highlight=False)
         _show_spending(run, console)
 
 

@@ -76,6 +76,12 @@ class RunConfig(Section):
         """What the engine that answers is like."""
         return ENGINES[self.engine]
 
+    @property
+    def written_at_once(self) -> int:
+        """Completions that are sampled at the same time."""
+        remote = not self.engine_traits.local
+        return self.openai.concurrency if remote else self.generation.batch_size
+
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
         if self.llm.revision and self.llm.model == EMBEDDED:

@@ -13,6 +13,7 @@ from archloop.loop.pipeline import Evaluated
 from archloop.machine.downloads import sha256_of
 from archloop.search.paper import ADAPTER_REJECTED
 from archloop.search.selection import CycleDecisions
+from archloop.store.run_dir import RunDir
 from archloop.types import Candidate, CycleStats, Outcome
 
 
@@ -28,7 +29,7 @@ def commit_cycle(
     valid = [c for c in everything if c.id in decisions]
     accuracies = tuple(a for c in valid if (a := c.first_epoch_accuracy) is not None)
     temperatures = {r.temperature for r in run.store.requests(cycle) if r.messages}
-    _write_candidates(run.paths.candidates(cycle), everything)
+    _write_candidates(run.paths, cycle, everything)
     stats = CycleStats(
         cycle=cycle,
         n_gen=len(everything),
@@ -60,8 +61,9 @@ def _about_adapter(adapter: Path | None) -> dict[str, Any]:
     return {} if reason is None else {ADAPTER_REJECTED: reason}
 
 
-def _write_candidates(folder: Path, candidates: list[Candidate]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_candidates(paths: RunDir, cycle: int, candidates: list[Candidate]) -> None:
+    paths.candidates(cycle).mkdir(parents=True, exist_ok=True)
     for candidate in candidates:
         if candidate.code is not None:
-            (folder / f"{candidate.id}.py").write_text(candidate.code + "\n", "utf-8", "replace")
+            file = paths.candidate(cycle, candidate.id)
+            file.write_text(candidate.code + "\n", "utf-8", "replace")

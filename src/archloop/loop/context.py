@@ -18,6 +18,7 @@ from archloop.files import write_text
 from archloop.llm.finetuning.learner import Learner, build_learner
 from archloop.llm.generation.session import GeneratorSession
 from archloop.llm.models import read_settings, resolve_model
+from archloop.loop.watch import Watch
 from archloop.machine.footprint import LLMShape, finetune_bytes
 from archloop.machine.hardware import (
     free_memory,
@@ -62,6 +63,20 @@ class RunContext:
     observer: Observer
     extends: bool = False
     """Whether more cycles are planned than when the run was last opened."""
+
+    @cached_property
+    def watch(self) -> Watch:
+        """Told what is going on; it tells the observer."""
+        config = self.config
+        adapts = self.has_adapter and config.finetune.enabled
+        return Watch(
+            self.observer,
+            self.store,
+            self.paths.progress,
+            cycles=config.loop.cycles,
+            learns=adapts and self.strategy.learns,
+            last=adapts and config.loop.final_finetune,
+        )
 
     @cached_property
     def strategy(self) -> Strategy:
@@ -220,7 +235,7 @@ class RunContext:
             check_llm(self.config, self.model_dir, warm_start=warm)
         if self.has_begun:
             planned = self.config.loop.cycles
-            self.observer.message(f"resuming: {committed} of {planned} cycles are done")
+            self.watch.message(f"resuming: {committed} of {planned} cycles are done")
         if self.is_finished:  # it is extended
             self.store.set_meta(FINISHED, None)
         self.pin()

@@ -28,8 +28,8 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         _check_corpus(run, cycle)
         return read_pairs(file)
     if cycle == 1:
-        probe = seed_prober(run.executor, run.observer)
-        pairs = seed_pairs(run.config, run.observer, probe)
+        probe = seed_prober(run.executor, run.watch)
+        pairs = seed_pairs(run.config, run.watch, probe)
     else:
         new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
         adapter = run.paths.adapter(cycle - 1).name if run.has_adapter else NO_ADAPTER
@@ -92,6 +92,6 @@ def _seed_networks(run: RunContext) -> list[Known]:
         shape=run.input_shape,
         classes=run.task.info.classes,
         executor=run.executor,
-        observer=run.observer,
+        observer=run.watch,
     )
     return [Known(id, code, graph) for (id, code), graph in zip(seeds.items(), graphs, strict=True)]

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from archloop.corpus.pairs import write_rows
 from archloop.errors import DivergedError, NothingToLearnError
-from archloop.llm.finetuning import FinetuneProgress
 from archloop.llm.finetuning.learner import LearningJob
 from archloop.llm.models import check_adapter, resolve_adapter
 from archloop.loop.context import RunContext
@@ -26,7 +25,7 @@ def adapter_of(run: RunContext, cycle: int) -> Path | None:
     Returns:
         Its folder; ``None``: the LLM writes without one, or is not here.
     """
-    corpus_of(run, cycle)
+    run.watch.corpus(len(corpus_of(run, cycle)))
     if not run.has_adapter:
         return None
     target = run.paths.adapter(cycle)
@@ -42,7 +41,7 @@ def adapter_of(run: RunContext, cycle: int) -> Path | None:
     if lessons is None:
         return _copy_adapter(run.paths.adapter(1), target)
     if cycle > 1 and not lessons:
-        run.observer.message(f"cycle {cycle}: nothing new was accepted; the adapter stays")
+        run.watch.message(f"{_name(run, cycle)}: nothing new was accepted; the adapter stays")
         return _copy_adapter(run.paths.adapter(cycle - 1), target)
     return _learnt(run, cycle, lessons)
 
@@ -64,7 +63,7 @@ def _learnt(run: RunContext, cycle: int, lessons: Sequence[Lesson]) -> Path:
     except (DivergedError, NothingToLearnError) as error:
         if cycle == 1:
             raise
-        run.observer.message(f"cycle {cycle}: {error}; the last adapter stays")
+        run.watch.message(f"{_name(run, cycle)}: {error}; the last adapter stays")
         return _copy_adapter(last, target, rejected=str(error))
     finally:
         run.store.add_span(Span(cycle, "fine-tune", None, begin, time.time()))
@@ -72,31 +71,17 @@ def _learnt(run: RunContext, cycle: int, lessons: Sequence[Lesson]) -> Path:
 
 
 def _learn(run: RunContext, cycle: int, job: LearningJob) -> None:
-    cycles = run.config.loop.cycles
-    shown = min(cycle, cycles)
-
-    def show(p: FinetuneProgress) -> None:
-        run.observer.update(
-            Progress(
-                "fine-tune",
-                cycle=shown,
-                cycles=cycles,
-                done=p.step,
-                total=p.total_steps,
-                unit="steps",
-                tokens_per_second=p.tokens_per_second,
-                detail=p.detail,
-            )
-        )
-
-    run.observer.update(
-        Progress("fine-tune", cycle=shown, cycles=cycles, unit="steps", detail="loading the LLM")
-    )
-    result = run.learner.learn(job, show)
-    run.observer.message(
-        f"cycle {cycle}: fine-tuned on {result.n_pairs} pairs, {result.steps} steps, "
+    run.watch.update(Progress("fine-tune", detail="loading the LLM"))
+    result = run.learner.learn(job, lambda found: run.watch.update(found.snapshot()))
+    run.watch.message(
+        f"{_name(run, cycle)}: fine-tuned on {result.n_pairs} pairs, {result.steps} steps, "
         f"loss {result.loss:.3f}, {result.seconds:.0f} s"
     )
+
+
+def _name(run: RunContext, cycle: int) -> str:
+    """Of a cycle, or of the end of the run, which has the number after the last one's."""
+    return "end of the run" if cycle > run.config.loop.cycles else f"cycle {cycle}"
 
 
 def _lessons_file(run: RunContext, cycle: int, lessons: Sequence[Lesson]) -> Path:

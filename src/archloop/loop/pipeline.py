@@ -7,6 +7,7 @@ is added; of a server only what is missing is asked.
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 import time
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -25,9 +27,11 @@ from archloop.config.engines import EngineTraits
 from archloop.errors import CapReachedError
 from archloop.evaluation.executor import Evaluate, Executor
 from archloop.evaluation.executor import Evaluated as Judged
+from archloop.evaluation.local import worker_count
 from archloop.llm.generation.session import Sampled
 from archloop.llm.spending import Spent
 from archloop.loop.context import RunContext
+from archloop.pace import Before, CandidatesPace
 from archloop.progress import Observer, Progress
 from archloop.store.run_dir import SPENT
 from archloop.store.store import Store
@@ -38,11 +42,19 @@ _FULL = 4
 interruption costs no more than these."""
 
 
+_HEARTBEAT = 1.0
+"""Seconds between two reports while nothing happens."""
+
+
 class Sampler(Protocol):
     """Writes completions (:class:`archloop.llm.generation.session.GeneratorSession`)."""
 
     def generate(
-        self, batches: Sequence[Sequence[Request]], adapter: Path | None, spent: Spent
+        self,
+        batches: Sequence[Sequence[Request]],
+        adapter: Path | None,
+        spent: Spent,
+        tell: Callable[[int], None],
     ) -> Iterator[Sampled]:
         """Sample; closing the iterator ends the process that does."""
         ...
@@ -61,7 +73,6 @@ class CyclePlan:
     """What is to be done in one cycle, and what its rows say besides."""
 
     cycle: int
-    cycles: int
     seed: int
     """Of the run."""
     requests: tuple[Request, ...]
@@ -74,6 +85,14 @@ class CyclePlan:
     isolation: str
     protocol: str
     training: str
+    at_once: int = 1
+    """Completions that are written at the same time."""
+    workers: int = 1
+    """Candidates that are evaluated at the same time."""
+    most_tokens: int = 1024
+    """Of a completion."""
+    before: Before = Before()
+    """What earlier cycles measured."""
 
 
 def generate_and_evaluate(
@@ -85,7 +104,6 @@ def generate_and_evaluate(
     config = run.config
     plan = CyclePlan(
         cycle=cycle,
-        cycles=config.loop.cycles,
         seed=config.seed,
         requests=tuple(requests),
         batches=tuple(batches_of(config)),
@@ -95,8 +113,12 @@ def generate_and_evaluate(
         isolation=config.sandbox.isolation,
         protocol=run.protocol,
         training=config.protocol.training,
+        at_once=config.written_at_once,
+        workers=worker_count(config.sandbox),
+        most_tokens=config.generation.max_new_tokens,
+        before=run.watch.before(),
     )
-    Pipeline(plan, adapter, run.store, run.generator, run.executor, run.observer).work()
+    Pipeline(plan, adapter, run.store, run.generator, run.executor, run.watch).work()
     return Evaluated(round(time.monotonic() - started, 1) if fresh else None)
 
 
@@ -147,10 +169,22 @@ class Pipeline:
         """Each with the time it came; there is one event for each."""
         self._open = 0
         """Candidates submitted and without a verdict."""
-        self._stored = {c.index for c in store.completions(plan.cycle)}
+        before = store.completions(plan.cycle)
+        self._stored = {c.index for c in before}
         self._outcomes: Counter[Outcome] = Counter(store.outcome_counts(plan.cycle))
-        self._accepted = store.n_accepted()
-        self._tokens, self._since = 0, time.monotonic()
+        known = (c.first_epoch_accuracy for c in store.candidates(plan.cycle))
+        self._best = max((a for a in known if a is not None), default=None)
+        self._began = time.monotonic()
+        self._waiting = ""
+        """What there is to wait for before the first token."""
+        self._pace = CandidatesPace(
+            len(plan.requests),
+            at_once=plan.at_once,
+            workers=plan.workers,
+            most_tokens=plan.most_tokens,
+            before=plan.before,
+        )
+        self._pace.resume(len(before), sum(c.n_tokens for c in before))
 
     def work(self) -> None:
         """Sample and evaluate what the store lacks of the cycle."""
@@ -189,8 +223,11 @@ class Pipeline:
         failure: list[BaseException] = []
         begin = time.time()
 
+        def tell(n_tokens: int) -> None:
+            self._events.put(partial(self._writing, n_tokens))
+
         def produce() -> None:
-            sampling = self._generator.generate(wanted, self._adapter, spent)
+            sampling = self._generator.generate(wanted, self._adapter, spent, tell)
             try:
                 for sampled in sampling:
                     if unwanted.is_set():
@@ -202,7 +239,8 @@ class Pipeline:
             finally:
                 self._events.put(done.set)
 
-        self._report("asking the server" if self._plan.traits.billed else "loading the LLM")
+        self._waiting = "asking the server" if self._plan.traits.billed else "loading the LLM"
+        self._report()
         thread = threading.Thread(target=produce, daemon=True)
         thread.start()
         try:
@@ -227,9 +265,21 @@ class Pipeline:
 
     def _drain(self, finished: Callable[[], bool]) -> None:
         while not finished():
-            self._events.get()()
+            try:
+                event = self._events.get(timeout=_HEARTBEAT)
+            except queue.Empty:
+                self._report()  # the time left changes while nothing happens
+            else:
+                event()
+
+    def _writing(self, n_tokens: int) -> None:
+        self._pace.writing(time.monotonic(), n_tokens)
+        if self._plan.traits.local:
+            self._waiting = ""
+        self._report()
 
     def _sampled(self, begin: float) -> None:
+        self._waiting = ""
         completion = self._keep(begin)
         if completion is not None:
             self._judge(completion)
@@ -248,8 +298,9 @@ class Pipeline:
             for key, value in meta.items():
                 self._store.set_meta(key, value)
             return None
-        self._tokens += completion.n_tokens
-        if completion.index in self._stored:
+        is_new = completion.index not in self._stored
+        self._pace.wrote(time.monotonic(), completion.n_tokens, is_new=is_new)
+        if not is_new:
             return None
         self._store.add_completions([completion], meta)
         self._store.add_span(Span(self._plan.cycle, "generate", completion.index, begin, end))
@@ -267,6 +318,7 @@ class Pipeline:
             self._finish(index, code, fault)
             return
         self._open += 1
+        self._pace.sent(time.monotonic())
         seed = derive_seed(self._plan.seed, "evaluate", self._plan.cycle, index)
         job = Evaluate(code, seed=seed, max_params=self._plan.max_params)
 
@@ -278,6 +330,7 @@ class Pipeline:
     def _evaluated(self, index: int, code: str, future: Future[Judged]) -> None:
         self._open -= 1
         judged = future.result()
+        self._pace.evaluated(time.monotonic(), judged.end - judged.begin)
         self._store.add_span(Span(self._plan.cycle, "evaluate", index, judged.begin, judged.end))
         self._finish(index, code, judged.verdict)
 
@@ -294,21 +347,38 @@ class Pipeline:
             training=plan.training,
         )
         self._outcomes[verdict.outcome] += 1
+        found = (self._best, verdict.first_epoch_accuracy)
+        self._best = max((a for a in found if a is not None), default=None)
         self._report()
 
-    def _report(self, detail: str = "") -> None:
-        elapsed = time.monotonic() - self._since
+    def _report(self) -> None:
+        pace, now, n = self._pace, time.monotonic(), len(self._plan.requests)
+        judged = sum(self._outcomes.values())
+        n_valid = sum(n for o, n in self._outcomes.items() if o.is_valid)
+        left = pace.left(now, self._expected(judged, n_valid))
         self._observer.update(
             Progress(
                 "candidates",
-                cycle=self._plan.cycle,
-                cycles=self._plan.cycles,
-                done=sum(self._outcomes.values()),
-                total=len(self._plan.requests),
+                done=judged,
+                total=n,
                 unit="candidates",
-                n_valid=sum(n for o, n in self._outcomes.items() if o.is_valid),
-                n_accepted=None if detail else self._accepted,
-                tokens_per_second=self._tokens / elapsed if self._tokens else None,
-                detail=detail or f"{len(self._stored)} written",
+                n_valid=n_valid,
+                best=self._best,
+                n_tokens=pace.n_tokens or None,
+                tokens_per_second=pace.tokens_per_second(now),
+                detail=self._waiting or f"{len(self._stored)} written",
+                share=(pace.written_share() + judged / n) / 2,
+                elapsed=now - self._began,
+                eta=None if left is None else left.seconds,
+                eta_is_whole=left is None or left.is_whole,
             )
         )
+
+    def _expected(self, judged: int, n_valid: int) -> int:
+        """Completions that the cycle will have, where the number of valid ones ends it."""
+        n, target = len(self._plan.requests), self._plan.valid_target
+        if target is None or not n_valid:
+            return n
+        wanted = max(judged, math.ceil(target * judged / n_valid))
+        ends = [batch.stop for batch in self._plan.batches if batch.stop >= wanted]
+        return min([n, *ends])

@@ -49,23 +49,23 @@ def run_cycles(run: RunContext) -> None:
     """All cycles that are not committed yet, then the end of the run."""
     run.begin()
     for cycle in run.owed_cycles():
+        run.watch.begin_cycle(cycle)
         adapter = adapter_of(run, cycle)  # learn
         requests = run.requests(cycle)  # ask
         evaluated = generate_and_evaluate(run, cycle, adapter, requests)
-        run.observer.update(Progress("select", cycle=cycle, cycles=run.config.loop.cycles))
+        run.watch.update(Progress("select"))
         decided = run.strategy.decide(history_of(run), cycle)
-        stats = commit_cycle(run, cycle, adapter, evaluated, decided)
-        run.observer.message(
-            f"cycle {cycle}: {stats.n_gen} candidates, {stats.n_valid} valid, "
-            f"{stats.n_accepted} accepted"
-        )
+        commit_cycle(run, cycle, adapter, evaluated, decided)
     finish(run)
 
 
 def finish(run: RunContext) -> None:
     """After the last cycle: the corpus with everything accepted and, if configured, its adapter."""
     cycle = run.config.loop.cycles + 1
-    corpus_of(run, cycle)
+    run.watch.begin_cycle(cycle)
+    run.watch.update(Progress("corpus"))
+    run.watch.corpus(len(corpus_of(run, cycle)))
     if run.config.loop.final_finetune and run.config.finetune.enabled:
         adapter_of(run, cycle)
     run.store.set_meta(FINISHED, datetime.now(UTC).isoformat(timespec="seconds"))
+    run.watch.close()

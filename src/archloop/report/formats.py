@@ -54,6 +54,19 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def rough(seconds: float, *, is_whole: bool = True) -> str:
+    """Seconds that were estimated, with few digits: ``~20 s``, ``~4 min``, ``~2 h 05 min``.
+
+    Where part of them is unknown, ``>`` stands in the place of ``~``.
+    """
+    sign = "~" if is_whole else ">"
+    if seconds < 100:
+        return f"{sign}{max(5, 5 * round(seconds / 5))} s"
+    if seconds < 100 * 60:
+        return f"{sign}{round(seconds / 60)} min"
+    return f"{sign}{duration(300 * round(seconds / 300))}"
+
+
 def clock(seconds: float | None) -> str:
     """Seconds as ``h:mm:ss``."""
     if seconds is None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from archloop.config import RunConfig
 from archloop.llm.spending import Spent
-from archloop.report.formats import NOTHING, bracket, clock, count, floor, money, percent
+from archloop.report.formats import (
+    NOTHING,
+    bracket,
+    clock,
+    count,
+    duration,
+    floor,
+    money,
+    percent,
+)
+from archloop.report.live import run_clock, run_facts, stage_counts, stage_facts, stage_title
 from archloop.report.summary import CycleSummary, Mean, Proportion, RunSummary, Spending
 from archloop.store.run_dir import SPENT, Run
 from archloop.types import CycleStats, Outcome
@@ -17,10 +28,16 @@ from archloop.types import CycleStats, Outcome
 _ALL = "all"
 """Stands for the number of a cycle in the row of all."""
 _MOST_OUTCOMES = 5
+_FRESH_SECONDS = 10.0
+"""Age from which a snapshot is said to be old."""
 
 
-def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
+def format_cycle_table(
+    stats: Sequence[CycleStats], config: RunConfig, last: int | None = None
+) -> Table:
     """The committed cycles as a table for the terminal, with the whole run in the last row.
+
+    With ``last``, of the cycles only the last so many have rows.
 
     Fits 80 columns. Brackets hold Wilson 95 % intervals, after the sign is the half width of a
     Student-t 95 % interval, or brackets hold one that ends at 0 or 100; time is h:mm:ss.
@@ -28,7 +45,9 @@ def format_cycle_table(stats: Sequence[CycleStats], config: RunConfig) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold", pad_edge=False)
     for heading in _headings(config):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in _rows(stats):
+    rows = _rows(stats)
+    hidden = 0 if last is None else max(0, len(stats) - last)
+    for row in rows[hidden:]:
         table.add_row(*row, style="bold" if row[0] == _ALL else None)
     return table
 
@@ -68,7 +87,8 @@ def status_json(run: Run) -> dict[str, Any]:
     """The one object of ``archloop status RUN --json``; fractions in 0..1, seconds.
 
     ``cycles`` holds the committed cycles, ``current`` what there is of the one under way (``None``
-    where that is nothing), ``interval`` two ends within 0..1,
+    where that is nothing), ``progress`` the last snapshot of the stage under way (``None`` when the
+    run is finished; ``age`` is in seconds), ``interval`` two ends within 0..1,
     ``spent`` what was used of the LLM's server (``None``: it is local).
     """
     config = run.config
@@ -84,6 +104,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "min_accuracy": config.selection.min_accuracy,
         "planned_cycles": config.loop.cycles,
         "current": _current(run, stats),
+        "progress": _progress_json(run),
         "cycles": [cycle.to_json() for cycle in whole.cycles],
         "totals": whole.to_json(),
         "spent": None if (found := spending_of(run)) is None else found.to_json(),
@@ -142,6 +163,40 @@ def current_line(run: Run) -> str | None:
         f"cycle {found['cycle']}, not committed: {found['n_gen']} completions, "
         f"{found['n_judged']} judged, {found['n_valid']} valid"
     )
+
+
+def progress_lines(run: Run) -> list[str]:
+    """The stage under way and how far it is, of a run that may be another process's.
+
+    Of a run that no process works on: where it stopped. Empty where nothing is known.
+    """
+    found = run.progress()
+    if found is None or (state := run.state()) == "finished":
+        return []
+    progress, age = found
+    counts = stage_counts(progress)
+    facts = [counts] if counts else []
+    if state != "running":
+        where = ", ".join([stage_title(progress), *facts])
+        return [f"not running; it stopped {duration(age)} ago in {where}"]
+    facts += stage_facts(progress, age)
+    heard = f" ({duration(age)} ago)" if age > _FRESH_SECONDS else ""
+    lines = [f"now: {': '.join(p for p in (stage_title(progress), ', '.join(facts)) if p)}{heard}"]
+    if progress.run is not None and progress.run.cycle:
+        whole = [f"{run_clock(progress.run, age)} since the start", *run_facts(progress, age)]
+        lines.append(f"run: {', '.join(whole)}")
+    return lines
+
+
+def _progress_json(run: Run) -> dict[str, Any] | None:
+    found = run.progress()
+    if found is None or run.state() == "finished":
+        return None
+    progress, age = found
+    whole = asdict(progress)
+    if whole["run"] is not None:
+        del whole["run"]["finished"]  # they are in ``cycles``
+    return {"age": round(age, 1), **whole}
 
 
 def outcome_counts(run: Run) -> str:

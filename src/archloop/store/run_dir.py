@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from archloop.config import RunConfig, config_digest, resolve_stored
 from archloop.errors import ConfigError, RunLockedError, UsageError
+from archloop.progress import Progress, RunProgress
 from archloop.store.store import Store
 from archloop.types import Candidate, CycleStats
 
@@ -67,6 +69,11 @@ class RunDir:
         """Locked by the process that works on the run."""
         return self.root / "run.lock"
 
+    @property
+    def progress(self) -> Path:
+        """The last snapshot of a run that is under way, or was interrupted."""
+        return self.root / "progress.json"
+
     def corpus(self, cycle: int) -> Path:
         """The corpus that the adapter of a cycle is fine-tuned on."""
         return self.root / "corpus" / f"cycle_{cycle:02d}.jsonl"
@@ -78,6 +85,10 @@ class RunDir:
     def candidates(self, cycle: int) -> Path:
         """The folder of a cycle's candidates as ``.py`` files."""
         return self.root / "candidates" / f"cycle_{cycle:02d}"
+
+    def candidate(self, cycle: int, id: str) -> Path:  # noqa: A002
+        """The file of one of them."""
+        return self.candidates(cycle) / f"{id}.py"
 
     def configuration(self) -> str:
         """Digest of the configuration as it is stored: a key that came later does not change it."""
@@ -194,6 +205,16 @@ class Run:
     def task(self) -> str:
         """The task in use, where the configuration says ``auto`` too."""
         return self.pinned().get("task", self.config.task.name)
+
+    def progress(self) -> tuple[Progress, float] | None:
+        """The last snapshot of the run that was kept, and its age in seconds; ``None``: none."""
+        try:
+            kept = json.loads(self.paths.progress.read_text("utf-8"))
+            at, whole = float(kept.pop("at")), kept.pop("run")
+            run = None if whole is None else RunProgress(**whole)
+            return Progress(**kept, run=run), max(0.0, time.time() - at)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return None  # there is none, or it is another version's
 
     def state(self) -> State:
         """``running`` while a process holds the run, else ``finished`` or ``interrupted``."""

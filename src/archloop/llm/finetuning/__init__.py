@@ -28,7 +28,7 @@ def finetune(
     Args:
         job: What to train on and where the adapter goes; ``job.output`` appears only when it is
             complete.
-        on_progress: Called after every optimiser step.
+        on_progress: Called at the start, and after every optimiser step.
 
     Raises:
         DivergedError: The loss is not finite or well above its start; there is no adapter.
@@ -37,7 +37,7 @@ def finetune(
     """
     result: dict[str, Any] | None = None
     for event in run_worker("archloop.llm.finetuning.process", job.to_json()):
-        if event["event"] == "step" and on_progress:
+        if event["event"] in ("begin", "step") and on_progress:
             on_progress(FinetuneProgress(**event["data"]))
         if event["event"] == "note":
             logger.info("fine-tune: %s", event["data"]["text"])

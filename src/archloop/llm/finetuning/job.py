@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archloop.config import FinetuneConfig
+from archloop.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -43,21 +44,27 @@ class FinetuneJob:
 
 @dataclass(frozen=True)
 class FinetuneProgress:
-    """After one optimiser step, or one measurement of the dev loss."""
+    """At the start, after one optimiser step, or after one measurement of the dev loss."""
 
     step: int
     total_steps: int
-    loss: float | None
-    """Training loss of the step, in nats per token; ``None`` in a measurement of the dev loss."""
-    tokens_per_second: float
+    loss: float | None = None
+    """Training loss of the step, in nats per token; ``None``: no step was made."""
+    tokens_per_second: float | None = None
     """Tokens of the pairs, without padding."""
     dev_loss: float | None = None
 
-    @property
-    def detail(self) -> str:
-        """The loss as text for a progress line."""
+    def snapshot(self) -> Progress:
+        """What a person is told."""
         found = [("loss", self.loss), ("dev loss", self.dev_loss)]
-        return ", ".join(f"{name} {value:.3f}" for name, value in found if value is not None)
+        return Progress(
+            "fine-tune",
+            done=self.step,
+            total=self.total_steps,
+            unit="steps",
+            tokens_per_second=self.tokens_per_second,
+            detail=", ".join(f"{name} {v:.3f}" for name, v in found if v is not None),
+        )
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class _TellsEpoch(TrainerCallback):  # type: ignore[misc]
 
 
 class Reporter(TrainerCallback):  # type: ignore[misc]
-    """Emits an event after every optimiser step and every measurement of the dev loss.
+    """Emits an event at the start, after every optimiser step and measurement of the dev loss.
 
     A loss that is not finite ends the training, as the weights cannot recover.
     """
@@ -126,6 +126,12 @@ class Reporter(TrainerCallback):  # type: ignore[misc]
     def __init__(self, emit: Emit) -> None:
         self._emit, self._since = emit, (time.monotonic(), 0)
         self.trainer: PairTrainer | None = None
+
+    def on_train_begin(self, _args: Any, state: Any, _control: Any, **_: Any) -> None:
+        """Called by the trainer when all is loaded; after a resumption, not at step 0."""
+        self._since = (time.monotonic(), 0)
+        if state.is_world_process_zero:
+            self._emit("begin", {"step": state.global_step, "total_steps": state.max_steps})
 
     def on_log(self, _args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Called by the trainer with the step's loss, or the dev loss."""

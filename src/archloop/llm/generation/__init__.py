@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from archloop.config import RunConfig
 from archloop.config.engines import ENGINES
 from archloop.errors import MissingExtraError
-from archloop.llm.generation.generator import EngineSetup, Generator
+from archloop.llm.generation.generator import EngineSetup, Generator, nobody
 from archloop.llm.spending import Budget
 from archloop.machine.hardware import resolved_dtype
 
@@ -33,6 +33,7 @@ def build_generator(
     model_dir: Path | None = None,
     subject: PromptSubject | None = None,
     budget: Budget | None = None,
+    tell: Callable[[int], None] = nobody,
 ) -> Generator:
     """The configured engine; :meth:`~archloop.llm.generation.generator.Generator.use` loads it.
 
@@ -41,6 +42,8 @@ def build_generator(
         model_dir: The base LLM in Hugging Face layout; ``None``: for engines that load none.
         subject: The task, for engines that are not told by a prompt.
         budget: What may be spent, for engines that cost money.
+        tell: Called with the number of tokens sampled since the last call, by engines that see
+            them before a completion is finished.
 
     Raises:
         UsageError: The LLM has no chat template, or the engine cannot run here.
@@ -51,7 +54,7 @@ def build_generator(
     module, _, name = traits.factory.partition(":")
     factory: Callable[[EngineSetup], Generator] = getattr(importlib.import_module(module), name)
     dtype = resolved_dtype(config.llm.dtype)
-    return factory(EngineSetup(config, traits, dtype, model_dir, subject, budget))
+    return factory(EngineSetup(config, traits, dtype, model_dir, subject, budget, tell))
 
 
 def require_engine(engine: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from archloop.search.prompts import PromptSubject
 
 __all__ = ["EngineSetup", "FinishReason", "Generator"]
+
+
+def nobody(_n_tokens: int) -> None:
+    """Nobody is told how far unfinished completions are."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class EngineSetup:
     """The task that networks are for; ``None``: the prompts say it."""
     budget: Budget | None = None
     """What may be spent; ``None``: the engine costs nothing."""
+    tell: Callable[[int], None] = nobody
+    """Called with the number of tokens sampled since the last call, by engines that see them before
+    a completion is finished."""
 
     def llm_folder(self) -> Path:
         """The folder of the LLM, which this engine cannot do without."""

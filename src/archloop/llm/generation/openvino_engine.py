@@ -54,7 +54,7 @@ class OpenVINOGenerator:
         from archloop.llm.generation.language_model import ChatTokenizer
 
         self._genai = genai
-        self.traits = setup.traits
+        self.traits, self._tell = setup.traits, setup.tell
         self._config, self._dtype = setup.config.generation, setup.dtype
         self._model_dir = setup.llm_folder()
         self._chat_tokenizer = ChatTokenizer
@@ -146,6 +146,8 @@ class OpenVINOGenerator:
         try:
             while running:
                 self._pipeline.step()
+                # One token of each sequence that ran; the handles give theirs away only once.
+                self._tell(self._pipeline.get_metrics().scheduled_requests)
                 for number, (request, handle) in list(running.items()):
                     if self._is_finished(handle):
                         del running[number]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -10,12 +11,14 @@ from typing import Any, Self
 
 from archloop.config import RunConfig
 from archloop.llm.generation import Generator, build_generator
+from archloop.llm.generation.generator import nobody
 from archloop.llm.spending import Budget, Spent
 from archloop.search.prompts import PromptSubject
 from archloop.types import Completion, Origin, Request
 from archloop.worker import Emit, Worker, serve_commands
 
 _MODULE = "archloop.llm.generation.session"
+_PULSE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class GeneratorSession:
         batches: Sequence[Sequence[Request]],
         adapter: Path | None,
         spent: Spent = Spent(),  # noqa: B008 - frozen
+        tell: Callable[[int], None] = nobody,
     ) -> Iterator[Sampled]:
         """Sample and yield completions as they are finished.
 
@@ -73,6 +77,8 @@ class GeneratorSession:
             batches: The requests that are sampled together.
             adapter: What the LLM is changed by; ``None``: nothing.
             spent: What the run has used of a server before.
+            tell: Called with the number of tokens sampled since the last call: with 0 when the LLM
+                is loaded, then about twice a second, where the engine sees them so early.
 
         Raises:
             ArchloopError: The process failed; the message is its last error line.
@@ -92,6 +98,8 @@ class GeneratorSession:
             for event in self._worker.ask(command):
                 if event["event"] == "sampled":
                     yield _sampled(event["data"])
+                elif event["event"] == "writing":
+                    tell(event["data"]["n_tokens"])
         except BaseException:
             self._end()
             raise
@@ -145,12 +153,39 @@ def _request(row: dict[str, Any]) -> Request:
     return Request(**(row | {"messages": tuple(row["messages"]), "origin": Origin(**origin)}))
 
 
+class _Pulse:
+    """Adds up the tokens of unfinished completions and tells of them about twice a second.
+
+    An engine calls it once a step, which takes milliseconds; a call takes less than one of them in
+    a thousand.
+    """
+
+    def __init__(self) -> None:
+        self._emit: Emit | None = None
+        self._n, self._last = 0, 0.0
+
+    def begin(self, emit: Emit) -> None:
+        self._emit, self._n, self._last = emit, 0, time.monotonic()
+        emit("writing", {"n_tokens": 0})
+
+    def add(self, n_tokens: int) -> None:
+        self._n += n_tokens
+        if time.monotonic() - self._last >= _PULSE_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._n and self._emit is not None:
+            self._emit("writing", {"n_tokens": self._n})
+            self._n, self._last = 0, time.monotonic()
+
+
 class _Process:
     """The other side: the generator and the commands it answers."""
 
     def __init__(self) -> None:
         self._generator: Generator | None = None
         self._budget: Budget | None = None
+        self._pulse = _Pulse()
 
     def work(self, command: dict[str, Any], emit: Emit) -> dict[str, Any]:
         if command["do"] == "build":
@@ -177,6 +212,7 @@ class _Process:
             subject=subject
             and PromptSubject(subject["dataset"], tuple(subject["shape"]), subject["classes"]),
             budget=self._budget,
+            tell=self._pulse.add,
         )
 
     def _generate(self, command: dict[str, Any], emit: Emit) -> None:
@@ -188,9 +224,11 @@ class _Process:
             row = asdict(completion) if completion else None
             emit("sampled", {"completion": row, "spent": spent})
 
+        self._pulse.begin(emit)
         try:
             for batch in command["batches"]:
                 for completion in self._built().generate([_request(row) for row in batch]):
+                    self._pulse.flush()
                     sampled(completion)
         finally:
             if self._budget is not None:

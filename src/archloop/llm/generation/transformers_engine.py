@@ -51,7 +51,7 @@ class TransformersGenerator:
 
     def __init__(self, setup: EngineSetup) -> None:
         """Read the tokenizer; :meth:`use` loads the LLM."""
-        self.traits = setup.traits
+        self.traits, self._tell = setup.traits, setup.tell
         self._config, self._dtype = setup.config.generation, _DTYPES[setup.dtype]
         self._model_dir = setup.llm_folder()
         self._tokenizer = ChatTokenizer(self._model_dir)
@@ -138,6 +138,7 @@ class TransformersGenerator:
             )
             for row, token in zip(rows, chosen.tolist(), strict=True):
                 row.tokens.append(token)
+            self._tell(len(rows))
             going = [k for k, row in enumerate(rows) if not self._is_finished(row)]
             for row in rows:
                 if self._is_finished(row):

@@ -48,7 +48,7 @@ class VLLMGenerator:
                 "vLLM applies adapters in bfloat16 only, and llm.dtype is 'float32' here; set it "
                 "to 'bfloat16', or generation.engine to 'transformers'"
             )
-        self.traits = setup.traits
+        self.traits, self._tell = setup.traits, setup.tell
         self._config, self._settings = setup.config.generation, setup.config.vllm
         self._dtype, self._model_dir = setup.dtype, setup.llm_folder()
         self._tokenizer = ChatTokenizer(self._model_dir)
@@ -110,7 +110,9 @@ class VLLMGenerator:
                 running[name] = request
         try:
             while running:
-                for output in engine.step():
+                outputs = engine.step()
+                self._tell(len(outputs))  # one token each
+                for output in outputs:
                     if output.finished and output.request_id in running:
                         request, tokens = (
                             running.pop(output.request_id),
