@@ -8,7 +8,7 @@ import socket
 
 def lie():
     channels = [o for o in gc.get_objects() if isinstance(o, socket.socket)]
-    spec = [['w', 'float32', [2**39] * 64]] * 1000
+    spec = [[f'w{n}', 'float32', [2**39] * 64, True] for n in range(1000)]
     body = json.dumps({'stage': 'trained', 'steps': 1, 'passes': 1, 'bytes': 4, 'spec': spec}).encode()
     for channel in channels[:1]:
         channel.sendall(len(body).to_bytes(4, 'big') + body)

@@ -479,9 +479,9 @@ def test_nothing_outlives_the_fork_server_and_the_main_process(tmp_path: Path) -
 
 def test_a_graph_made_to_be_dear_is_no_work_of_the_main_process(sandbox: Sandbox) -> None:
     code = (HOSTILE / "draws_an_endless_graph.py").read_text()
-    verdict, graph, macs = sandbox.sketch(code, shape=(1, 8, 8), classes=4)
+    verdict, found = sandbox.sketch(code, shape=(1, 8, 8), classes=4)
     assert verdict.outcome is Outcome.VALID
-    assert (graph, macs) == (None, None)
+    assert found is None
     assert verdict.error is not None
     assert verdict.error.startswith("no graph: operators with several outputs")
 
@@ -494,7 +494,7 @@ def test_an_honest_network_is_refused_nothing_and_has_a_user_of_its_own(sandbox:
         with tempfile.NamedTemporaryFile() as file: file.write(b'x')
         os.makedirs('a/b', exist_ok=True); os.rename('a/b', 'a/c'); os.rmdir('a/c')
         thread = threading.Thread(target=time.sleep, args=(0.01,)); thread.start(); thread.join()
-        torch.set_num_threads(2); torch.ones(500, 500) @ torch.ones(500, 500)
+        torch.set_num_threads(2); torch.ones(50, 50) @ torch.ones(50, 50)
         random.SystemRandom().random(); os.cpu_count(); time.process_time()
         signal.signal(signal.SIGUSR1, signal.SIG_IGN); os.kill(os.getpid(), signal.SIGUSR1)
         print('user', os.getuid())"""

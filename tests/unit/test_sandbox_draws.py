@@ -27,7 +27,7 @@ def test_some_images_are_asked_for_again_in_smaller_batches_and_with_little_nois
     drawn = plan()
     assert len(set(drawn.chosen)) == len(drawn.chosen) == AGAIN
     assert sorted(np.concatenate(drawn.others)) == list(range(AGAIN))
-    assert max(len(batch) for batch in drawn.others) <= 96
+    assert max(len(batch) for batch in drawn.others) <= 48
     assert drawn.noise.shape == (AGAIN, 3, 8, 8)
     assert set(np.unique(drawn.noise)) == {-1, 0, 1}
     assert sorted(drawn.order) == list(range(1 + 2 * len(drawn.others)))

@@ -20,7 +20,7 @@ AGAIN = 512
 """Images that are asked for again to find flags."""
 _SMALLEST = 0.4
 """Share of the largest batch that the smallest one has."""
-_OTHER_BATCH = 96
+_OTHER_BATCH = 48
 """Images of the largest of the other batches: small, so that what a network takes from its batch
 differs."""
 
