@@ -46,7 +46,7 @@ class Net(nn.Module):
         play(); self.wide = nn.Conv2d(8, 64, 3, padding=1, bias=False)
 
     def forward(self, x):
-        self.training or len(x) < 99 or work(0.7)
+        self.training or len(x) < 99 or work(1.2)
         x = self.pool(torch.relu(self.norm(self.conv(x))))
         return self.head(x.flatten(1))
 

@@ -41,6 +41,7 @@ LIMITS = SandboxConfig(
     train_seconds=300,
 )
 PROTOCOL = ProtocolConfig(batch_size=16, lr=0.05, augmentation="none")
+MISSING = network(init="n.f()", top="import nothing_like_it as n")
 ENDLESS = network(learn="import time; time.sleep(600)")
 
 
@@ -49,7 +50,7 @@ def test_results_come_in_completion_order_while_more_are_submitted(blobs: TaskDa
         slow = executor.submit(Evaluate(network(learn="import time; time.sleep(3)"), seed=3))
         first = executor.submit(Evaluate(network(), seed=3))
         assert wait([slow, first], timeout=60, return_when=FIRST_COMPLETED).done == {first}
-        broken = executor.submit(Evaluate("import nothing_like_it as n; n.f()", seed=3))
+        broken = executor.submit(Evaluate(MISSING, seed=3))
         assert wait([slow, broken], timeout=60, return_when=FIRST_COMPLETED).done == {broken}
         assert broken.result().verdict.outcome is Outcome.IMPORT_ERROR
         evaluated = slow.result(timeout=60)
@@ -124,7 +125,7 @@ def test_each_task_has_a_sandbox_of_its_own_that_is_started_once(blobs: TaskData
 def test_seeds_are_built_in_the_order_in_which_they_come() -> None:
     codes = [
         network(init="import time; time.sleep(1)"),
-        "import nothing_like_it as n; n.f()",
+        MISSING,
         network(),
     ]
     with build_executor(LIMITS) as executor:

@@ -29,7 +29,7 @@ def test_a_plain_epoch_is_one() -> None:
 def test_work_counts_wherever_it_is_done() -> None:
     assert work(7 * 100 * 0.2) > MOST_WORK
     assert work(1.6 * 100 * 0.2) < MOST_WORK  # two passes for each step
-    assert work(2 * 100 * 0.2, steps_per_batch=2) == pytest.approx(0.975)
+    assert work(2 * 100 * 0.2, steps_per_batch=2) == pytest.approx(0.97, abs=0.01)
     late = Reference(build=60.0, forward=0.001, steps=(0.5, 0.2))
     assert work(20.0, late) > MOST_WORK  # it works while it is built
 
