@@ -81,6 +81,8 @@ def _show_end(run: Run, console: Console) -> None:
 
 def _file_of(run: Run, candidate: Candidate) -> str:
     """Where a network's code is, and how long; nothing of a run that was copied without it."""
+    if candidate.cycle is None:
+        return ""
     file = run.paths.candidate(candidate.cycle, candidate.id)
     if not file.is_file():
         return ""
