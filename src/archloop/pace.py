@@ -233,7 +233,8 @@ class CandidatesPace:
             length = max(length, self._longest)
         # What is under way is not said to be nearly done before it is.
         more = max(unwritten * length - self._open_tokens, unwritten * length / 5)
-        return (more + unwritten) / rate
+        most = max(0, unwritten * self._most - self._open_tokens)
+        return (min(more, most) + unwritten) / rate
 
     def _rate(self, now: float, *, recent: bool) -> float:
         """Units a second; those of late where the last ones are written, which run with few."""

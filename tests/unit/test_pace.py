@@ -177,6 +177,10 @@ def test_before_the_first_end_the_longest_completion_is_what_is_known() -> None:
     assert found is not None
     assert 120.0 < found.seconds < 370.0
     assert not found.is_whole, "an evaluation was never measured"
+    pace.writing(400.0, 3680)
+    ending = pace.left(400.0)
+    assert ending is not None
+    assert ending.seconds < 5.0, "4 tokens each are left at the most"
 
 
 STAGES = ("fine-tune", "candidates", "select")

@@ -42,7 +42,7 @@ def stage_facts(progress: Progress, age: float = 0.0) -> list[str]:
         parts.append(f"{left} left")
     if progress.detail:
         parts.append(one_line(progress.detail))
-    if progress.n_valid is not None:
+    if progress.n_valid is not None and progress.done:
         parts.append(f"{count(progress.n_valid)} valid")
     if progress.tokens_per_second:
         rate = progress.tokens_per_second
