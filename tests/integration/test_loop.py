@@ -451,6 +451,7 @@ def test_a_finished_run_can_be_extended_and_is_like_one_planned_longer(
     run(config(source), root, told).close()
     assert rows(root) == rows(unbroken)
     assert f"resuming: 1 of {CYCLES} cycles are done" in told.all
+    assert any("training and" in line and "out of 1797 in 10 classes" in line for line in told.all)
     with Run.open(root) as longer:
         assert (longer.state(), len(longer.cycles())) == ("finished", CYCLES)
     with pytest.raises(ConfigError, match=r"loop\.cycles: 2 -> 1"):

@@ -109,6 +109,7 @@ def test_evaluate_prints_one_json_object_per_network(tmp_path: Path) -> None:
         "evaluate", "good.py", "torn.py", "large.py", "--task", "digits", "--json", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    assert "task Digits: " in done.stderr
     rows = {row["file"]: row for row in map(json.loads, done.stdout.splitlines())}
     assert {file: row["outcome"] for file, row in rows.items()} == {
         "good.py": "valid",

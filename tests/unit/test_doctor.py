@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from archloop.config import RunConfig, load_config
 from archloop.doctor import diagnose as doctor
@@ -352,3 +353,23 @@ def test_a_run_that_has_begun_needs_neither_its_seeds_nor_its_warm_start() -> No
         preflight(config, begun=True)
     with pytest.raises(UsageError, match=r"seeds\.path"):
         preflight(config, has_first_adapter=True)
+
+
+def test_doctor_counts_the_images_of_an_own_task(tmp_path: Path) -> None:
+    root = tmp_path / "shells"
+    for label, name in enumerate(("cone", "spiral")):
+        (root / name).mkdir(parents=True)
+        for i in range(4):
+            Image.linear_gradient("L").rotate(90 * label).crop((i, 0, 200 + i, 200)).save(
+                root / name / f"{i}.png"
+            )
+    (root / "cone" / "shell.raw").touch()
+    settings = [f"task.name={root}", "protocol.validation=holdout:2"]
+    check = look(load_config("smoke", settings))["task"]
+    assert check.ok
+    assert "(cone 4, spiral 4); skipped 1: of another kind (.raw) 1 (cone 1" in check.detail
+    (root / "cone").rename(root / "train")
+    (root / "spiral").rename(root / "val")
+    check = look(load_config("smoke", settings))["task"]
+    assert check.ok is False
+    assert "no class folders" in check.needed
