@@ -200,7 +200,7 @@ def _hash(tensor: torch.Tensor) -> str:
     if not tensor.numel() or tensor.layout is not torch.strided:
         return ""
     plain = tensor.detach().as_subclass(torch.Tensor).cpu().contiguous()
-    return hashlib.blake2b(plain.view(-1).view(torch.uint8).numpy()).hexdigest()
+    return hashlib.blake2b(plain.view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _check_weights(builder: Builder, net: nn.Module) -> None:
