@@ -49,7 +49,7 @@ def test_results_come_in_completion_order_while_more_are_submitted(blobs: TaskDa
         slow = executor.submit(Evaluate(network(learn="import time; time.sleep(3)"), seed=3))
         first = executor.submit(Evaluate(network(), seed=3))
         assert wait([slow, first], timeout=60, return_when=FIRST_COMPLETED).done == {first}
-        broken = executor.submit(Evaluate("import nothing_like_it", seed=3))
+        broken = executor.submit(Evaluate("import nothing_like_it as x\nx.y", seed=3))
         assert wait([slow, broken], timeout=60, return_when=FIRST_COMPLETED).done == {broken}
         assert broken.result().verdict.outcome is Outcome.IMPORT_ERROR
         evaluated = slow.result(timeout=60)
@@ -122,7 +122,11 @@ def test_each_task_has_a_sandbox_of_its_own_that_is_started_once(blobs: TaskData
 
 
 def test_seeds_are_built_in_the_order_in_which_they_come() -> None:
-    codes = [network(init="import time; time.sleep(1)"), "import nothing_like_it", network()]
+    codes = [
+        network(init="import time; time.sleep(1)"),
+        "import nothing_like_it as x\nx.y",
+        network(),
+    ]
     with build_executor(LIMITS) as executor:
         verdicts = seed_prober(executor, Silent())(iter(codes))
     assert [v.outcome.value for v in verdicts] == ["valid", "import_error", "valid"]
@@ -166,7 +170,11 @@ class Table:
 
 
 def test_networks_are_evaluated_by_any_executor(blobs: TaskData) -> None:
-    good, bad, refused = network(), network(init="self.bad = 1"), "import os\n" + network()
+    good, bad, refused = (
+        network(),
+        network(init="self.bad = 1"),
+        "import os\nos.nice(1)\n" + network(),
+    )
 
     def verdict_of(job: Evaluate) -> Verdict:
         if job.code == bad:

@@ -22,7 +22,7 @@ _REMOVABLE = {
     module: re.compile(paths)
     for module, paths in {
         "gc": r".+",
-        "time": r".+",
+        "time": r"(?!sleep).+",
         "datetime": r".+",
         "timeit": r"default_timer",
         "logging": r".+",
