@@ -63,7 +63,7 @@ def answers(cycle: int) -> list[str]:
         render_code(weak),
         "I would rather not.",
         render_code(network(forward="x = x[:, :0]")),
-        render_code("import os\n" + good),
+        render_code("import os\nos.nice(1)\n" + good),
         render_code(other),
     ]
 

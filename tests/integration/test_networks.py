@@ -7,12 +7,12 @@ from collections.abc import Iterator
 import pytest
 
 from archloop.config import ProtocolConfig, SandboxConfig
-from archloop.evaluation.executor import Evaluate, build_executor
+from archloop.evaluation.executor import Evaluate, Trace, build_executor
 from archloop.evaluation.local import LocalExecutor
 from archloop.evaluation.probing import seed_prober
 from archloop.novelty import sketch_graph
 from archloop.progress import Silent
-from archloop.sandbox import Sandbox, why_not
+from archloop.sandbox import why_not
 from archloop.types import Outcome, TaskData, Verdict
 from conftest import network
 
@@ -184,9 +184,9 @@ def test_seeds_are_built_like_candidates(executor: LocalExecutor) -> None:
     assert "'pools'" in (found[-1].error or "")
 
 
-def test_a_lazy_network_has_the_graph_of_its_twin(verdicts: dict[str, Verdict]) -> None:
-    limits = SandboxConfig(workers=1)
-    with Sandbox(limits) as sandbox:
-        _, graph = sandbox.trace(network(), shape=(1, 8, 8), classes=4)
+def test_a_lazy_network_has_the_graph_of_its_twin(
+    executor: LocalExecutor, verdicts: dict[str, Verdict]
+) -> None:
+    graph = executor.submit(Trace(network(), (1, 8, 8), 4)).result().graph
     assert graph is not None
     assert verdicts["lazy"].graph == sketch_graph(graph)

@@ -22,7 +22,7 @@ _REMOVABLE = {
     module: re.compile(paths)
     for module, paths in {
         "gc": r".+",
-        "time": r".+",
+        "time": r"(?!sleep).+",
         "datetime": r".+",
         "timeit": r"default_timer",
         "logging": r".+",
@@ -428,8 +428,8 @@ class _Noise:
                 for first in firsts:
                     found |= self._of_iterable(first)
             if inner is not None:
-                names = (item.optional_vars for item in inner.items)
-                found |= {name for name in names if name is not None and self._is_bar(name)}
+                variables = [i.optional_vars for i in inner.items if i.optional_vars]
+                found |= {v for v in variables if self._keys.get(v) in self._bars}
         return found
 
     def _of_iterable(self, node: ast.AST) -> set[ast.AST]:
@@ -438,9 +438,6 @@ class _Noise:
         if isinstance(node, ast.Call) and self._bar_around(node) is not None:
             inner = list(node.args[:1])
         return {n for i in inner for n in ast.walk(i)}
-
-    def _is_bar(self, node: ast.AST | None) -> bool:
-        return node is not None and self._keys.get(node) in self._bars
 
     def _unused(
         self, used: set[Key], edited: set[ast.AST], removed: set[ast.AST]
