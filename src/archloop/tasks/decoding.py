@@ -248,7 +248,8 @@ class _SplitWriter:
         """The shape of the task's images: of the training split's, else of the first one."""
         train = self._folder / "train_images.npy"
         if train.is_file():
-            return np.load(train, mmap_mode="r").shape[1:]
+            whole: tuple[int, ...] = np.load(train, mmap_mode="r").shape
+            return whole[1:]
         return (self.form.channels or len(pixels), *pixels.shape[1:])
 
     def _none_left(self) -> str:

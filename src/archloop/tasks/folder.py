@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from archloop.errors import UsageError
@@ -54,7 +55,7 @@ class FolderSource:
         split = self._split("train", train, dict(zip(names, classes, strict=True)), names, skipped)
         test, lines = first_usable(
             (
-                (f"{t.name}/", lambda t=t: self._test_split(t, train, names, skipped, notes))
+                (f"{t.name}/", partial(self._test_split, t, train, names, skipped, notes))
                 for t in tests
             ),
             len(names),

@@ -145,7 +145,8 @@ class _DatasetRows:
     @property
     def features(self) -> Mapping[str, Any]:
         """The column types."""
-        return self._data.features
+        columns: Mapping[str, Any] = self._data.features
+        return columns
 
     def column(self, name: str) -> list[Any]:
         """The values of a column."""

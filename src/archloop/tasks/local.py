@@ -84,8 +84,8 @@ def _folder(path: Path, name: str, title: str, config: str | None, label: str | 
     if folders == 0 and len(arrays) == 1:
         return NpzSource(arrays[0], name, title)
     beside = [file for file in (*_candidates(path), *parquet) if file.is_file()]
-    notes = [f"{f.relative_to(path).as_posix()} is not read" for f in dict.fromkeys(beside)]
-    return FolderSource(path, name, title, tuple(notes[:3]))
+    unread = [f"{f.relative_to(path).as_posix()} is not read" for f in dict.fromkeys(beside)]
+    return FolderSource(path, name, title, tuple(unread[:3]))
 
 
 def _file(path: Path, name: str, title: str, config: str | None, label: str | None) -> TaskSource:
@@ -106,7 +106,7 @@ def _holds_images(path: Path, config: str | None) -> bool:
     root = path / config if config and (path / config).is_dir() else path
     splits = parquet_splits(root)
     named = [files[0] for name, files in splits.items() if split_role(name) == "train"]
-    first = (named or [files[0] for files in splits.values()] or [None])[0]
+    first = next(iter(named or [files[0] for files in splits.values()]), None)
     if first is None:
         return False
     try:

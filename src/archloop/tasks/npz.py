@@ -9,6 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import isqrt
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,7 @@ class NpzSource:
             own = classes.labels(self._labels(pair["labels"]), pair["labels"])
             return self._split("test", pair["images"], own, in_range)
 
-        test, lines = first_usable(
-            ((s, lambda s=s: test_split(s)) for s in tests), len(classes.names)
-        )
+        test, lines = first_usable(((s, partial(test_split, s)) for s in tests), len(classes.names))
         notes = [in_range.note] if in_range.note else []
         if unused:
             notes.append(f"arrays not used: {', '.join(unused)}")
@@ -149,7 +148,8 @@ class NpzSource:
             raise UsageError(
                 f"{self._file}: {key} are of type {array.dtype}; expected integers or text"
             )
-        return array.tolist()
+        found: list[Any] = array.tolist()
+        return found
 
     def _class_names(self, key: str | None, labels: list[Any]) -> tuple[str, ...] | None:
         """Names of the classes, where the file has them and labels are their numbers."""

@@ -134,7 +134,10 @@ def _eight_bit(picture: Image.Image, where: str) -> Image.Image:
 
 def _is_transparent(picture: Image.Image) -> bool:
     """Whether any pixel lets a background through."""
-    return picture.has_transparency_data and int(_layers(picture).getextrema()[3][0]) < 255
+    if not picture.has_transparency_data:
+        return False
+    least, _ = _layers(picture).getchannel("A").getextrema()
+    return int(least) < 255  # type: ignore[arg-type]
 
 
 def _layers(picture: Image.Image) -> Image.Image:

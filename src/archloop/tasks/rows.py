@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ def open_rows(
         return _split("test", name, found[name], columns, classes.labels(own, name))
 
     test, lines = first_usable(
-        ((name, lambda name=name: test_split(name)) for name in tests), len(classes.names)
+        ((name, partial(test_split, name)) for name in tests), len(classes.names)
     )
     unknown = [f"{name} is not used (not the name of a split)" for name in rest]
     return OpenedTask(

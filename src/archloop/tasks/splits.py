@@ -88,7 +88,7 @@ def by_role(found: Iterable[str], where: object) -> tuple[str | None, list[str],
     tests = [
         name for role in ("test", "validation") for name in sorted(roles[role], key=usual_first)
     ]
-    return (roles["train"] or [None])[0], tests, rest
+    return next(iter(roles["train"]), None), tests, rest
 
 
 def first_usable(

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +171,7 @@ class TableSource:
 
         first = split("train", train)
         test, lines = first_usable(
-            ((name, lambda name=name: split("test", name)) for name in tests), len(classes.names)
+            ((name, partial(split, "test", name)) for name in tests), len(classes.names)
         )
         notes = [*self._notes]
         unlisted = finder.unlisted(everywhere=self._is_folder)
