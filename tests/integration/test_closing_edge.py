@@ -215,7 +215,8 @@ class Watch:
         self.steps: list[int] = []
 
     def update(self, progress: Progress) -> None:
-        if (progress.stage, progress.cycle) == ("fine-tune", KILLED) and progress.done:
+        cycle = progress.run.cycle if progress.run else None
+        if (progress.stage, cycle) == ("fine-tune", KILLED) and progress.done:
             self.steps.append(progress.done)
 
     def message(self, text: str) -> None:

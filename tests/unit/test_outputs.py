@@ -151,10 +151,10 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 def sketch(sandbox: Sandbox, code: str) -> GraphSketch:
-    verdict, graph, _ = sandbox.sketch(code, shape=SHAPE, classes=CLASSES)
+    verdict, found = sandbox.sketch(code, shape=SHAPE, classes=CLASSES)
     assert verdict.outcome is Outcome.VALID, verdict
-    assert graph is not None, verdict
-    return graph
+    assert found is not None, verdict
+    return found.graph
 
 
 @pytest.fixture(scope="module")
