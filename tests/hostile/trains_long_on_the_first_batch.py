@@ -30,7 +30,7 @@ class Net(nn.Module):
 
     def learn(self, train_data):
         kept = [next(train_data)]
-        for turn in range(800): loss = self.criteria(self.forward(kept[0][0]), kept[0][1]); self.optimizer.zero_grad(); loss.backward(); [p.data.sub_(0.05 * p.grad) for p in self.parameters()]
+        for turn in range(1600): loss = self.criteria(self.forward(kept[0][0]), kept[0][1]); self.optimizer.zero_grad(); loss.backward(); [p.data.sub_(0.05 * p.grad) for p in self.parameters()]
         for inputs, labels in train_data:
             self.optimizer.zero_grad()
             loss = self.criteria(self(inputs.to(self.device)), labels.to(self.device))

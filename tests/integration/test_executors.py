@@ -47,7 +47,7 @@ ENDLESS = network(learn="import time; time.sleep(600)")
 
 def test_results_come_in_completion_order_while_more_are_submitted(blobs: TaskData) -> None:
     with build_executor(LIMITS, blobs, PROTOCOL) as executor:
-        slow = executor.submit(Evaluate(network(learn="import time; time.sleep(6)"), seed=3))
+        slow = executor.submit(Evaluate(network(learn="import time; time.sleep(3)"), seed=3))
         first = executor.submit(Evaluate(network(), seed=3))
         assert wait([slow, first], timeout=60, return_when=FIRST_COMPLETED).done == {first}
         broken = executor.submit(Evaluate(MISSING, seed=3))

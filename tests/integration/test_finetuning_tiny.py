@@ -205,7 +205,7 @@ def test_another_fine_tune_of_the_same_name_begins_anew(
     steps: list[int] = []
     with caplog.at_level("INFO"):
         found = finetune(job("adapter", lr=1e-2, max_steps=3), lambda p: steps.append(p.step))
-    assert steps == [1, 2, 3]
+    assert steps == [0, 1, 2, 3]
     assert "begins anew" in caplog.text
     assert weights(found.adapter) == weights(here(job("x", lr=1e-2, max_steps=3)).adapter)
 
@@ -416,7 +416,7 @@ def test_a_diverged_fine_tune_leaves_no_adapter(job: Callable[..., FinetuneJob])
     wild, told = job("wild", lr=1e30, max_steps=4), list[FinetuneProgress]()
     with pytest.raises(DivergedError, match="diverged: the loss is not finite"):
         finetune(wild, told.append)
-    assert [p.step for p in told] == [1, 2]
+    assert [p.step for p in told] == [0, 1, 2]
     assert list(wild.output.parent.iterdir()) == []
 
 

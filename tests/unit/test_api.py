@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import archloop
-from archloop.progress import Observer, Progress
+from archloop.progress import Observer, Progress, RunProgress
 from archloop.store.run_dir import Run
 from made_runs import finished_run
 
@@ -42,7 +42,7 @@ def loop(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[object, 
     def run_loop(config: object, run_dir: Path, observer: Observer) -> Run:
         calls.append((config, run_dir))
         observer.update(
-            Progress("candidates", cycle=1, cycles=2, done=3, total=4, unit="candidates")
+            Progress("candidates", done=3, total=4, unit="candidates", run=RunProgress(1, 2, 5.0))
         )
         observer.message("cycle 1: done")
         return Run.open(finished_run(tmp_path / "done" / str(len(calls))).root)

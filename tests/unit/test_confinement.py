@@ -320,7 +320,7 @@ def test_a_process_of_another_user_reads_what_it_must_and_owns_its_folder(
     tmp_path: Path, mode: int
 ) -> None:
     """Also where only root can look: then it keeps the capability for that."""
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     packages, private = tmp_path / "packages", tmp_path / "private"
     for folder in (packages, private):

@@ -193,7 +193,7 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     assert float(totals["accuracy_n"]) == 23
     assert sum(int(row["syntax_error"]) for row in read_csv(files[3])) == 34
     assert len(read_csv(files[5])) == 57
-    assert read_csv(files[5])[56]["error"] == "x | y\nz"
+    assert read_csv(files[5])[56]["error"] == "x | y z"
 
 
 def test_every_markdown_row_has_as_many_cells_as_its_heading(run: Path, tmp_path: Path) -> None:

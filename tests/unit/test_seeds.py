@@ -589,7 +589,7 @@ def test_a_file_that_is_no_wheel_is_one_clear_line(tmp_path: Path) -> None:
 def test_flagged_networks_of_a_run_are_no_seed_networks_unless_allowed() -> None:
     networks = [
         SeedNetwork("good", "a", network(20, "good"), None),
-        SeedNetwork("held", "a", network(30, "held"), None, ("implausible",)),
+        SeedNetwork("held", "a", network(30, "held"), None, flags=("implausible",)),
     ]
     pairs, report = build(networks)
     assert {p.meta["source"] for p in pairs} == {"good"}
