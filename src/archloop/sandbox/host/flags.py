@@ -1,4 +1,6 @@
-"""Flags: warnings about an accuracy. They do not reject a candidate.
+"""Flags: warnings about an accuracy. They do not make a candidate invalid.
+
+A run accepts no flagged candidate, unless ``selection.allow_flags`` names the flag.
 
 =====================  ==========================================================================
 ``batch_dependent``    logits of an image change with the batch it is in
