@@ -1,4 +1,5 @@
 # expected: valid,train_error
+# perhaps: extra_work
 # K2: asks for more threads than it is given; there may be no memory for them.
 import torch
 import torch.nn as nn

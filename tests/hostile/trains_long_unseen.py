@@ -31,8 +31,8 @@ class Net(nn.Module):
     def learn(self, train_data):
         import time
         kept = list(train_data)
-        began = time.time()
-        while time.time() - began < 1.5:
+        began = time.process_time()
+        while time.process_time() - began < 2.5:
             for inputs, labels in kept:
                 self.zero_grad()
                 self.criteria(self.forward(inputs.to(self.device)), labels.to(self.device)).backward()

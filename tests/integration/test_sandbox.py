@@ -76,7 +76,10 @@ def honest_accuracy(sandbox: Sandbox) -> float:
 
 
 def header(file: Path, key: str) -> set[str]:
-    """The values of ``# key: a,b`` at the top of a hostile file."""
+    """The values of ``# key: a,b`` at the top of a hostile file.
+
+    ``perhaps`` are flags that depend on the machine and on what else it does.
+    """
     for line in file.read_text().splitlines()[:2]:
         if line.startswith(f"# {key}: "):
             return set(line.partition(": ")[2].split(","))
@@ -106,7 +109,8 @@ def test_a_hostile_network_is_an_outcome(
     else:
         verdict = sandbox.evaluate(file.read_text(), seed=3, max_params=MAX_PARAMS)
     assert verdict.outcome.value in header(file, "expected"), verdict
-    assert _machines_own(verdict.flags) == _machines_own(header(file, "flags"))
+    perhaps = header(file, "perhaps")
+    assert _machines_own(verdict.flags) - perhaps == _machines_own(header(file, "flags"))
     if verdict.outcome is Outcome.VALID:
         assert verdict.error is None
     else:

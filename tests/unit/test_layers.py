@@ -16,7 +16,18 @@ import archloop
 SOURCE = Path(archloop.__file__).parent
 
 ROOMS = (
-    {"types", "errors", "progress", "pace", "text", "files", "worker", "stats", "platforms"},
+    {
+        "types",
+        "errors",
+        "progress",
+        "pace",
+        "text",
+        "files",
+        "worker",
+        "stats",
+        "platforms",
+        "blocks",
+    },
     {"config"},
     {"code"},
     {"machine"},
@@ -64,6 +75,7 @@ ENGINES = {
 """What takes long to import."""
 
 OWNERS = {
+    "torch": {"blocks.py"},
     "sqlalchemy": {"store/rows.py", "store/schema2.py", "store/store.py", "store/tables.py"},
 }
 """Files that nothing can use without the engine, so they import it at their top."""

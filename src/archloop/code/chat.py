@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from archloop.code.blocks import Block, Pieces, fenced, repaired, unfenced
 from archloop.code.joining import Joiner
+from archloop.code.linking import linked, unlinked
 from archloop.code.policy import contract_fault, parse
 from archloop.types import Verdict
 
@@ -30,8 +31,10 @@ class Extraction:
 def render_code(code: str) -> str:
     """The assistant's answer: exactly one fenced Python block.
 
-    The fence is longer than any in the code.
+    The fence is longer than any in the code. Definitions of :mod:`archloop.blocks` are written as
+    the import that they came from.
     """
+    code = unlinked(code)
     longest = max((len(run) for run in re.findall("`+", code)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}python\n{code.strip()}\n{fence}"
@@ -48,8 +51,15 @@ def extract(answer: str) -> Extraction:
     Complete is what keeps the candidate contract. An answer without such a network still has code:
     its last ``Net``, complete or not, else its first Python block. A block that is cut off at the
     token limit counts to its end, and an answer without a fence if all of it is Python with a
-    ``Net``. What a reasoning model drafts does not count.
+    ``Net``. What a reasoning model drafts does not count. Imports of :mod:`archloop.blocks` are
+    replaced by the blocks.
     """
+    found = _found(answer)
+    return found if found.code is None else Extraction(linked(found.code))
+
+
+def _found(answer: str) -> Extraction:
+    """The code as it is written."""
     answer = _plain(answer)
     pieces = fenced(answer)
     blocks = [repaired(block) for block in pieces.blocks[-_BLOCKS:]]
@@ -91,7 +101,7 @@ def _network(blocks: Sequence[Block]) -> str | None:
 
 
 def _is_complete(source: str) -> bool:
-    tree = parse(source)
+    tree = parse(linked(source))
     return not isinstance(tree, Verdict) and contract_fault(tree) is None
 
 

@@ -1,10 +1,12 @@
-"""Reads the source of a network from bytes, as Python reads a file."""
+"""Reads the source of a network from bytes, as Python reads a file, with its building blocks."""
 
 from __future__ import annotations
 
 import codecs
 import io
 import tokenize
+
+from archloop.code.linking import linked
 
 BYTE_ORDER_MARK = "\ufeff"
 _MARKS = (
@@ -19,8 +21,14 @@ def decode_source(data: bytes) -> tuple[str, str | None]:
     """The text without a byte order mark, and what is wrong with its encoding.
 
     UTF-8, or what a line ``# -*- coding: latin-1 -*-`` names. Where that fails, the text has
-    replacement characters, and must not be used.
+    replacement characters, and must not be used. Imports of :mod:`archloop.blocks` are replaced by
+    the blocks.
     """
+    text, fault = _decoded(data)
+    return linked(text), fault
+
+
+def _decoded(data: bytes) -> tuple[str, str | None]:
     for mark, name in _MARKS:
         if data.startswith(mark):
             return data.decode(name, "replace"), f"encoded as {name}; save it as UTF-8"

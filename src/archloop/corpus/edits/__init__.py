@@ -1,0 +1,37 @@
+"""Edits of networks as text: source in, source out.
+
+:func:`edited` applies one edit; the library is :data:`archloop.corpus.edits.library.EDITS`.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+
+from archloop.code.linking import MODULE, linked, unlinked
+from archloop.corpus.edits.chains import chains
+from archloop.corpus.edits.library import EDITS, Edit, apply
+
+__all__ = ["EDITS", "Edit", "edited"]
+
+
+def edited(source: str, edit: Edit, rng: random.Random) -> str | None:
+    """The source after one edit, with its author's names; ``None`` where there is no place for it.
+
+    The blocks that an edit brings (``Skip``, ``Gate``, ...) are defined in the result, which is a
+    single file. Whether the edit did what it claims is for
+    :mod:`archloop.corpus.edits.verify` to say.
+
+    Args:
+        source: Of a network that parses; cleaned, as comments are lost.
+        edit: One of the library.
+        rng: Of the choice of a place.
+    """
+    short = unlinked(source)
+    tree = ast.parse(short)
+    if not apply(edit, chains(tree), rng):
+        return None
+    text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    if MODULE not in text:
+        text = f"from {MODULE} import *\n{text}"
+    return linked(text)
