@@ -118,6 +118,8 @@ def linked(source: str) -> str:
     own = _bound(node for node in tree.body if node not in imports)
     wanted = (used if everything else wanted) | {_CONTRACT}
     parts = [f"from {MODULE} import {', '.join(sorted(unknown))}"] * bool(unknown)
+    # What the network imports itself may come only after the blocks.
+    own -= library.imports.keys() - _bound(n for n in tree.body if n.lineno < imports[0].lineno)
     parts += library.text(library.closure(wanted - own) - own)
     return _without(source, imports, "\n\n".join(parts))
 

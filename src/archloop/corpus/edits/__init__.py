@@ -32,6 +32,12 @@ def edited(source: str, edit: Edit, rng: random.Random) -> str | None:
     if not apply(edit, chains(tree), rng):
         return None
     text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
-    if MODULE not in text:
-        text = f"from {MODULE} import *\n{text}"
-    return linked(text)
+    return linked(text if MODULE in text else _with_blocks(text))
+
+
+def _with_blocks(text: str) -> str:
+    """The source with an import of the blocks behind its own imports."""
+    body = ast.parse(text).body
+    last = max((n.lineno for n in body if isinstance(n, ast.Import | ast.ImportFrom)), default=0)
+    lines = text.split("\n")
+    return "\n".join([*lines[:last], f"from {MODULE} import *", *lines[last:]])

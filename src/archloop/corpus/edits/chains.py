@@ -2,7 +2,8 @@
 
 A chain is a sequence of expressions, each of which makes a layer that takes what the one before it
 gives: the arguments of ``nn.Sequential`` and of the blocks that are sequences, and the list that
-``layers`` of a :class:`archloop.blocks.Design` returns. A layer that is assigned by itself, as in
+``layers`` of a :class:`archloop.blocks.Design` returns, lists that are assigned, added or
+``extend`` another. A layer that is assigned or appended by itself, as in
 ``self.conv1 = nn.Conv2d(3, 16, 3)``, is a chain of one.
 """
 
@@ -16,6 +17,10 @@ from dataclasses import dataclass
 SEQUENCES = frozenset({"Sequential", "Skip", "Gate"})
 """What takes its layers as arguments, one after the other."""
 _LAYER = re.compile(r"nn\.|torch\.nn\.")
+_NO_LAYERS = frozenset(
+    {"ModuleList", "ModuleDict", "Parameter", "ParameterList", "CrossEntropyLoss", "super"}
+    | {"int", "float", "len", "max", "min", "range", "list", "tuple", "dict", "str", "sum"}
+)
 
 
 @dataclass
@@ -26,15 +31,15 @@ class Chain:
     _slot: tuple[ast.AST, str]
     """The node and its field that hold the layers."""
     inside: str
-    """Name of what holds them: ``Sequential``, ``Skip``, ``Gate``, ``layers`` or ``self``."""
+    """Name of what holds them: ``Sequential``, ``Skip``, ``Gate``, ``list`` or ``one``."""
 
     def replace(self, layers: Sequence[ast.expr]) -> None:
         """Write these layers in place of those that are there."""
         node, field = self._slot
         self.layers = [*layers]
-        if self.inside == "self":
+        if self.inside == "one":
             one = layers[0] if len(layers) == 1 else call("nn.Sequential", *layers)
-            setattr(node, field, one)
+            setattr(node, field, [one] if field == "args" else one)
         else:
             setattr(node, field, [*layers])
 
@@ -51,17 +56,30 @@ def _chains(tree: ast.AST) -> Iterator[Chain]:
                 called(node) in SEQUENCES and args and not _starred(args)
             ):
                 yield Chain([*args], (node, "args"), called(node))
-            case ast.FunctionDef(name="layers"):
-                for found in ast.walk(node):
-                    if isinstance(found, ast.Return) and isinstance(found.value, ast.List):
-                        yield Chain([*found.value.elts], (found.value, "elts"), "layers")
-            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"))], value=ast.Call()):
-                if _LAYER.match(ast.unparse(node.value.func)) and called(node.value) not in (
-                    SEQUENCES | {"ModuleList", "ModuleDict", "Parameter", "CrossEntropyLoss"}
-                ):
-                    yield Chain([node.value], (node, "value"), "self")
+            case (
+                ast.Return(value=ast.List(elts=layers))
+                | ast.Assign(value=ast.List(elts=layers))
+                | ast.AugAssign(op=ast.Add(), value=ast.List(elts=layers))
+                | ast.Call(func=ast.Attribute(attr="extend"), args=[ast.List(elts=layers)])
+            ) if any(map(_is_layer, layers)) and not _starred(layers):
+                held = node.args[0] if isinstance(node, ast.Call) else node.value
+                assert held is not None
+                yield Chain([*layers], (held, "elts"), "list")
+            case ast.Call(func=ast.Attribute(attr="append"), args=[layer]) if _is_layer(layer):
+                yield Chain([layer], (node, "args"), "one")
+            case ast.Assign(targets=[ast.Attribute(value=ast.Name(id="self"))], value=layer):
+                if _is_layer(layer) and called(layer) not in SEQUENCES:
+                    yield Chain([layer], (node, "value"), "one")
             case _:
                 pass
+
+
+def _is_layer(node: ast.expr) -> bool:
+    """Whether an expression makes a layer that edits may know."""
+    name = called(node)
+    if not isinstance(node, ast.Call) or name in _NO_LAYERS or not name:
+        return False
+    return isinstance(node.func, ast.Name) or _LAYER.match(ast.unparse(node.func)) is not None
 
 
 def _starred(args: Sequence[ast.expr]) -> bool:

@@ -60,7 +60,7 @@ class Conv:
 
     def number(self, name: str) -> int | None:
         """An argument that is written as a whole number; that of the blocks if left out."""
-        default = {"kernel": _KERNEL, "kernel_size": None}.get(name, 1)
+        default = {"kernel": _KERNEL, "kernel_size": None, "padding": 0}.get(name, 1)
         node = self.arguments.get(name)
         if node is None:
             return None if name in ("width", "out_channels") else default
@@ -71,12 +71,12 @@ class Conv:
     @property
     def kernel(self) -> int | None:
         """The side of a square kernel; ``None`` where it is another one or not known."""
-        return self.number("kernel" if self.is_block else "kernel_size")
+        return self.number(self.side)
 
     @property
     def width(self) -> int | None:
         """Output channels, where they are written as a number."""
-        return self.number("width" if self.is_block else "out_channels")
+        return self.number(self.out)
 
     @property
     def keeps_width(self) -> bool:
@@ -88,8 +88,32 @@ class Conv:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is one group without stride and dilation."""
-        return all(self.number(name) == 1 for name in ("stride", "groups", "dilation"))
+        """Whether it is one group without stride and dilation, and keeps the image's size."""
+        plain = all(self.number(name) == 1 for name in ("stride", "groups", "dilation"))
+        if self.is_block or not plain:
+            return plain
+        kernel = self.kernel
+        return kernel is not None and self.number("padding") == (kernel - 1) // 2
+
+    @property
+    def side(self) -> str:
+        """Name of the argument for the kernel."""
+        return "kernel" if self.is_block else "kernel_size"
+
+    @property
+    def out(self) -> str:
+        """Name of the argument for the output channels."""
+        return "width" if self.is_block else "out_channels"
+
+    def sized(self, kernel: int | tuple[int, int], dilation: int = 1) -> Conv:
+        """The same with another kernel or dilation, padded so that the image keeps its size."""
+        sides = (kernel, kernel) if isinstance(kernel, int) else kernel
+        changed: dict[str, object] = {"dilation": None if dilation == 1 else dilation}
+        if self.is_block:
+            return self.with_(kernel=None if kernel == _KERNEL else kernel, **changed)
+        padding = tuple(dilation * (side - 1) // 2 for side in sides)
+        same = padding[0] if padding[0] == padding[1] else padding
+        return self.with_(kernel_size=kernel, padding=same, **changed)
 
     def with_(self, **numbers: object) -> Conv:
         """The same with other arguments; ``None`` takes one out."""

@@ -25,6 +25,7 @@ _LONGEST = 3
 """Most layers that a skip connection goes around."""
 _POOLS = frozenset({"MaxPool2d", "AvgPool2d"})
 _WEIGHTED = frozenset({"conv", "depthwise", "Conv2d", "LazyConv2d", "Attention"})
+_NORMS = ("BatchNorm2d", "LazyBatchNorm2d", "GroupNorm")
 _SHAPELESS = frozenset(
     {*ACTIVATIONS, "BatchNorm2d", "LazyBatchNorm2d", "GroupNorm", "Dropout", "Dropout2d", "Gate"}
     | {"Skip", "Attention", "Identity"}
@@ -32,11 +33,10 @@ _SHAPELESS = frozenset(
 """Layers that surely keep the shape."""
 _SQUEEZES = (
     "Gate(nn.AdaptiveAvgPool2d(1), mix())",
-    "Gate(nn.AdaptiveAvgPool2d(1), mix(16), nn.ReLU(), mix())",
     "Gate(mix(1))",
     "Gate(depthwise(7), mix(1))",
 )
-"""Gates by channel, with and without a bottleneck, and by position."""
+"""Gates by channel (squeeze-and-excitation without a bottleneck), and by position."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,37 @@ def _keeps_shape(layer: ast.expr) -> bool:
     """Whether a layer surely, or for all that is written, keeps the shape of what it takes."""
     conv = Conv.read(layer)
     if conv is not None:
-        padded = conv.is_block or conv.number("padding") != 0
-        return conv.keeps_width and conv.number("stride") == 1 and padded
+        return conv.keeps_width and (conv.is_plain or (conv.is_block and _has_stride_1(conv)))
     if called(layer) == "depthwise":
         return "stride" not in ast.unparse(layer)
     return called(layer) in _SHAPELESS
+
+
+def _has_stride_1(conv: Conv) -> bool:
+    return conv.number("stride") == 1
+
+
+def _is_first(layers: Layers, place: int) -> bool:
+    """Whether a layer may be the first of the network, which takes the image itself."""
+    return place == 0 and len(layers) > 1
+
+
+def _add_residual(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
+    inner = rng.choice(("conv()", "conv(), conv()", "depthwise(), conv(kernel=1)"))
+    for i in _ends_of_layers(layers, rng):
+        return _spliced(layers, i, i, [expression(f"Skip({inner})")])
+    return None
+
+
+def _ends_of_layers(layers: Layers, rng: random.Random) -> list[int]:
+    """Places behind a convolution with its normalisation and activation, in random order."""
+    found = []
+    for i in _places(layers, rng, *_WEIGHTED - {"Attention"}, "Skip", "Join", "Add"):
+        end = i + 1
+        while end < len(layers) and called(layers[end]) in (*ACTIVATIONS, *_NORMS):
+            end += 1
+        found.append(end)
+    return found
 
 
 def _add_skip(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
@@ -100,7 +126,7 @@ def _remove_skip(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
 def _separate(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
     for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is None or not conv.kernel or conv.kernel < 3 or i == 0:
+        if conv is None or not conv.kernel or conv.kernel < 3 or _is_first(layers, i):
             continue
         if conv.is_block:
             if conv.number("groups") != 1:
@@ -111,6 +137,8 @@ def _separate(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
             point = conv.with_(kernel=1, stride=None, dilation=None)
         else:
             if "groups" in conv.arguments or "in_channels" not in conv.arguments:
+                continue
+            if conv.number("dilation") != 1:
                 continue
             inputs = ast.unparse(conv.arguments["in_channels"])
             depth = conv.with_(out_channels=inputs, groups=inputs).write()
@@ -130,7 +158,7 @@ def _has(conv: Conv, name: str) -> bool:
 def _group(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
     for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is None or i == 0 or not conv.is_plain or conv.kernel == 1:
+        if conv is None or _is_first(layers, i) or not conv.is_plain or conv.kernel == 1:
             continue
         groups = rng.choice(_GROUPS)
         if (conv.width or 0) % groups == 0:
@@ -139,29 +167,23 @@ def _group(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
 
 
 def _add_gate(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
-    for i in _places(layers, rng, "conv", "Skip", "Join", "depthwise"):
-        return _spliced(layers, i + 1, i + 1, [expression(rng.choice(_SQUEEZES))])
-    for i in _places(layers, rng, *ACTIVATIONS):
-        return _spliced(layers, i + 1, i + 1, [expression(_SQUEEZES[0])])
+    for i in _ends_of_layers(layers, rng):
+        return _spliced(layers, i, i, [expression(rng.choice(_SQUEEZES))])
     return None
 
 
 def _branch(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
-    for i in _places(layers, rng, "conv"):
+    for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is None or conv.kernel is None or not conv.is_plain or i == 0:
+        if conv is None or conv.kernel is None or not conv.is_plain or _is_first(layers, i):
             continue
-        other = rng.choice([k for k in _KERNELS if k != conv.kernel])
+        other = conv.sized(rng.choice([k for k in _KERNELS if k != conv.kernel]))
         if conv.width is None:
-            kernels = [conv.with_(kernel=None if k == 3 else k) for k in (conv.kernel, other)]
-            return _spliced(layers, i, i + 1, [call("Add", *(c.write() for c in kernels))])
+            return _spliced(layers, i, i + 1, [call("Add", conv.write(), other.write())])
         if conv.width % 4:
             continue
         first = rng.choice((conv.width // 2, conv.width // 4))
-        halves = [
-            conv.with_(width=first, kernel=None if other == 3 else other),
-            conv.with_(width=conv.width - first),
-        ]
+        halves = [other.with_(**{conv.out: first}), conv.with_(**{conv.out: conv.width - first})]
         return _spliced(layers, i, i + 1, [call("Join", *(h.write() for h in halves))])
     return None
 
@@ -226,20 +248,25 @@ def _width_before(layers: Layers, place: int) -> int | None:
 
 
 def _dilate(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
-    for i in _places(layers, rng, "conv"):
+    for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is not None and conv.is_plain and (conv.kernel or 0) > 1:
-            return _spliced(layers, i, i + 1, [conv.with_(dilation=2).write()])
+        if conv is not None and conv.is_plain and conv.kernel and conv.kernel > 1:
+            return _spliced(layers, i, i + 1, [conv.sized(conv.kernel, dilation=2).write()])
     return None
 
 
 def _factor(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
-    for i in _places(layers, rng, "conv"):
+    for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is None or (conv.kernel or 0) < 3 or not conv.is_plain:
+        if conv is None or not conv.kernel or conv.kernel < 3 or not conv.is_plain:
             continue
-        first = conv.with_(kernel=f"(1, {conv.kernel})")
-        second = conv.with_(width=None, kernel=f"({conv.kernel}, 1)")
+        first, second = conv.sized((1, conv.kernel)), conv.sized((conv.kernel, 1))
+        if conv.is_block:
+            second = second.with_(width=None)
+        elif "in_channels" in conv.arguments and "out_channels" in conv.arguments:
+            second = second.with_(in_channels=ast.unparse(conv.arguments["out_channels"]))
+        else:
+            continue
         return _spliced(layers, i, i + 1, [first.write(), second.write()])
     return None
 
@@ -249,6 +276,8 @@ def _deepen(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
         conv = Conv.read(layers[i])
         new = layers[i] if conv is None else conv.with_(width=None, stride=None).write()
         return _spliced(layers, i + 1, i + 1, [new])
+    for i in _ends_of_layers(layers, rng):
+        return _spliced(layers, i, i, [expression("conv()")])
     return None
 
 
@@ -322,6 +351,7 @@ EDITS: dict[str, Edit] = {
     edit.name: edit
     for edit in (
         Edit("add_skip", "Add a skip connection.", _add_skip, {"skips": 1}),
+        Edit("add_residual", "Add a residual block.", _add_residual, {"skips": 1, "depth": 1}),
         Edit("remove_skip", "Remove a skip connection.", _remove_skip, {"skips": -1}),
         Edit(
             "separate",
@@ -368,8 +398,13 @@ EDITS: dict[str, Edit] = {
 """Every edit by its name."""
 
 
+def _weighted(chain: Chain) -> int:
+    """Convolutions and blocks in a chain."""
+    return sum(called(layer) in (*_WEIGHTED, "Skip", "Gate") for layer in chain.layers)
+
+
 def apply(edit: Edit, found: Sequence[Chain], rng: random.Random) -> bool:
-    """Apply an edit in one of the chains, the longest ones first; whether it found a place."""
+    """Apply an edit to one chain, those with most convolutions first; whether it found a place."""
     if edit.everywhere:
         state, changed = rng.getstate(), False
         for chain in found:
@@ -378,7 +413,7 @@ def apply(edit: Edit, found: Sequence[Chain], rng: random.Random) -> bool:
                 chain.replace(new)
                 changed = True
         return changed
-    order = sorted(found, key=lambda chain: (-len(chain.layers), rng.random()))
+    order = sorted(found, key=lambda chain: (-_weighted(chain), rng.random()))
     for chain in order:
         new = edit.change(chain.layers, rng)
         if new is not None:
