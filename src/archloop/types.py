@@ -94,6 +94,24 @@ Flag = Literal[
 and the text that :mod:`archloop.code.hygiene` finds in its source."""
 
 
+PROFILE = (
+    "depth",
+    "skips",
+    "joins",
+    "gates",
+    "grouped_convs",
+    "depthwise_convs",
+    "attentions",
+    "dilated_convs",
+    "asymmetric_convs",
+    "recurrents",
+    "global_pools",
+    "norms",
+    "linear_share",
+)
+"""Measures of a computation graph's structure; see :func:`archloop.novelty.structure.profile`."""
+
+
 def flag_name(flag: str) -> str:
     """The flag without its details, which follow a colon."""
     return flag.partition(":")[0]
@@ -229,8 +247,6 @@ class Verdict:
     """The last of what the network printed."""
     graph: GraphSketch | None = None
     """Of a valid network that could be traced."""
-    macs: int | None = None
-    """Multiply-accumulates of one forward pass of one image, from the traced graph."""
 
     def __post_init__(self) -> None:
         if self.error is not None:
@@ -247,6 +263,9 @@ class GraphSketch:
     """Sorted 64-bit little-endian hashes of small neighbourhoods."""
     outputs: tuple[float, ...] | None = None
     """Of the network under equal weights (:mod:`archloop.novelty.outputs`); ``None``: not known."""
+    profile: dict[str, float] | None = None
+    """Measures of the graph by name (:mod:`archloop.novelty.structure`), with ``macs`` where they
+    can be counted; ``None``: not known."""
 
 
 @dataclass(frozen=True)

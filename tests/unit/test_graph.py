@@ -34,7 +34,7 @@ from archloop.novelty.graph import (
     checked_sketch,
     parse,
 )
-from archloop.novelty.macs import cost
+from archloop.novelty.macs import cost, macs
 from archloop.novelty.rules import _RULES
 from archloop.progress import Silent
 from archloop.sandbox import Sandbox
@@ -625,7 +625,9 @@ def test_outputs_times_inputs_of_one_operator_are_bounded() -> None:
 
 def test_a_sketch_from_elsewhere_has_the_form_of_one(plain: dict[str, Any]) -> None:
     honest = sketch_graph(plain)
-    assert checked_sketch(honest.hash, honest.shingles) == honest
+    assert checked_sketch(honest.hash, honest.shingles, honest.profile) == honest
+    for odd in (None, [], {}, honest.profile | {"depth": "2"}, honest.profile | {"depth": -1}):
+        assert checked_sketch(honest.hash, honest.shingles, odd).profile is None
     for hash, packed in (
         (None, honest.shingles),
         (honest.hash.upper().replace("0", "G"), honest.shingles),
@@ -647,5 +649,8 @@ def test_a_process_finds_the_same_sketch_and_cost_as_its_graph(
     assert verdict.outcome is Outcome.VALID
     assert found is not None
     assert found.graph.outputs is not None
-    assert replace(found.graph, outputs=None) == sketch_graph(plain)
+    expected = sketch_graph(plain)
+    assert expected.profile is not None
+    profile = expected.profile | {"macs": float(macs(plain) or 0)}
+    assert replace(found.graph, outputs=None) == replace(expected, profile=profile)
     assert found.cost == cost(plain)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from archloop.search.measures import MEASURES
 from archloop.store.store import Store
-from archloop.types import Completion, Outcome, Request, Verdict
+from archloop.types import PROFILE, Completion, GraphSketch, Outcome, Request, Verdict
 
 
 def test_every_measure_that_the_store_holds_is_described(tmp_path: Path) -> None:
@@ -14,8 +14,8 @@ def test_every_measure_that_the_store_holds_is_described(tmp_path: Path) -> None
         first_epoch_accuracy=0.5,
         train_seconds=2.0,
         harness_accuracy=0.4,
-        macs=3,
         work=1.5,
+        graph=GraphSketch("0" * 64, b"", profile=dict.fromkeys((*PROFILE, "macs"), 3.0)),
     )
     with Store(tmp_path / "run.db") as store:
         store.add_requests([Request(1, 0, 0, "t", (), 0.0)])
@@ -34,4 +34,4 @@ def test_every_measure_that_the_store_holds_is_described(tmp_path: Path) -> None
     fields = row.to_json()
     held = {name for name in MEASURES if fields.get(name) is not None} | set(row.measures)
     assert held == set(MEASURES)
-    assert {m.direction for m in MEASURES.values()} == {"max", "min"}
+    assert {m.direction for m in MEASURES.values()} == {"max", "min", None}

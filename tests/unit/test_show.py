@@ -15,6 +15,7 @@ from archloop.store.run_dir import RunDir
 from archloop.store.store import Store
 from archloop.text import visible
 from archloop.types import (
+    PROFILE,
     Completion,
     CycleStats,
     Decision,
@@ -49,9 +50,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
             store.add_completions([Completion(cycle, i, HOSTILE, 33, "length") for i in range(4)])
             for index in (0, 1):
-                graph = GraphSketch("abc", bytes(8))
+                profile = dict.fromkeys(PROFILE, 0.0) | {"macs": 5000.0, "gates": 2.0, "depth": 4.0}
+                graph = GraphSketch("abc", bytes(8), profile=profile)
                 verdict = Verdict(
-                    Outcome.VALID, None, 1234, 0.5, 2.5, flags=("batch",), graph=graph, macs=5000
+                    Outcome.VALID, None, 1234, 0.5, 2.5, flags=("batch",), graph=graph
                 )
                 add(store, cycle, index, verdict)
             add(store, cycle, 2, Verdict(Outcome.FORWARD_ERROR, ERROR))
@@ -115,6 +117,8 @@ def test_everything_about_a_candidate_is_shown(run: Path) -> None:
         "n_params: 1,234 parameters",
         "train_seconds: 2.5 seconds",
         "macs: 5,000 multiply-accumulates",
+        "structure: gate",
+        "depth: 4 layers",
         "decision: near_duplicate, rejected by text (threshold of the cycle 40.00%)",
         "similarity: J_train 0.2500, J_gen 0.9375; with names and numbers folded 0.5000 and 0.7500",
         "nearest by text: c01-0001 (accepted, 50.00%)",
@@ -162,7 +166,8 @@ def test_json_has_it_all_in_one_line(run: Path) -> None:
     )
     assert (row["code"], row["completion"], row["threshold"]) == (CODE, HOSTILE, 0.4)
     assert [m["role"] for m in row["prompt"]] == ["system", "user"]
-    assert row["measures"] == {"macs": 5000.0}
+    assert row["measures"]["macs"] == 5000.0
+    assert row["measures"]["gates"] == 2.0
     pending = json.loads(show(str(run), "c02-0003", "--json").output)
     assert (pending["id"], pending["outcome"], pending["code"]) == ("c02-0003", None, None)
 

@@ -190,7 +190,9 @@ def test_requests_come_back_and_do_not_change(store: Store) -> None:
 
 def test_commit_writes_decisions_and_statistics(store: Store) -> None:
     add_completions(store, [make_completion(1, i) for i in range(3)])
-    for index, verdict in enumerate((VALID, FAILED, replace(VALID, macs=10**12))):
+    for index, verdict in enumerate(
+        (VALID, FAILED, replace(VALID, graph=GraphSketch("ab", b"", profile={"macs": 1e12})))
+    ):
         judge(store, 1, index, verdict)
     first, failed, third = store.candidates(1)
     decisions = [accept(first), refuse(third)]

@@ -175,12 +175,14 @@ def _facts(shown: _Shown) -> Iterator[tuple[str, str]]:
 
 def _measures(candidate: Candidate) -> Iterator[tuple[str, str]]:
     """What was measured, by the names of the tables."""
+    from archloop.novelty.structure import structure_class
     from archloop.search.measures import MEASURES
+    from archloop.types import PROFILE
 
     named = ("first_epoch_accuracy", "harness_accuracy", "n_params", "train_seconds")
     values = {name: getattr(candidate, name) for name in named} | candidate.measures
     for name, value in values.items():
-        if value is None:
+        if value is None or (name in PROFILE and not value):
             continue
         measure = MEASURES.get(name)
         if measure is None:
@@ -189,6 +191,8 @@ def _measures(candidate: Candidate) -> Iterator[tuple[str, str]]:
             yield name, f"{value:.2%}"
         else:
             yield name, f"{value:,.1f}".removesuffix(".0") + f" {measure.unit}"
+    if (found := structure_class(candidate.measures)) is not None:
+        yield "structure", found
 
 
 def _decided(shown: _Shown, candidate: Candidate) -> Iterator[tuple[str, str]]:

@@ -132,10 +132,10 @@ def evaluate_many(
 
 
 def _measures(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Multiply-accumulates, and the most work of all trainings."""
-    macs = [v.macs for v in verdicts if v.macs is not None]
+    """The measures of the graph, and the most work of all trainings."""
+    profiles = [v.graph.profile for v in verdicts if v.graph and v.graph.profile]
     work = [v.work for v in verdicts if v.work is not None]
-    return ({"macs": float(macs[0])} if macs else {}) | ({"work": max(work)} if work else {})
+    return (profiles[0] if profiles else {}) | ({"work": max(work)} if work else {})
 
 
 def _row(

@@ -18,7 +18,7 @@ from archloop.machine.downloads import cache_dir, lock
 from archloop.progress import Observer, Progress
 from archloop.types import GraphSketch, Outcome
 
-_VERSION = 5
+_VERSION = 6
 """Raised when tracing or the canonical form changes."""
 _PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
 """Another try may end otherwise, so these are not kept."""
@@ -92,7 +92,8 @@ def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
         row = json.loads(line)
         shingles = base64.b64decode(row["shingles"])
         outputs = tuple(row["outputs"]) or None
-        yield row["code"], GraphSketch(row["hash"], shingles, outputs) if row["hash"] else None
+        sketch = GraphSketch(row["hash"], shingles, outputs, row["profile"])
+        yield row["code"], sketch if row["hash"] else None
 
 
 def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
@@ -104,5 +105,6 @@ def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
                 "hash": None if graph is None else graph.hash,
                 "shingles": base64.b64encode(shingles).decode(),
                 "outputs": [] if graph is None else graph.outputs or [],
+                "profile": None if graph is None else graph.profile,
             }
             sink.write(json.dumps(row) + "\n")

@@ -31,8 +31,6 @@ class Traced:
     verdict: Verdict
     """On building it; without a graph, its ``error`` says why."""
     graph: GraphSketch | None
-    macs: int | None
-    """Multiply-accumulates of one forward pass of one image."""
 
 
 @dataclass(frozen=True)

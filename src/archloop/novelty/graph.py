@@ -31,6 +31,7 @@ import numpy as np
 from archloop.errors import UsageError
 from archloop.novelty.canonical import LEAVES, UNORDERED, Call, Canonical, Input, Node
 from archloop.novelty.rules import apply
+from archloop.novelty.structure import checked_profile, profile
 from archloop.novelty.tokens import jaccard
 from archloop.types import GraphSketch
 
@@ -327,13 +328,14 @@ def _shingles(nodes: list[Node], hash: str) -> NDArray[np.uint64]:
 
 
 def sketch_graph(graph: Graph) -> GraphSketch:
-    """Hash and shingles of a graph, to keep and compare later."""
+    """Hash, shingles and structure profile of a graph, to keep and compare later."""
     nodes = canonical(graph)
     hash = _hash(nodes)
-    return GraphSketch(hash, _shingles(nodes, hash).astype("<u8").tobytes())
+    shingles = _shingles(nodes, hash).astype("<u8").tobytes()
+    return GraphSketch(hash, shingles, profile=profile(nodes))
 
 
-def checked_sketch(hash: Any, shingles: bytes) -> GraphSketch:
+def checked_sketch(hash: Any, shingles: bytes, profile: Any = None) -> GraphSketch:
     """A sketch from an untrusted process.
 
     Raises:
@@ -346,7 +348,7 @@ def checked_sketch(hash: Any, shingles: bytes) -> GraphSketch:
     values = np.frombuffer(shingles, "<u8")
     if not (values[1:] > values[:-1]).all():
         raise GraphError("shingles are not sorted and unique")
-    return GraphSketch(hash, shingles)
+    return GraphSketch(hash, shingles, profile=checked_profile(profile))
 
 
 def graph_distance(a: Graph, b: Graph) -> float:

@@ -14,8 +14,8 @@ class Measure:
     """A named number of a valid candidate."""
 
     name: str
-    direction: Literal["max", "min"]
-    """Whether more or less of it is better."""
+    direction: Literal["max", "min"] | None
+    """Whether more or less of it is better; ``None``: neither, it describes the network."""
     unit: str
     description: str
 
@@ -38,6 +38,19 @@ MEASURES: dict[str, Measure] = {
             "work", "min", "ratio", "work of its training over that of the fixed training loop"
         ),
         Measure("train_seconds", "min", "seconds", "wall clock of the epoch, on this machine"),
+        Measure("depth", None, "layers", "weighted layers on the longest path"),
+        Measure("skips", None, "sums", "sums of two paths"),
+        Measure("joins", None, "concatenations", "concatenations of two values"),
+        Measure("gates", None, "products", "products of two paths"),
+        Measure("grouped_convs", None, "convolutions", "with groups, but for depthwise ones"),
+        Measure("depthwise_convs", None, "convolutions", "one filter for each channel"),
+        Measure("attentions", None, "products", "products of two matrices of data"),
+        Measure("dilated_convs", None, "convolutions", "with gaps between their weights"),
+        Measure("asymmetric_convs", None, "convolutions", "with a kernel that is not square"),
+        Measure("recurrents", None, "layers", "calls of recurrent layers"),
+        Measure("global_pools", None, "reductions", "over height and width"),
+        Measure("norms", None, "layers", "of normalisation"),
+        Measure("linear_share", None, "fraction", "of the parameters, in linear layers"),
     )
 }
 """Every measure by its name."""

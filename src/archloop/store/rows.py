@@ -21,6 +21,7 @@ from archloop.store.tables import (
     REQUESTS,
 )
 from archloop.types import (
+    PROFILE,
     Candidate,
     Completion,
     CycleStats,
@@ -43,7 +44,6 @@ _VERDICT_MEASURES = (
     "first_epoch_accuracy",
     "train_seconds",
     "harness_accuracy",
-    "macs",
     "work",
 )
 """The fields of a :class:`Verdict` that are measures."""
@@ -113,6 +113,7 @@ def of_measures(verdict: Verdict) -> list[dict[str, Any]]:
     """Name and value of what was measured."""
     measured = [(name, getattr(verdict, name)) for name in _VERDICT_MEASURES]
     outputs = () if verdict.graph is None else verdict.graph.outputs or ()
+    measured += () if verdict.graph is None else (verdict.graph.profile or {}).items()
     measured += [(f"{_OUTPUT}{place}", number) for place, number in enumerate(outputs)]
     return [{"name": name, "value": float(v)} for name, v in measured if v is not None]
 
@@ -153,9 +154,10 @@ def _candidate(row: dict[str, Any], measures: dict[str, float]) -> Candidate:
     row["outcome"], row["flags"] = Outcome(row["outcome"]), tuple(row["flags"])
     for name in _CANDIDATE_FIELDS & measures.keys():
         row[name] = int(measures.pop(name)) if name in _COUNTS else measures.pop(name)
+    profile = {name: measures[name] for name in (*PROFILE, "macs") if name in measures} or None
     return Candidate(
         id=candidate_id(row["cycle"], row["index"]),
-        graph=None if hash is None else GraphSketch(hash, shingles, outputs),
+        graph=None if hash is None else GraphSketch(hash, shingles, outputs, profile),
         measures=measures,
         **row,
     )

@@ -200,11 +200,15 @@ def _densify(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
 
 
 def _multiply(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
-    for i in _places(layers, rng, "conv"):
+    for i in _places(layers, rng, "conv", "Conv2d"):
         conv = Conv.read(layers[i])
-        if conv is not None and i > 0 and not _has(conv, "act"):
-            pair = call("Multiply", conv.write(), conv.with_(act="nn.Sigmoid").write())
-            return _spliced(layers, i, i + 1, [pair])
+        if conv is None or _is_first(layers, i) or _has(conv, "act"):
+            continue
+        if conv.is_block:
+            gate = conv.with_(act="nn.Sigmoid").write()
+        else:
+            gate = call("nn.Sequential", conv.write(), expression("nn.Sigmoid()"))
+        return _spliced(layers, i, i + 1, [call("Multiply", conv.write(), gate)])
     return None
 
 
@@ -300,9 +304,13 @@ def _drop_stage(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
 
 def _pool_to_stride(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
     for i in _places(layers, rng, *_POOLS):
-        conv = Conv.read(layers[i - 1]) if i > 0 else None
+        place = i - 1
+        while place > 0 and called(layers[place]) in (*ACTIVATIONS, *_NORMS):
+            place -= 1
+        conv = Conv.read(layers[place]) if place >= 0 else None
         if conv is not None and conv.number("stride") == 1 and conv.number("dilation") == 1:
-            return _spliced(layers, i - 1, i + 1, [conv.with_(stride=2).write()])
+            strided = conv.with_(stride=2).write()
+            return _spliced(layers, place, i + 1, [strided, *layers[place + 1 : i]])
     return None
 
 
@@ -310,10 +318,21 @@ def _global_head(layers: Layers, rng: random.Random) -> list[ast.expr] | None:  
     for i, layer in enumerate(layers):
         if called(layer) == "Flatten" and i + 1 < len(layers):
             last = layers[-1]
-            if called(last) in ("LazyLinear", "Linear") and isinstance(last, ast.Call):
+            if called(last) in _LINEAR and isinstance(last, ast.Call) and last.args:
                 start = i - (i > 0 and called(layers[i - 1]) == "AdaptiveAvgPool2d")
                 return [*layers[:start], call("head", last.args[-1])]
-    return None
+    if not layers:
+        return None
+    last = layers[-1]
+    if called(last) == "Linear" and isinstance(last, ast.Call) and len(last.args) == 2:
+        return [call("nn.LazyLinear", last.args[1])]
+    return [
+        expression("nn.AdaptiveAvgPool2d(1)") if called(layer) == "AdaptiveAvgPool2d" else layer
+        for layer in layers
+    ]
+
+
+_LINEAR = ("LazyLinear", "Linear")
 
 
 def _widen(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
@@ -389,6 +408,7 @@ EDITS: dict[str, Edit] = {
             "Replace the linear head by global pooling.",
             _global_head,
             {"linear_share": -1},
+            everywhere=True,
         ),
         Edit("widen", "Make the network wider.", _widen, {"n_params": 1}, True),
         Edit("narrow", "Make the network narrower.", _narrow, {"n_params": -1}, True),

@@ -89,7 +89,7 @@ def _trace(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
 
 
 def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
-    """Hash, shingles and cost of the graph: worked out here, under this process's limits.
+    """Hash, shingles, structure and cost of the graph, found here, under this process's limits.
 
     Then what it answers under equal weights; the graph counts whatever becomes of that.
     """
@@ -105,6 +105,7 @@ def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
         else:
             shingles = found.shingles
             message |= {"hash": found.hash, "bytes": len(shingles), **cost(graph)._asdict()}
+            message["profile"] = found.profile
     wire.send(sock, message)
     sock.sendall(shingles)
     if shingles:

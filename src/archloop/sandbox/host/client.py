@@ -270,7 +270,6 @@ class Sandbox:
             flags=flags.merged(found, traced.flags),
             output=trained.output,
             graph=None if sketched is None else sketched.graph,
-            macs=None if sketched is None else sketched.cost.macs,
         )
 
     def _train(

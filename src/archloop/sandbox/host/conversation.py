@@ -225,9 +225,11 @@ def sketch(conversation: Conversation) -> tuple[Verdict, Sketch | None]:
         number(message, "operators"),
     )
     try:
-        found = checked_sketch(message.get("hash"), shingles)
+        found = checked_sketch(message.get("hash"), shingles, message.get("profile"))
     except GraphError as error:
         raise wire.WireError(f"no graph: {error}") from None
+    if found.profile is not None and cost.macs is not None:
+        found = replace(found, profile=found.profile | {"macs": float(cost.macs)})
     verdict = conversation.verdict(Outcome.VALID, None)
     return verdict, Sketch(replace(found, outputs=_outputs(conversation)), cost)
 
