@@ -175,6 +175,10 @@ class Origin:
     """Digest of the prompt template, where there is one."""
     parents: tuple[str, ...] = ()
     """Ids of the candidates that the prompt shows."""
+    structure: str | None = None
+    """Structure class that the prompt asks for, where it asks for one."""
+    max_params: int | None = None
+    """Parameter budget that the prompt asks for, where it is not the task's."""
 
 
 @dataclass(frozen=True)

@@ -176,6 +176,7 @@ def _facts(shown: _Shown) -> Iterator[tuple[str, str]]:
 def _measures(candidate: Candidate) -> Iterator[tuple[str, str]]:
     """What was measured, by the names of the tables."""
     from archloop.novelty.structure import structure_class
+    from archloop.search.archive import AGAIN
     from archloop.search.measures import MEASURES
     from archloop.types import PROFILE
 
@@ -185,7 +186,9 @@ def _measures(candidate: Candidate) -> Iterator[tuple[str, str]]:
         if value is None or (name in PROFILE and not value):
             continue
         measure = MEASURES.get(name)
-        if measure is None:
+        if name.startswith(AGAIN):
+            yield f"trained again, {name.removeprefix(AGAIN)}", f"{value:.2%}"
+        elif measure is None:
             yield name, f"{value:g}"
         elif measure.unit == "fraction":
             yield name, f"{value:.2%}"

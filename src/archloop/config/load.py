@@ -97,7 +97,7 @@ class RunConfig(Section):
         self.finetune.check()
         search, lowest = self.search, self.generation.temperature
         if isinstance(search, PaperSearch):
-            search.check(lowest)
+            search.check(lowest, self.prompt)
         sections = {name: traits.section for name, traits in ENGINES.items()}
         check_sections(chosen, {name: getattr(self, name) for name in sections if sections[name]})
         if ENGINES[chosen].section is OpenAIConfig and not self.openai.base_url:

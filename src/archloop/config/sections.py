@@ -69,7 +69,8 @@ class PromptConfig(Section):
     system: str = ""
     """System message; empty: the packaged template."""
     user: str = ""
-    """User message with ``{dataset}``, ``{shape}``, ``{classes}``, ``{max_params}``; empty: the
+    """User message with ``{dataset}``, ``{shape}``, ``{classes}``, ``{max_params}``, and perhaps
+    ``{structure}``, where the structure class that is asked for stands, or ``any``; empty: the
     packaged one."""
 
 
@@ -324,15 +325,37 @@ class PaperSearch(Section):
     """The highest that ``temperature_step`` leads to."""
     most_near_duplicates: Fraction = 0.10
     least_valid: Fraction = 0.85
+    condition: Literal["none", "even", "best"] = "none"
+    """Each prompt asks for a structure class and a parameter budget, where ``prompt.user`` has
+    ``{structure}``: ``even``, drawn uniformly from all known classes and from the budgets within a
+    factor of ten below ``task.max_params``; ``best``, every second one for a class that did well,
+    within the whole budget. ``none``: all prompts are the same (paper)."""
+    select: Literal["threshold", "niche"] = "threshold"
+    """``niche``: candidates are judged among those of their structure class and cell of MACs:
+    ``selection.percentile`` is taken within the niche, and the ``niche_size`` best of each are
+    accepted. ``threshold``: one for all (paper)."""
+    niche_size: int = Field(3, ge=1, le=10_000)
+    """With ``select = "niche"``: networks of a niche that are accepted in a cycle, at most."""
+    champion_repeats: int = Field(0, ge=0, le=100)
+    """With ``select = "niche"``: a candidate that would be the best of its niche so far is trained
+    again with so many other seeds, and judged by the lower 95 % bound of its mean accuracy."""
 
-    def check(self, lowest: float) -> None:
-        """Refuse a highest temperature below ``generation.temperature``.
+    def check(self, lowest: float, prompt: PromptConfig) -> None:
+        """Refuse keys that contradict others.
 
         Raises:
-            ValueError: It is.
+            ValueError: The highest temperature is below ``generation.temperature``, the prompt has
+            no place for what ``condition`` draws, or there are repeats without niches.
         """
         if self.temperature_step and self.temperature_max < lowest:
             raise ValueError("search.temperature_max: below generation.temperature")
+        if self.champion_repeats and self.select != "niche":
+            raise ValueError("search.champion_repeats: only with search.select = 'niche'")
+        if self.condition != "none" and "{structure}" not in prompt.user:
+            raise ValueError(
+                f"search.condition = {self.condition!r}: only with a prompt.user that has "
+                "{structure}"
+            )
 
 
 class RandomSearch(Section):

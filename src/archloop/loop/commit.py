@@ -46,7 +46,7 @@ def commit_cycle(
         n_tokens=sum(c.n_tokens for c in run.store.completions(cycle)),
         threshold=decided.threshold,
         temperature=temperatures.pop() if len(temperatures) == 1 else None,
-        decided=_about_adapter(adapter),
+        decided=_about_adapter(adapter) | decided.decided,
     )
     run.store.commit_cycle(stats, decided.decisions)
     return stats

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from archloop.config import RandomSearch
 from archloop.corpus.pairs import read_pairs, seeds_to_judge, write_pairs
 from archloop.corpus.seed_corpus import accepted_pair, seed_pairs
@@ -10,9 +12,11 @@ from archloop.evaluation.graphs import graphs_of
 from archloop.evaluation.probing import seed_prober
 from archloop.loop.context import NO_ADAPTER, RunContext
 from archloop.machine.downloads import sha256_of
+from archloop.novelty.structure import structure_class
 from archloop.search.history import History, Known
+from archloop.search.prompts import parameter_cap
 from archloop.store.run_dir import CORPORA
-from archloop.types import ChatPair
+from archloop.types import Candidate, ChatPair, Message
 
 
 def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
@@ -36,13 +40,27 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         llm = {"model": _writer(run), "adapter": adapter}
         asked = {r.index: r.messages for r in run.store.requests(cycle - 1)}
         pairs = corpus_of(run, cycle - 1) + [
-            # A generator without an LLM had no prompt; the network answers the run's.
-            accepted_pair(c, asked[c.index] or run.prompt, **llm)
-            for c in new
+            accepted_pair(c, _prompt_of(run, c, asked[c.index]), **llm) for c in new
         ]
     write_pairs(file, pairs)
     _check_corpus(run, cycle)
     return pairs
+
+
+def _prompt_of(
+    run: RunContext, candidate: Candidate, asked: Sequence[Message]
+) -> Sequence[Message]:
+    """The prompt that an accepted network answers.
+
+    Where prompts ask for a structure it is the one that the network has, whatever it was asked
+    for, so that the LLM learns what the words mean. A generator without an LLM had no prompt; its
+    network answers the run's.
+    """
+    template = run.template
+    if template.asks_structure and candidate.n_params is not None:
+        budget = min(parameter_cap(candidate.n_params), run.config.task.max_params)
+        return template.render(run.subject, budget, structure_class(candidate.measures))
+    return asked or run.prompt
 
 
 def _writer(run: RunContext) -> str:

@@ -15,6 +15,7 @@ from archloop.loop.context import RunContext, open_context
 from archloop.loop.corpora import corpus_of, history_of
 from archloop.loop.learn import adapter_of
 from archloop.loop.pipeline import generate_and_evaluate
+from archloop.loop.repeats import train_again
 from archloop.progress import Observer, Progress, Silent
 from archloop.store.run_dir import FINISHED, Run, RunDir
 
@@ -53,6 +54,7 @@ def run_cycles(run: RunContext) -> None:
         adapter = adapter_of(run, cycle)  # learn
         requests = run.requests(cycle)  # ask
         evaluated = generate_and_evaluate(run, cycle, adapter, requests)
+        train_again(run, cycle)
         run.watch.update(Progress("select"))
         decided = run.strategy.decide(history_of(run), cycle)
         commit_cycle(run, cycle, adapter, evaluated, decided)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from archloop.config import FeedbackSearch, RunConfig
+    from archloop.search.archive import Repeat
     from archloop.search.history import History
     from archloop.search.selection import CycleDecisions
     from archloop.types import Candidate
@@ -65,6 +66,10 @@ class FeedbackStrategy:
             )
             for index in range(n)
         ]
+
+    def again(self, history: History, cycle: int) -> list[Repeat]:  # noqa: ARG002 - of the protocol
+        """Nothing: one training decides."""
+        return []
 
     def decide(self, history: History, cycle: int) -> CycleDecisions:
         """Accept what is novel, accurate and within the limits of cost."""

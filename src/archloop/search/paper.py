@@ -2,8 +2,8 @@
 
 Khalid, Ignatov, Timofte, 2026, sections 3 and 3.1. Beyond the paper, each off by default there: a
 temperature that moves (``search.temperature_step``), a threshold that rises
-(``selection.percentile``), limits of cost, and fine-tunes that go on from the last adapter
-(``finetune.init = "previous"``).
+(``selection.percentile``), limits of cost, prompts that ask for a structure (``search.condition``),
+and fine-tunes that go on from the last adapter (``finetune.init = "previous"``).
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 
 from archloop.config.derived import derive_seed
 from archloop.search import mix
+from archloop.search.archive import Archive, Repeat, spread, would_be_champions
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
+from archloop.search.targets import targets
 from archloop.search.temperature import temperature_of
-from archloop.types import Lesson, Origin, Request
+from archloop.types import Lesson, Message, Origin, Request
 
 if TYPE_CHECKING:
     from archloop.config import PaperSearch, RunConfig
@@ -37,11 +39,9 @@ class PaperStrategy:
         self._template = PromptTemplate.from_config(config.prompt)
 
     def ask(self, history: History, cycle: int, n: int) -> list[Request]:
-        """The same prompt ``n`` times, at the temperature of the cycle."""
+        """The same prompt ``n`` times, or each with its target, at the cycle's temperature."""
         lowest = self._config.generation.temperature
         temperature = temperature_of(lowest, self._search, history.before(cycle))
-        messages = tuple(self._template.render(history.subject, history.max_params))
-        origin = Origin("design", prompt=self._template.digest)
         return [
             Request(
                 cycle=cycle,
@@ -52,14 +52,53 @@ class PaperStrategy:
                 temperature=temperature,
                 origin=origin,
             )
-            for index in range(n)
+            for index, (messages, origin) in enumerate(self._prompts(history, cycle, n))
+        ]
+
+    def _prompts(
+        self, history: History, cycle: int, n: int
+    ) -> list[tuple[tuple[Message, ...], Origin]]:
+        """The messages of each request, and what they ask for."""
+        template, subject, digest = self._template, history.subject, self._template.digest
+        if self._search.condition == "none":
+            messages = tuple(template.render(subject, history.max_params))
+            return [(messages, Origin("design", prompt=digest))] * n
+        return [
+            (
+                tuple(template.render(subject, target.max_params, target.structure)),
+                Origin(
+                    "design",
+                    prompt=digest,
+                    structure=target.structure,
+                    max_params=target.max_params,
+                ),
+            )
+            for target in targets(history, cycle, n, self._search.condition)
         ]
 
     def decide(self, history: History, cycle: int) -> CycleDecisions:
-        """Accept what is novel, accurate and within the limits of cost."""
+        """Accept what is novel, accurate and within the limits of cost, of all or by niche."""
         return decide_cycle(
-            history, cycle, novelty=self._config.novelty, selection=self._config.selection
+            history,
+            cycle,
+            novelty=self._config.novelty,
+            selection=self._config.selection,
+            niche_size=self._search.niche_size if self._search.select == "niche" else None,
         )
+
+    def again(self, history: History, cycle: int) -> list[Repeat]:
+        """Would-be champions, to be trained again with other seeds before anything is decided."""
+        search = self._search
+        if search.select != "niche" or not search.champion_repeats:
+            return []
+        noise = spread(c for s in history.before(cycle) for c in history.valid(s.cycle))
+        champions = Archive.of(history.accepted_before(cycle), noise)
+        least = self._config.selection.min_accuracy
+        return [
+            Repeat(candidate, number, derive_seed(history.seed, "again", candidate.id, number))
+            for candidate in would_be_champions(history.valid(cycle), champions, least)
+            for number in range(1, search.champion_repeats + 1)
+        ]
 
     def lessons(self, history: History, cycle: int) -> list[Lesson] | None:
         """The whole corpus, or with ``finetune.init = "previous"`` what is new and a sample."""

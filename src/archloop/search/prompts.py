@@ -11,6 +11,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 
+from archloop.code.chat import render_code
 from archloop.config import PromptConfig
 from archloop.errors import ConfigError
 from archloop.types import Message
@@ -26,6 +27,10 @@ USER = (
     "Answer with one Python code block."
 )
 _FIELDS = ("dataset", "shape", "classes", "max_params")
+STRUCTURE = "{structure}"
+"""Placeholder of a template for the structure class that is asked for; it may be left out."""
+ANY = "any"
+"""What stands there when none is asked for."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,10 @@ MNIST = PromptSubject("MNIST", (1, 28, 28), 10)
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """A system and a user text; the user's has the placeholders of :data:`_FIELDS` in braces."""
+    """A system and a user text; the user's has the placeholders of :data:`_FIELDS` in braces.
+
+    It may have :data:`STRUCTURE` too.
+    """
 
     system: str = SYSTEM
     user: str = USER
@@ -68,18 +76,55 @@ class PromptTemplate:
         """First 12 hex digits of the template's SHA-256."""
         return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()[:12]
 
-    def render(self, subject: PromptSubject, max_params: int) -> list[Message]:
-        """The system and user message for one task and budget."""
+    @property
+    def asks_structure(self) -> bool:
+        """Whether it has a place for a structure class."""
+        return STRUCTURE in self.user
+
+    def render(
+        self, subject: PromptSubject, max_params: int, structure: str | None = None
+    ) -> list[Message]:
+        """The system and user message for one task and budget.
+
+        Args:
+            subject: The task.
+            max_params: Parameter budget.
+            structure: Structure class that is asked for, such as ``skip+gate``, where the template
+                has a place for it; ``None``: any.
+        """
         c, h, w = subject.shape
         values = {
             "dataset": subject.dataset,
             "shape": f"(N, {c}, {h}, {w})",
             "classes": str(subject.classes),
             "max_params": f"{max_params:,}",
+            "structure": (structure or ANY).replace("+", ", "),
         }
-        pattern = re.compile("{(" + "|".join(_FIELDS) + ")}")
+        pattern = re.compile("{(" + "|".join(values) + ")}")
         user = pattern.sub(lambda match: values[match[1]], self.user)
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
+
+    def render_edit(
+        self,
+        subject: PromptSubject,
+        max_params: int,
+        structure: str | None,
+        *,
+        instruction: str,
+        code: str,
+    ) -> list[Message]:
+        """The prompt for a change of a network: what is asked for, the instruction, the network.
+
+        Args:
+            subject: The task.
+            max_params: Parameter budget of the changed network.
+            structure: Structure class of the changed network, as in :meth:`render`.
+            instruction: What to change, as a sentence.
+            code: The network to change.
+        """
+        system, user = self.render(subject, max_params, structure)
+        text = f"{user['content']}\n{instruction}\n{render_code(code)}"
+        return [system, {"role": "user", "content": text}]
 
 
 def parameter_cap(n_params: int) -> int:

@@ -13,6 +13,7 @@ from archloop.types import Origin, Request
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
+    from archloop.search.archive import Repeat
     from archloop.search.history import History
     from archloop.search.selection import CycleDecisions
 
@@ -41,6 +42,10 @@ class RandomStrategy:
             )
             for index in range(n)
         ]
+
+    def again(self, history: History, cycle: int) -> list[Repeat]:  # noqa: ARG002 - of the protocol
+        """Nothing: one training decides."""
+        return []
 
     def decide(self, history: History, cycle: int) -> CycleDecisions:
         """Accept what is novel, accurate and within the limits of cost."""

@@ -8,10 +8,12 @@ J_gen afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from archloop.code.hygiene import as_trained, suspect_text
+from archloop.novelty.structure import niche
+from archloop.search.archive import Archive, Spread, score, spread
 from archloop.types import Decision, Outcome, flag_name
 
 if TYPE_CHECKING:
@@ -41,7 +43,9 @@ class CycleDecisions:
     decisions: tuple[Decision, ...]
     """One a valid candidate, in index order."""
     threshold: float
-    """The first-epoch accuracy that a candidate had to reach."""
+    """The first-epoch accuracy that a candidate had to reach; of niches the lowest."""
+    decided: dict[str, Any] = field(default_factory=dict)
+    """What else was decided, as JSON values, for :attr:`archloop.types.CycleStats.decided`."""
 
 
 def select(
@@ -97,7 +101,12 @@ def next_count(count: int, outcome: Outcome) -> int:
 
 
 def decide_cycle(
-    history: History, cycle: int, *, novelty: NoveltyConfig, selection: SelectionConfig
+    history: History,
+    cycle: int,
+    *,
+    novelty: NoveltyConfig,
+    selection: SelectionConfig,
+    niche_size: int | None = None,
 ) -> CycleDecisions:
     """Decide over the valid candidates of a cycle: novel, accurate, not too costly, unsuspicious.
 
@@ -106,6 +115,8 @@ def decide_cycle(
         cycle: Its number, from 1.
         novelty: What a near-duplicate is.
         selection: The accuracy to reach, and the limits.
+        niche_size: Select by niche: so many of each are accepted in a cycle, the best ones, each
+            judged against its own niche; ``None``: one threshold for all (paper).
     """
     from archloop.novelty import NoveltyJudge
 
@@ -116,18 +127,97 @@ def decide_cycle(
         judge.add_known(earlier.id, earlier.code or "", earlier.graph)
     judge.start_cycle()
     valid = history.valid(cycle)
-    accuracies = [stats.accuracies for stats in history.before(cycle)]
-    measured = [a for c in valid if (a := c.first_epoch_accuracy) is not None]
-    threshold = threshold_of(selection, [*accuracies, measured])
+    if niche_size is None:
+        accuracies = [stats.accuracies for stats in history.before(cycle)]
+        measured = [a for c in valid if (a := c.first_epoch_accuracy) is not None]
+        rule: _Rule = _OneThreshold(selection, threshold_of(selection, [*accuracies, measured]))
+    else:
+        rule = _Niches(history, cycle, selection, niche_size)
     decisions = select(
         valid,
         judge,
-        limits=lambda candidate: broken_limits(candidate, selection, threshold),
+        limits=rule.broken,
         quarantine=lambda candidate: objections(candidate, selection),
         reject_near_duplicates=novelty.enabled,
         rejection_count=history.rejections_before(cycle),
     )
-    return CycleDecisions(tuple(decisions), threshold)
+    return CycleDecisions(tuple(decisions), rule.threshold, rule.decided)
+
+
+class _Rule(Protocol):
+    """How accurate a candidate must be."""
+
+    @property
+    def threshold(self) -> float: ...
+
+    @property
+    def decided(self) -> dict[str, Any]: ...
+
+    def broken(self, candidate: Candidate) -> tuple[str, ...]:
+        """The configuration keys whose limits a candidate breaks."""
+        ...
+
+
+@dataclass(frozen=True)
+class _OneThreshold:
+    """The same for all (paper)."""
+
+    selection: SelectionConfig
+    threshold: float
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        return {}
+
+    def broken(self, candidate: Candidate) -> tuple[str, ...]:
+        return broken_limits(candidate, self.selection, self.threshold)
+
+
+class _Niches:
+    """Each niche has a threshold of its own, and room for a few."""
+
+    def __init__(self, history: History, cycle: int, selection: SelectionConfig, size: int) -> None:
+        self._selection, self._size = selection, size
+        earlier = [history.valid(stats.cycle) for stats in history.before(cycle)]
+        valid = history.valid(cycle)
+        self._noise: Spread | None = spread([c for cycle in (*earlier, valid) for c in cycle])
+        recent = [c for cycle in (*earlier, valid)[-selection.window :] for c in cycle]
+        # A limit of cost is no matter of the niche: what breaks one takes nobody's place.
+        affordable = [c for c in valid if not broken_limits(_with(c, 1.0), selection, 0.0)]
+        self._archive = Archive.of(affordable, self._noise)
+        self._thresholds = {
+            name: threshold_of(selection, [[value for value, _ in rows]])
+            for name, rows in Archive.of(recent, self._noise).by_niche.items()
+        }
+
+    @property
+    def threshold(self) -> float:
+        """The lowest of the niches'."""
+        return min(self._thresholds.values(), default=self._selection.min_accuracy)
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """The threshold of each niche."""
+        return {NICHE_THRESHOLDS: self._thresholds}
+
+    def broken(self, candidate: Candidate) -> tuple[str, ...]:
+        """As :func:`broken_limits`; ``search.niche_size`` where others of the niche are better."""
+        name = niche(candidate.measures)
+        threshold = self._thresholds.get(name, self._selection.min_accuracy)
+        judged = _with(candidate, score(candidate, self._noise))
+        broken = broken_limits(judged, self._selection, threshold)
+        best = [c.id for _, c in self._archive.by_niche.get(name, [])[: self._size]]
+        if not broken and candidate.id not in best:
+            return ("search.niche_size",)
+        return broken
+
+
+def _with(candidate: Candidate, accuracy: float | None) -> Candidate:
+    return replace(candidate, first_epoch_accuracy=accuracy)
+
+
+NICHE_THRESHOLDS = "niche_thresholds"
+"""Key of :attr:`archloop.types.CycleStats.decided`: the threshold of each niche, by its name."""
 
 
 def broken_limits(

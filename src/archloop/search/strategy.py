@@ -15,6 +15,7 @@ from archloop.search.random import RandomStrategy
 
 if TYPE_CHECKING:
     from archloop.config import RunConfig
+    from archloop.search.archive import Repeat
     from archloop.search.history import History
     from archloop.search.selection import CycleDecisions
     from archloop.types import Lesson, Request
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Strategy(Protocol):
     """What to ask for, what to accept and what to learn from.
 
-    Every method is a pure function of the history before the cycle (``decide`` also sees the
-    candidates of the cycle itself): called again after an interruption it gives the same.
+    Every method is a pure function of the history before the cycle (``again`` and ``decide`` also
+    see the candidates of the cycle itself): called again after an interruption it gives the same.
     """
 
     learns: bool
@@ -32,6 +33,10 @@ class Strategy(Protocol):
 
     def ask(self, history: History, cycle: int, n: int) -> list[Request]:
         """The ``n`` requests of a cycle, in index order."""
+        ...
+
+    def again(self, history: History, cycle: int) -> list[Repeat]:
+        """What of a cycle is to be trained again before it is decided; often nothing."""
         ...
 
     def decide(self, history: History, cycle: int) -> CycleDecisions:

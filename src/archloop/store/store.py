@@ -278,6 +278,29 @@ class Store:
             if measured:
                 db.execute(MEASURES.insert(), measured)
 
+    def add_measure(self, cycle: int, index: int, name: str, value: float) -> None:
+        """Keep one more measure of a candidate; the same one again changes nothing.
+
+        Raises:
+            ArchloopError: Its cycle is committed, there is no such candidate, or it has another
+            value.
+        """
+        key = {"cycle": cycle, "index": index, "name": name}
+        columns = MEASURES.c
+        where = (columns.cycle == cycle) & (columns.index == index) & (columns.name == name)
+        with self._write() as db:
+            self._refuse_committed(db, cycle)
+            known = db.scalar(sa.select(columns.value).where(where))
+            if known is not None and known != value:
+                who = f"{self._where}: {candidate_id(cycle, index)}"
+                raise ArchloopError(f"{who} has another {name}: {known!r}, not {value!r}")
+            if known is None:
+                try:
+                    db.execute(MEASURES.insert().values({**key, "value": value}))
+                except IntegrityError:
+                    who = f"{self._where}: {candidate_id(cycle, index)}"
+                    raise ArchloopError(f"{who} has no verdict") from None
+
     def candidates(self, cycle: int | None = None) -> list[Candidate]:
         """The completions with a verdict, of one cycle or of all, in (cycle, index) order."""
         with self._read() as db:
