@@ -270,6 +270,9 @@ class GraphSketch:
     profile: dict[str, float] | None = None
     """Measures of the graph by name (:mod:`archloop.novelty.structure`), with ``macs`` where they
     can be counted; ``None``: not known."""
+    motifs: tuple[str, ...] | None = None
+    """Its operator motifs (:func:`archloop.novelty.graph.operator_motifs`), sorted; ``None``: not
+    known."""
 
 
 @dataclass(frozen=True)

@@ -625,7 +625,11 @@ def test_outputs_times_inputs_of_one_operator_are_bounded() -> None:
 
 def test_a_sketch_from_elsewhere_has_the_form_of_one(plain: dict[str, Any]) -> None:
     honest = sketch_graph(plain)
-    assert checked_sketch(honest.hash, honest.shingles, honest.profile) == honest
+    assert honest.profile is not None and honest.motifs is not None
+    motifs = list(honest.motifs)
+    assert checked_sketch(honest.hash, honest.shingles, honest.profile, motifs) == honest
+    for wrong in (None, motifs * 2, ["a\n"], [1], ["a" * 2000], [str(i) for i in range(600)]):
+        assert checked_sketch(honest.hash, honest.shingles, None, wrong).motifs is None
     for odd in (None, [], {}, honest.profile | {"depth": "2"}, honest.profile | {"depth": -1}):
         assert checked_sketch(honest.hash, honest.shingles, odd).profile is None
     for hash, packed in (

@@ -92,7 +92,8 @@ def _read(file: Path) -> Iterator[tuple[str, GraphSketch | None]]:
         row = json.loads(line)
         shingles = base64.b64decode(row["shingles"])
         outputs = tuple(row["outputs"]) or None
-        sketch = GraphSketch(row["hash"], shingles, outputs, row["profile"])
+        motifs = None if row["motifs"] is None else tuple(row["motifs"])
+        sketch = GraphSketch(row["hash"], shingles, outputs, row["profile"], motifs)
         yield row["code"], sketch if row["hash"] else None
 
 
@@ -106,5 +107,6 @@ def _write(file: Path, known: dict[str, GraphSketch | None]) -> None:
                 "shingles": base64.b64encode(shingles).decode(),
                 "outputs": [] if graph is None else graph.outputs or [],
                 "profile": None if graph is None else graph.profile,
+                "motifs": None if graph is None else graph.motifs,
             }
             sink.write(json.dumps(row) + "\n")

@@ -49,6 +49,10 @@ MAX_REPEATED = 200_000
 output: the canonical form writes them out for each."""
 MAX_SHINGLES = 1 + 4 * MAX_NODES
 """Most shingles of a graph, see :func:`graph_shingles`."""
+MAX_MOTIFS = 500
+"""Most operator motifs of a network that are kept."""
+MAX_MOTIF = 1_000
+"""Longest name of one."""
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MAX_DEPTH = 6
 """Deepest nesting of an argument; operators have lists of lists at most."""
@@ -123,8 +127,8 @@ def _checked_node(node: Any, outputs: list[int]) -> int:
     return len(results)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and value.isprintable()
+def _is_name(value: Any, longest: int = _MAX_TEXT) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()
 
 
 def _is_output(value: Any) -> bool:
@@ -328,14 +332,17 @@ def _shingles(nodes: list[Node], hash: str) -> NDArray[np.uint64]:
 
 
 def sketch_graph(graph: Graph) -> GraphSketch:
-    """Hash, shingles and structure profile of a graph, to keep and compare later."""
+    """Hash, shingles, structure profile and motifs of a graph, to keep and compare later."""
     nodes = canonical(graph)
     hash = _hash(nodes)
     shingles = _shingles(nodes, hash).astype("<u8").tobytes()
-    return GraphSketch(hash, shingles, profile=profile(nodes))
+    motifs = tuple(sorted(_motifs(nodes))[:MAX_MOTIFS])
+    return GraphSketch(hash, shingles, profile=profile(nodes), motifs=motifs)
 
 
-def checked_sketch(hash: Any, shingles: bytes, profile: Any = None) -> GraphSketch:
+def checked_sketch(
+    hash: Any, shingles: bytes, profile: Any = None, motifs: Any = None
+) -> GraphSketch:
     """A sketch from an untrusted process.
 
     Raises:
@@ -348,7 +355,18 @@ def checked_sketch(hash: Any, shingles: bytes, profile: Any = None) -> GraphSket
     values = np.frombuffer(shingles, "<u8")
     if not (values[1:] > values[:-1]).all():
         raise GraphError("shingles are not sorted and unique")
-    return GraphSketch(hash, shingles, profile=checked_profile(profile))
+    return GraphSketch(
+        hash, shingles, profile=checked_profile(profile), motifs=_checked_motifs(motifs)
+    )
+
+
+def _checked_motifs(value: Any) -> tuple[str, ...] | None:
+    """Motifs from an untrusted process; ``None``: it has not the form of them."""
+    if not isinstance(value, list) or len(value) > MAX_MOTIFS:
+        return None
+    if not all(_is_name(name, MAX_MOTIF) for name in value):
+        return None
+    return tuple(value) if value == sorted(set(value)) else None
 
 
 def graph_distance(a: Graph, b: Graph) -> float:
@@ -361,7 +379,10 @@ def operator_motifs(graph: Graph) -> Counter[str]:
 
     Widths, image sizes, reshapes and types are ignored: a motif describes the design.
     """
-    nodes = canonical(graph)
+    return _motifs(canonical(graph))
+
+
+def _motifs(nodes: list[Node]) -> Counter[str]:
     names = [_motif_name(node, nodes) for node in nodes]
     sources: list[list[int]] = []
     for node in nodes:

@@ -12,9 +12,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from archloop.novelty.structure import structure_class
 from archloop.report.reported import ReportedRun
+from archloop.report.structures import effective_number
 from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
-from archloop.types import Outcome
+from archloop.types import PROFILE, Outcome
 
 _FORMULA = ("=", "+", "-", "@", "\t")
 """What a formula begins with, or what is skipped before one."""
@@ -27,6 +29,8 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
         "totals.csv": _csv(_total_rows(runs)),
         "outcomes.csv": _csv(_outcome_rows(runs)),
         "diversity.csv": _csv(_diversity_rows(runs)),
+        "structures.csv": _csv(_structure_rows(runs)),
+        "classes.csv": _csv(_class_rows(runs)),
         "candidates.csv": _csv(_candidate_rows(runs)),
     }
 
@@ -107,6 +111,45 @@ def _diversity_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
             yield {"run": run.label, "cycle": cycle, **asdict(found)}
 
 
+def _structure_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    for run in runs:
+        cycles = [*(c.stats.cycle for c in run.summary.cycles), "all"]
+        for cycle, found in zip(cycles, run.structures, strict=False):
+            asked = found.asked
+            yield {
+                "run": run.label,
+                "cycle": cycle,
+                "valid_n": sum(found.valid.values()),
+                "valid_classes": len(found.valid),
+                "valid_effective": effective_number(found.valid),
+                "accepted_n": sum(found.accepted.values()),
+                "accepted_structured": found.structured,
+                "accepted_classes": len(found.accepted),
+                "accepted_effective": effective_number(found.accepted),
+                "niches": found.niches,
+                "new_motifs": found.new_motifs,
+                **{
+                    f"asked_{name}": None if asked is None else getattr(asked, name)
+                    for name in ("n", "exact", "at_least", "within_budget")
+                },
+            }
+
+
+def _class_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    """Networks of each structure class, as a long table."""
+    for run in runs:
+        cycles = [*(c.stats.cycle for c in run.summary.cycles), "all"]
+        for cycle, found in zip(cycles, run.structures, strict=False):
+            for name in sorted(found.valid, key=lambda name: (-found.valid[name], name)):
+                yield {
+                    "run": run.label,
+                    "cycle": cycle,
+                    "class": name,
+                    "valid": found.valid[name],
+                    "accepted": found.accepted[name],
+                }
+
+
 def _candidate_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
     for run in runs:
         for candidate in run.candidates:
@@ -117,8 +160,10 @@ def _candidate_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
 
 def _measure_columns(measures: Mapping[str, float]) -> dict[str, Any]:
     """The further measures that every report has a column for, counts without a decimal point."""
-    macs = measures.get("macs")
-    return {"macs": None if macs is None else int(macs)}
+    counts = {name: measures.get(name) for name in ("macs", *PROFILE)}
+    share = counts.pop("linear_share")
+    whole = {name: None if value is None else int(value) for name, value in counts.items()}
+    return whole | {"linear_share": share, "structure_class": structure_class(measures)}
 
 
 def _proportion_columns(name: str, value: Proportion) -> dict[str, Any]:

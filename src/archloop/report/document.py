@@ -8,11 +8,11 @@ from pathlib import Path
 
 from archloop.files import filling
 from archloop.report.csv_tables import csv_files
-from archloop.report.figures import cycles_svg, timeline_svg
+from archloop.report.figures import classes_svg, cycles_svg, timeline_svg
 from archloop.report.markdown import markdown
 from archloop.report.reported import read_runs
 
-_OF_ONE_RUN = re.compile(r"(cycles|timeline)-\d+\.svg")
+_OF_ONE_RUN = re.compile(r"(cycles|timeline|classes)-\d+\.svg")
 """Files that a report has for each of its runs."""
 
 
@@ -21,9 +21,11 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
 
     ``report.md`` has the paper's table 2 for each run; ``cycles.csv``, ``totals.csv`` and
     ``outcomes.csv`` hold the same figures as fractions, with every k and n; ``candidates.csv`` has
-    one row a candidate. Only committed cycles count in the first four. ``cycles-N.svg`` draws
-    the curves of the Nth run, ``timeline-N.svg`` when its work was done. Nothing is changed before
-    all of it is on the disk; then drawings of runs that an older report had are removed.
+    one row a candidate; ``diversity.csv``, ``structures.csv`` and ``classes.csv`` say how different
+    networks are and what they are built of. Only committed cycles count in all but
+    ``candidates.csv``. ``cycles-N.svg`` draws the curves of the Nth run, ``classes-N.svg`` the
+    shares of its structure classes, ``timeline-N.svg`` when its work was done. Nothing is changed
+    before all of it is on the disk; then drawings of runs that an older report had are removed.
 
     Args:
         runs: Run directories, running ones too.
@@ -40,6 +42,8 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
     for number, run in enumerate(reported, start=1):
         if cycles := run.summary.cycles:
             files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles)
+        if run.structures:
+            files[f"classes-{number}.svg"] = classes_svg(run.label, run.structures[:-1])
         if run.spans:
             files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
     with filling(out, replace=True) as folder:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from archloop.report.structures import Structures
 from archloop.report.summary import CycleSummary, Interval
 from archloop.report.timeline import lanes
 from archloop.types import Span
@@ -54,6 +56,56 @@ def cycles_svg(title: str, cycles: Sequence[CycleSummary]) -> str:
             axes.grid(alpha=0.3)
         figure.tight_layout()
         return _svg(figure)
+
+
+def classes_svg(title: str, cycles: Sequence[Structures]) -> str:
+    """Shares of structure classes over the cycles, of the valid and of the accepted networks.
+
+    Args:
+        title: Name of the run.
+        cycles: Of the committed cycles, from 1.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    total = Counter[str]()
+    for cycle in cycles:
+        total.update(cycle.valid)
+    shown = [name for name, _ in total.most_common(_CLASSES_DRAWN)]
+    with _axes(1, 2, (12, 4.4)) as (figure, both):
+        figure.suptitle(title, parse_math=False)
+        kinds = [[c.valid for c in cycles], [c.accepted for c in cycles]]
+        for axes, name, counts in zip(both, ("valid", "accepted"), kinds, strict=True):
+            _shares(axes, counts, shown)
+            axes.set(title=f"structure classes, % of the {name}", ylim=(0, 100), xlabel="cycle")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        names = both[0].get_legend_handles_labels()
+        figure.legend(*names, loc="center left", bbox_to_anchor=(0.80, 0.5), fontsize=8)
+        figure.tight_layout(rect=(0, 0, 0.80, 1))
+        return _svg(figure)
+
+
+def _shares(axes: Axes, counts: Sequence[Counter[str]], shown: Sequence[str]) -> None:
+    """Stacked bars of the shares of classes, a bar a cycle; the other classes on top."""
+    from matplotlib import colormaps
+
+    numbers = range(1, len(counts) + 1)
+    colours = dict(zip(shown, colormaps["tab20"].colors, strict=False))  # type: ignore[attr-defined]
+    bottom = [0.0] * len(counts)
+    for name in (*shown, _OTHERS):
+        heights = []
+        for cycle in counts:
+            n = sum(
+                k for c, k in cycle.items() if c == name or (name is _OTHERS and c not in shown)
+            )
+            heights.append(100 * n / cycle.total() if n else 0.0)
+        colour = colours.get(name, "#bbbbbb")
+        axes.bar(numbers, heights, 0.85, bottom=bottom, color=colour, label=name, ec="white")
+        bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+
+
+_CLASSES_DRAWN = 14
+"""Most classes with a colour of their own."""
+_OTHERS = "others"
 
 
 def timeline_svg(title: str, spans: Sequence[Span]) -> str:

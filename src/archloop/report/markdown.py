@@ -7,7 +7,7 @@ configuration digest, protocol hash, seed, machine, versions and command.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from archloop.report.formats import (
@@ -22,6 +22,7 @@ from archloop.report.formats import (
 )
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
+from archloop.report.structures import effective_number
 from archloop.report.summary import Spending
 from archloop.report.timeline import timelines
 from archloop.types import Candidate
@@ -48,6 +49,9 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         blocks += [DIVERSITY, _diversity_table(run)] if run.diversity else [NO_SEEDS]
         if any(d.traced and d.new_motifs is None for d in run.diversity):
             blocks.append(NOT_TRACED)
+        if run.structures:
+            blocks += ["### Structure", STRUCTURE, f"![Classes](classes-{number}.svg)"]
+            blocks += [_structure_table(run), _class_table(run)]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -283,6 +287,65 @@ def _diversity_table(run: ReportedRun) -> str:
         for name, d in zip(names, run.diversity, strict=True)
     ]
     return _table(head, rows)
+
+
+STRUCTURE = (
+    "Of the valid networks whose graph is known. Class: which of skips, joins, gates, grouped, "
+    "depthwise, dilated and asymmetric convolutions and attention a network has; plain: none. "
+    "Effective: the exponential of the entropy of the shares of the classes. Niches: classes in "
+    "cells of multiply-accumulates (powers of two) with an accepted network so far. New motifs: "
+    "chains of three operators in accepted networks that no seed network, and no earlier accepted "
+    "one, has. Has what was asked: valid networks of exactly the class that the prompt asked for, "
+    "those with at least these structures, and those within the budget that was asked for."
+)
+_CLASSES_SHOWN = 16
+"""Most classes in a report's table; the CSV has all."""
+
+
+def _structure_table(run: ReportedRun) -> str:
+    names = [*(str(c.stats.cycle) for c in run.summary.cycles), "all"]
+    head = ("cycle", "valid", "classes", "effective", "accepted", "structured", "classes")
+    head += ("effective", "niches", "new motifs")
+    asked = any(s.asked for s in run.structures)
+    rows = []
+    for name, found in zip(names, run.structures, strict=True):
+        accepted = sum(found.accepted.values())
+        row = [
+            name,
+            sum(found.valid.values()),
+            len(found.valid),
+            _effective(found.valid),
+            accepted,
+            f"{found.structured}/{accepted}",
+            len(found.accepted),
+            _effective(found.accepted),
+            found.niches,
+            NOTHING if found.new_motifs is None else found.new_motifs,
+        ]
+        if asked and (a := found.asked) is not None:
+            row += [f"{k}/{a.n}" for k in (a.exact, a.at_least, a.within_budget)]
+        rows.append(row)
+    return _table((*head, *("exactly", "at least", "within budget") * asked), rows)
+
+
+def _effective(counts: Mapping[str, int]) -> str:
+    number = effective_number(counts)
+    return NOTHING if number is None else f"{number:.1f}"
+
+
+def _class_table(run: ReportedRun) -> str:
+    """The most frequent classes of the whole run."""
+    whole = run.structures[-1]
+    frequent = sorted(whole.valid, key=lambda name: (-whole.valid[name], name))
+    n_valid, n_accepted = sum(whole.valid.values()), sum(whole.accepted.values())
+    rows: list[Row] = [
+        (name, f"{whole.valid[name]}/{n_valid}", f"{whole.accepted[name]}/{n_accepted}")
+        for name in frequent[:_CLASSES_SHOWN]
+    ]
+    if rest := frequent[_CLASSES_SHOWN:]:
+        valid, accepted = (sum(c[name] for name in rest) for c in (whole.valid, whole.accepted))
+        rows.append((f"{len(rest)} more", f"{valid}/{n_valid}", f"{accepted}/{n_accepted}"))
+    return _table(("class", "valid", "accepted"), rows)
 
 
 def _paper_table() -> str:

@@ -11,12 +11,16 @@ from archloop.config import RunConfig
 from archloop.corpus.pairs import distinct_codes, read_pairs
 from archloop.errors import UsageError
 from archloop.evaluation.graphs import traced_before
+from archloop.novelty.structure import structure_class
+from archloop.report import structures
 from archloop.report.diversity import Diversity, Network, Seeds, of_cycles
 from archloop.report.status import spending_of
+from archloop.report.structures import Structures
 from archloop.report.summary import RunSummary, Spending
+from archloop.store.rows import candidate_id
 from archloop.store.run_dir import SESSIONS, TASK_SIZE, Run, RunDir, State
 from archloop.text import encodable
-from archloop.types import Candidate, CycleStats, Decision, Outcome, Span
+from archloop.types import Candidate, CycleStats, Decision, GraphSketch, Outcome, Span
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,9 @@ class ReportedRun:
     """What was used of the LLM's server; ``None``: it is local."""
     diversity: tuple[Diversity, ...]
     """Of what each committed cycle accepted, and of all of it; none where the seeds are missing."""
+    structures: tuple[Structures, ...]
+    """Of the valid networks of each committed cycle, and of all of them; none where no structure is
+    known, as of runs before there were profiles."""
 
 
 def read_runs(runs: Sequence[Path]) -> list[ReportedRun]:
@@ -65,6 +72,7 @@ def _read(label: str, path: Path) -> ReportedRun:
     with Run.open(path) as run:
         # In this order, as a cycle may be committed meanwhile: its candidates are left over then.
         cycles, candidates = run.cycles(), run.store.candidates()
+        seeds = _seeds(run, path)
         return ReportedRun(
             label=label,
             state=run.state(),
@@ -78,24 +86,63 @@ def _read(label: str, path: Path) -> ReportedRun:
             decisions=tuple(run.store.decisions()),
             spans=tuple(run.store.spans()),
             spending=spending_of(run),
-            diversity=tuple(_diversity(run, path, cycles, candidates)),
+            diversity=tuple(_diversity(run, seeds, cycles, candidates)),
+            structures=tuple(_structures(run, seeds, cycles, candidates)),
         )
 
 
-def _diversity(
-    run: Run, path: Path, cycles: Sequence[CycleStats], candidates: Sequence[Candidate]
-) -> list[Diversity]:
+@dataclass(frozen=True)
+class _Seeds:
+    """The seed networks of a run."""
+
+    codes: list[str]
+    graphs: list[GraphSketch | None] | None
+    """``None``: they were not traced on this machine."""
+
+
+def _seeds(run: Run, path: Path) -> _Seeds | None:
+    """The seed networks; ``None`` where the first corpus is missing."""
     corpus, size = RunDir(path).corpus(1), run.store.get_meta(TASK_SIZE)
-    if not cycles or not corpus.is_file():
-        return []
+    if not corpus.is_file():
+        return None
     codes = [code for _, code in distinct_codes(read_pairs(corpus))]
     graphs = (
         traced_before(codes, shape=tuple(size["shape"]), classes=size["classes"]) if size else None
     )
+    return _Seeds(codes, graphs)
+
+
+def _structures(
+    run: Run,
+    seeds: _Seeds | None,
+    cycles: Sequence[CycleStats],
+    candidates: Sequence[Candidate],
+) -> list[Structures]:
+    valid = [c for c in candidates if c.outcome.is_valid]
+    if not any(structure_class(c.measures) for c in valid):
+        return []
+    asked = {
+        candidate_id(r.cycle, r.index): (r.origin.structure, r.origin.max_params)
+        for stats in cycles
+        for r in run.store.requests(stats.cycle)
+        if r.origin.structure is not None
+    }
+    by_cycle = [[c for c in valid if c.cycle == stats.cycle] for stats in cycles]
+    return structures.of_cycles(by_cycle, None if seeds is None else seeds.graphs, asked)
+
+
+def _diversity(
+    run: Run,
+    known: _Seeds | None,
+    cycles: Sequence[CycleStats],
+    candidates: Sequence[Candidate],
+) -> list[Diversity]:
+    if not cycles or known is None:
+        return []
     seeds = Seeds(
-        map(Network, codes, graphs or [None] * len(codes)),
+        map(Network, known.codes, known.graphs or [None] * len(known.codes)),
         run.config.novelty,
-        traced=graphs is not None,
+        traced=known.graphs is not None,
     )
     accepted = [c for c in candidates if c.outcome is Outcome.ACCEPTED]
     return of_cycles(

@@ -50,6 +50,8 @@ _VERDICT_MEASURES = (
 
 _OUTPUT = "output_"
 """Measures that are the outputs of a graph's sketch, by their number."""
+_MOTIF = "motif: "
+"""Measures that are the motifs of a graph's sketch, by their names."""
 
 _COUNTS = frozenset({"n_params"})
 """Measures with a field of :class:`Candidate` that is a whole number."""
@@ -112,9 +114,10 @@ def completions(db: Connection, cycle: int, *where: sa.ColumnElement[bool]) -> l
 def of_measures(verdict: Verdict) -> list[dict[str, Any]]:
     """Name and value of what was measured."""
     measured = [(name, getattr(verdict, name)) for name in _VERDICT_MEASURES]
-    outputs = () if verdict.graph is None else verdict.graph.outputs or ()
-    measured += () if verdict.graph is None else (verdict.graph.profile or {}).items()
-    measured += [(f"{_OUTPUT}{place}", number) for place, number in enumerate(outputs)]
+    if (graph := verdict.graph) is not None:
+        measured += (graph.profile or {}).items()
+        measured += [(f"{_OUTPUT}{place}", n) for place, n in enumerate(graph.outputs or ())]
+        measured += [(f"{_MOTIF}{motif}", 1.0) for motif in graph.motifs or ()]
     return [{"name": name, "value": float(v)} for name, v in measured if v is not None]
 
 
@@ -154,10 +157,12 @@ def _candidate(row: dict[str, Any], measures: dict[str, float]) -> Candidate:
     row["outcome"], row["flags"] = Outcome(row["outcome"]), tuple(row["flags"])
     for name in _CANDIDATE_FIELDS & measures.keys():
         row[name] = int(measures.pop(name)) if name in _COUNTS else measures.pop(name)
+    motifs = tuple(sorted(n.removeprefix(_MOTIF) for n in measures if n.startswith(_MOTIF))) or None
+    measures = {name: v for name, v in measures.items() if not name.startswith(_MOTIF)}
     profile = {name: measures[name] for name in (*PROFILE, "macs") if name in measures} or None
     return Candidate(
         id=candidate_id(row["cycle"], row["index"]),
-        graph=None if hash is None else GraphSketch(hash, shingles, outputs, profile),
+        graph=None if hash is None else GraphSketch(hash, shingles, outputs, profile, motifs),
         measures=measures,
         **row,
     )

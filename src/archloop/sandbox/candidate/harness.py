@@ -105,7 +105,7 @@ def _sketch(sock: socket.socket, job: CandidateJob, phase: Phase) -> None:
         else:
             shingles = found.shingles
             message |= {"hash": found.hash, "bytes": len(shingles), **cost(graph)._asdict()}
-            message["profile"] = found.profile
+            message |= {"profile": found.profile, "motifs": found.motifs}
     wire.send(sock, message)
     sock.sendall(shingles)
     if shingles:

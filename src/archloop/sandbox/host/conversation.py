@@ -225,7 +225,9 @@ def sketch(conversation: Conversation) -> tuple[Verdict, Sketch | None]:
         number(message, "operators"),
     )
     try:
-        found = checked_sketch(message.get("hash"), shingles, message.get("profile"))
+        found = checked_sketch(
+            message.get("hash"), shingles, message.get("profile"), message.get("motifs")
+        )
     except GraphError as error:
         raise wire.WireError(f"no graph: {error}") from None
     if found.profile is not None and cost.macs is not None:
