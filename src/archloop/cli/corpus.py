@@ -21,8 +21,8 @@ def corpus_group() -> None:
     "seed_source",
     metavar="NAME[:PATH]",
     callback=not_empty,
-    help="lemur, directory, jsonl or run, with its folder or file: run:runs/demo; overrides "
-    "seeds.source and seeds.path.",
+    help="lemur, designs, directory, jsonl or run, with its folder or file: run:runs/demo; "
+    "overrides seeds.source and seeds.path.",
 )
 @click.option(
     "--path",
@@ -51,7 +51,7 @@ def build_command(
     from archloop.corpus.seeds.split import SHARES
     from archloop.errors import UsageError
     from archloop.evaluation.executor import build_executor
-    from archloop.evaluation.probing import seed_prober
+    from archloop.evaluation.probing import seed_prober, seed_tracer
     from archloop.files import check_new, filling
 
     name, colon, below = (seed_source or "").partition(":")
@@ -70,7 +70,9 @@ def build_command(
         )
     check_new(out)
     with open_screen() as screen, build_executor(config.sandbox) as executor:
-        corpus = seed_corpus(config, screen, seed_prober(executor, screen))
+        corpus = seed_corpus(
+            config, screen, seed_prober(executor, screen), seed_tracer(executor, screen)
+        )
     with filling(out) as folder:
         for file in (corpus.pairs_file, corpus.report_json, corpus.report_markdown):
             shutil.copyfile(file, folder / file.name)

@@ -35,9 +35,12 @@ class LLMConfig(Section):
 class SeedsConfig(Section):
     """Where the first corpus comes from."""
 
-    source: Literal["lemur", "packaged", "directory", "jsonl", "run", "none"] = "lemur"
-    """``lemur``, ``packaged`` (the corpus that comes with a packaged adapter), ``directory``,
-    ``jsonl``, ``run`` (what an earlier run accepted) or ``none``."""
+    source: Literal["lemur", "designs", "packaged", "directory", "jsonl", "run", "none"] = "lemur"
+    """``lemur``, ``designs`` (made of building blocks), ``packaged`` (the corpus that comes with a
+    packaged adapter), ``directory``, ``jsonl``, ``run`` (what an earlier run accepted) or
+    ``none``."""
+    count: int = Field(2000, ge=1, le=1_000_000)
+    """Networks that ``designs`` makes, before any is dropped."""
     path: str | None = None
     """The folder or file of ``directory``, ``jsonl`` and ``run``, the adapter's name of
     ``packaged``; of ``lemur`` a folder or wheel of another release in the same layout."""
@@ -52,6 +55,20 @@ class SeedsConfig(Section):
     learns from train only."""
     within_budget: bool = True
     """Keep only seeds of at most ``task.max_params`` parameters."""
+    max_macs: int | None = Field(None, ge=1)
+    """Keep only seeds with at most this many multiply-accumulates an image; ``None``: no limit."""
+    balance: Literal["none", "structure"] = "none"
+    """``structure``: seeds are taken from each structure class in turn, so that no class drowns
+    the others: at most ``most`` in all, or, without that, of each class at most the mean number of
+    networks of a class."""
+    most: int | None = Field(None, ge=1)
+    """Keep at most this many networks; ``None``: no limit."""
+    augment: int = Field(0, ge=0, le=100_000)
+    """Add at most this many networks that structural edits make of the seeds, marked in their
+    metadata and counted apart."""
+    edit_pairs: int = Field(0, ge=0, le=100_000)
+    """Add at most this many pairs that teach an edit: the prompt has a network and an instruction,
+    the answer is the edited network."""
     narrow: int = Field(0, ge=0, le=100_000)
     """Add at most this many networks above the budget, narrowed to it by the automatic width edit
     and marked in their metadata."""

@@ -17,6 +17,7 @@ from archloop.config import RunConfig, config_digest
 from archloop.corpus.pairs import make_pair, read_pairs, write_pairs
 from archloop.corpus.seeds import build_corpus, open_source
 from archloop.corpus.seeds.build import Probe
+from archloop.corpus.seeds.children import Trace
 from archloop.corpus.seeds.lemur import LemurSource
 from archloop.errors import ConfigError, UsageError
 from archloop.files import write_text
@@ -53,20 +54,23 @@ class SeedCorpus:
         return self.folder / "report.md"
 
 
-def seed_pairs(config: RunConfig, observer: Observer, probe: Probe) -> list[ChatPair]:
+def seed_pairs(
+    config: RunConfig, observer: Observer, probe: Probe, trace: Trace | None = None
+) -> list[ChatPair]:
     """The configured seeds as pairs, built on first use.
 
     Args:
         config: Says where they come from.
         observer: Told how far it is.
         probe: As of :func:`archloop.corpus.seeds.build.build_corpus`.
+        trace: The same.
     """
     if config.seeds.source == "none":
         return []
     if config.seeds.source == "packaged":
         packaged = read_pairs(packaged_corpus(config.seeds.path or ""))
         return [_as_seed(pair) for pair in _unsuspicious(packaged, config, observer)]
-    pairs = read_pairs(seed_corpus(config, observer, probe).pairs_file)
+    pairs = read_pairs(seed_corpus(config, observer, probe, trace).pairs_file)
     return [pair for pair in pairs if pair.meta.get("split", "train") == "train"]
 
 
@@ -107,9 +111,11 @@ def packaged_corpus(adapter: str) -> Path:
     return file
 
 
-def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorpus:
+def seed_corpus(
+    config: RunConfig, observer: Observer, probe: Probe, trace: Trace | None = None
+) -> SeedCorpus:
     """The configured seed corpus in the cache, built on first use; as :func:`seed_pairs`."""
-    source = open_source(config.seeds)
+    source = open_source(config.seeds, config.seed)
     template = PromptTemplate.from_config(config.prompt)
     key = config_digest(
         {
@@ -120,6 +126,7 @@ def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorp
             "max_params": config.task.max_params,
             "allow_flags": config.selection.allow_flags,
             "tokens_of": config.llm.model if config.seeds.max_tokens else None,
+            "seed": config.seed if config.seeds.augment or config.seeds.edit_pairs else None,
             "version": _BUILD_VERSION,
         }
     )
@@ -139,6 +146,8 @@ def seed_corpus(config: RunConfig, observer: Observer, probe: Probe) -> SeedCorp
                 max_params=config.task.max_params,
                 allow_flags=config.selection.allow_flags,
                 probe=probe,
+                trace=trace,
+                seed=config.seed,
                 count_tokens=lambda codes: _count_tokens(config, codes),
                 processes=usable_cores(),
             )

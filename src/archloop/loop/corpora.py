@@ -9,7 +9,7 @@ from archloop.corpus.pairs import read_pairs, seeds_to_judge, write_pairs
 from archloop.corpus.seed_corpus import accepted_pair, seed_pairs
 from archloop.errors import UsageError
 from archloop.evaluation.graphs import graphs_of
-from archloop.evaluation.probing import seed_prober
+from archloop.evaluation.probing import seed_prober, seed_tracer
 from archloop.loop.context import NO_ADAPTER, RunContext
 from archloop.machine.downloads import sha256_of
 from archloop.novelty.structure import structure_class
@@ -33,7 +33,8 @@ def corpus_of(run: RunContext, cycle: int) -> list[ChatPair]:
         return read_pairs(file)
     if cycle == 1:
         probe = seed_prober(run.executor, run.watch)
-        pairs = seed_pairs(run.config, run.watch, probe)
+        trace = seed_tracer(run.executor, run.watch)
+        pairs = seed_pairs(run.config, run.watch, probe, trace)
     else:
         new = [c for c in run.store.accepted() if c.cycle == cycle - 1]
         adapter = run.paths.adapter(cycle - 1).name if run.has_adapter else NO_ADAPTER

@@ -297,9 +297,9 @@ def _drop_stage(layers: Layers, rng: random.Random) -> list[ast.expr] | None:
     if len(pools) < 3:
         return None
     ends = [i for i, layer in enumerate(layers) if called(layer) in ("head", "AdaptiveAvgPool2d")]
-    start = rng.choice(pools[1:])
-    stop = min([p for p in (*pools, *ends) if p > start], default=None)
-    return None if stop is None else _spliced(layers, start, stop, [])
+    stages = [(p, min([q for q in (*pools, *ends) if q > p], default=p)) for p in pools[1:]]
+    stages = [(p, q) for p, q in stages if any(called(x) in _WEIGHTED for x in layers[p:q])]
+    return _spliced(layers, *rng.choice(stages), []) if stages else None
 
 
 def _pool_to_stride(layers: Layers, rng: random.Random) -> list[ast.expr] | None:

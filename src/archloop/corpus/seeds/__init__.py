@@ -10,6 +10,7 @@ from pathlib import Path
 
 from archloop.config import SeedsConfig
 from archloop.corpus.seeds.build import build_corpus
+from archloop.corpus.seeds.designs import DesignSource
 from archloop.corpus.seeds.files import DirectorySource, JsonlSource
 from archloop.corpus.seeds.lemur import LemurSource
 from archloop.corpus.seeds.report import SeedReport
@@ -19,11 +20,15 @@ from archloop.errors import ConfigError, UsageError
 
 __all__ = ["SOURCES", "SeedNetwork", "SeedReport", "SeedSource", "build_corpus", "open_source"]
 
-SOURCES = ("lemur", "directory", "jsonl", "run")
+SOURCES = ("lemur", "designs", "directory", "jsonl", "run")
 
 
-def open_source(config: SeedsConfig) -> SeedSource:
+def open_source(config: SeedsConfig, seed: int = 0) -> SeedSource:
     """The configured seed source.
+
+    Args:
+        config: Says which.
+        seed: Of the run, for networks that are made.
 
     Raises:
         ConfigError: No corpus is built from this source.
@@ -35,6 +40,8 @@ def open_source(config: SeedsConfig) -> SeedSource:
     match config.source:
         case "lemur":
             return LemurSource(Path(config.path) if config.path else None)
+        case "designs":
+            return DesignSource(config.count, seed)
         case "directory":
             return DirectorySource(path)
         case "jsonl":

@@ -1,22 +1,26 @@
 """From a seed source to the first corpus: every step counted, every dropped network explained.
 
 read -> exact duplicates -> parse -> contract -> quarantine -> near-duplicates -> builds in the
-sandbox (meta device, else processor) -> length -> budget -> pairs; networks above the budget can be
-narrowed to it, and are counted apart and marked in the pair's metadata. Near-duplicates are found
-among the cleaned sources, as a run compares candidates with these. The same input gives
-byte-identical output.
+sandbox (meta device, else processor) -> length -> budget -> structure -> pairs. Networks above the
+budget can be narrowed to it, and structural edits can make more; both are counted apart and marked
+in the pair's metadata. Near-duplicates are found among the cleaned sources, as a run compares
+candidates with these. The same input gives byte-identical output.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from archloop.code.chat import code_sha256
 from archloop.config import NoveltyConfig, SeedsConfig
+from archloop.config.derived import derive_seed
 from archloop.corpus.pairs import make_pair
+from archloop.corpus.seeds.balance import counted, even
+from archloop.corpus.seeds.children import Limits, Parent, Trace, children, measures_of
 from archloop.corpus.seeds.infill import infill_prompt
 from archloop.corpus.seeds.narrow import FACTORS, narrow
 from archloop.corpus.seeds.prepare import Prepared, prepare_all
@@ -25,6 +29,7 @@ from archloop.corpus.seeds.source import SeedNetwork, SeedSource
 from archloop.corpus.seeds.split import SHARES, split
 from archloop.errors import UsageError
 from archloop.novelty import NoveltyIndex, visit
+from archloop.novelty.structure import structure_class
 from archloop.search.prompts import CIFAR10, MNIST, PromptSubject, PromptTemplate, parameter_cap
 from archloop.text import encodable
 from archloop.types import ChatPair, Verdict, flag_name
@@ -55,6 +60,10 @@ class Seed:
     """``None`` until it is built."""
     factors: tuple[float, float] | None = None
     """(channels, dense) of the width edit, if it was narrowed."""
+    measures: dict[str, float] | None = None
+    """Of its structure and cost; ``None``: it was not traced."""
+    edits: tuple[str, ...] = ()
+    """The structural edits that made it of another seed network."""
 
 
 def build_corpus(
@@ -67,7 +76,9 @@ def build_corpus(
     allow_flags: Collection[str] = (),
     probe: Probe,
     count_tokens: CountTokens,
+    trace: Trace | None = None,
     processes: int = 1,
+    seed: int = 0,
 ) -> tuple[list[ChatPair], SeedReport]:
     """Build the pairs of the first corpus.
 
@@ -81,7 +92,9 @@ def build_corpus(
         probe: Builds sources in the sandbox and returns their verdicts, in order; it may take the
             sources as they come, which overlaps with near-duplicate removal.
         count_tokens: Lengths of sources in tokens of the LLM.
+        trace: Traces sources in the sandbox; needed only where their structure matters.
         processes: Networks cleaned at the same time.
+        seed: Of the run, for the choice of edits.
 
     Raises:
         UsageError: Nothing is left.
@@ -98,17 +111,35 @@ def build_corpus(
             found += _narrowed(
                 list(large.values()), found, seeds, novelty, max_params, probe, report
             )
+    if _needs_structure(seeds, template):
+        assert trace is not None, "the structure of seeds is asked for"
+        found = _traced(found, trace, report)
+        found = _balanced(found, seeds, report)
+    elif seeds.most is not None:
+        found = found[: seeds.most]
+        report.steps.append((f"at most {seeds.most:,} networks", len(found)))
+    rng = random.Random(derive_seed(seed, "edits"))
+    limits = Limits(max_params if seeds.within_budget else None, seeds.max_macs)
+    if seeds.augment and trace is not None:
+        found += _augmented(found, seeds.augment, novelty, rng, trace, limits, report)
     if not found:
         raise UsageError("seeds: no network is left; see the reasons: " + str(dict(report.dropped)))
-    report.families.update(s.family + " (narrowed)" * (s.factors is not None) for s in found)
+    report.families.update(s.family + _origin(s) for s in found)
     splits = split({s.name: s.code for s in found}, novelty) if seeds.split else {}
     report.splits.update({name: list(splits.values()).count(name) for name in SHARES if splits})
     pairs: list[ChatPair] = []
     for seed in sorted(found, key=lambda s: s.name):
         extra = {"split": splits[seed.name]} if splits else {}
         pairs += _pairs(seed, seeds, template, extra)
+    if seeds.edit_pairs and trace is not None:
+        pairs += _edit_pairs(found, seeds.edit_pairs, template, rng, trace, limits, report)
     report.pairs = len(pairs)
     return pairs, report
+
+
+def _origin(seed: Seed) -> str:
+    """How a network came about, where it is not the source's."""
+    return " (augmented)" if seed.edits else " (narrowed)" if seed.factors is not None else ""
 
 
 def _size(seed: Seed) -> int:
@@ -322,6 +353,117 @@ def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
     return [fitted[s.name] for s in seeds if s.name in fitted]
 
 
+def _needs_structure(seeds: SeedsConfig, template: PromptTemplate) -> bool:
+    """Whether the networks have to be traced."""
+    wanted = seeds.max_macs is not None or seeds.balance != "none"
+    return wanted or template.asks_structure or bool(seeds.augment or seeds.edit_pairs)
+
+
+def _traced(seeds: list[Seed], trace: Trace, report: SeedReport) -> list[Seed]:
+    """The networks with their measures, without those that cannot be traced."""
+    found = trace([s.code for s in seeds])
+    known = [measures_of(verdict, graph) for verdict, graph in found]
+    measured = [replace(s, measures=m) for s, m in zip(seeds, known, strict=True)]
+    faults = [None if m else "not traced" for m in known]
+    errors = {s.name: v.error for s, (v, _) in zip(seeds, found, strict=True)}
+    return _drop(measured, faults, "traced", report, errors)
+
+
+def _balanced(seeds: list[Seed], config: SeedsConfig, report: SeedReport) -> list[Seed]:
+    """Within the limit of cost, and of each class as many as are wanted."""
+    limits = Limits(None, config.max_macs)
+    if config.max_macs is not None:
+        faults = [limits.fault(s.measures or {}) for s in seeds]
+        seeds = _drop(seeds, faults, f"at most {config.max_macs:,} macs", report)
+    report.classes_before.update(counted(seeds, _class_of))
+    if config.balance == "structure":
+        seeds = even(seeds, _class_of, config.most)
+        report.steps.append(("evenly from each structure class", len(seeds)))
+    elif config.most is not None:
+        seeds = seeds[: config.most]
+        report.steps.append((f"at most {config.most:,} networks", len(seeds)))
+    report.classes.update(counted(seeds, _class_of))
+    return seeds
+
+
+def _class_of(seed: Seed) -> str | None:
+    return None if seed.measures is None else structure_class(seed.measures)
+
+
+def _parents(seeds: Iterable[Seed]) -> list[Parent]:
+    return [Parent(s.name, s.code, s.measures) for s in seeds if s.measures is not None]
+
+
+def _augmented(
+    seeds: list[Seed],
+    n: int,
+    novelty: NoveltyConfig,
+    rng: random.Random,
+    trace: Trace,
+    limits: Limits,
+    report: SeedReport,
+) -> list[Seed]:
+    """At most ``n`` networks that edits make of these, novel among them."""
+    index = NoveltyIndex(novelty)
+    for seed in seeds:
+        index.add(seed.name, seed.code)
+    by_name = {s.name: s for s in seeds}
+    made, faults = children(_parents(seeds), n, rng, trace, limits)
+    report.edit_faults.update(faults)
+    found: list[Seed] = []
+    for number, child in enumerate(made):
+        sketch = index.sketch(child.code)
+        similarity, nearest = index.query(sketch)
+        parent = by_name[child.parent.name]
+        name = f"{child.name}-{number}"
+        if index.is_near_duplicate(similarity):
+            reason = "augmented: near-duplicate"
+            report.records.append(Dropped(name, parent.family, "augmented", reason, nearest))
+            continue
+        index.add(name, sketch)
+        edits = (*parent.edits, child.edit.name)
+        n_params = int(child.measures["n_params"])
+        found.append(
+            Seed(name, parent.family, child.code, None, n_params, None, child.measures, edits)
+        )
+    report.steps.append(("with networks that edits made", len(seeds) + len(found)))
+    return found
+
+
+def _edit_pairs(
+    seeds: list[Seed],
+    n: int,
+    template: PromptTemplate,
+    rng: random.Random,
+    trace: Trace,
+    limits: Limits,
+    report: SeedReport,
+) -> list[ChatPair]:
+    """At most ``n`` pairs whose answer is the edited network of the prompt."""
+    made, faults = children(_parents(seeds), n, rng, trace, limits)
+    report.edit_faults.update(faults)
+    report.edit_pairs.update(child.edit.name for child in made)
+    pairs = []
+    for child in made:
+        n_params = int(child.measures["n_params"])
+        prompt = template.render_edit(
+            PROBE_SUBJECT,
+            parameter_cap(n_params),
+            structure_class(child.measures),
+            instruction=child.edit.instruction,
+            code=child.parent.code,
+        )
+        meta = {"source": child.parent.name, "type": "edit", "edit": child.edit.name}
+        meta |= {"n_params": n_params, "code_sha256": code_sha256(child.code)}
+        pairs.append(make_pair(prompt, child.code, meta | {"dataset": PROBE_SUBJECT.dataset}))
+    return pairs
+
+
+def _asked_class(seed: Seed) -> str | None:
+    """The class that a seed's prompt asks for; one prompt in sixteen asks for any."""
+    return None if code_sha256(seed.code)[8] == "0" else _class_of(seed)
+
+
 def _pairs(
     seed: Seed, config: SeedsConfig, template: PromptTemplate, extra: dict[str, Any]
 ) -> list[ChatPair]:
@@ -334,12 +476,17 @@ def _pairs(
         "n_params": seed.n_params,
         "lemur_first_epoch_accuracy": seed.accuracy,
         "narrowed": list(seed.factors) if seed.factors else None,
+        **({"edits": list(seed.edits)} if seed.edits else {}),
         "code_sha256": code_sha256(seed.code),
         **extra,
     }
     cap = parameter_cap(_size(seed))
     pairs = [
-        make_pair(template.render(subject, cap), seed.code, meta | {"dataset": subject.dataset})
+        make_pair(
+            template.render(subject, cap, _asked_class(seed)),
+            seed.code,
+            meta | {"dataset": subject.dataset},
+        )
         for subject in subjects
     ]
     if config.variant == "full_infill":

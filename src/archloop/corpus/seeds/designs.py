@@ -18,7 +18,7 @@ from archloop.corpus.seeds.source import SeedNetwork
 _VERSION = 1
 """Increased when the same seed gives other networks than before."""
 _STEMS = (16, 24, 32, 48, 64)
-_WIDTHS = (32, 48, 64, 96, 128, 160, 192)
+_WIDTHS = (24, 32, 48, 64, 80, 96, 128, 160)
 _MOST_EDITS = 6
 _CHAIN = "from archloop.blocks import *\n\nclass Net(Design):\n\n    def layers(self, classes):\n"
 
@@ -60,7 +60,7 @@ def plain(rng: random.Random) -> str:
     layers = [_conv(stem, rng.choice((3, 3, 3, 5)), rng.choice((1, 1, 1, 2)))]
     width = stem
     for stage in range(rng.choice((2, 3, 3, 4))):
-        width = rng.choice([w for w in _WIDTHS if width <= w <= 3 * width] or [width])
+        width = rng.choice([w for w in _WIDTHS if width <= w <= 2 * width] or [width])
         match rng.choice(("max", "max", "average", "stride", "stride")):
             case "max":
                 layers += ["nn.MaxPool2d(2)", _conv(width)]

@@ -53,7 +53,16 @@ class SeedReport:
     records: list[Dropped] = field(default_factory=list)
     """Every dropped network, in the order of the steps."""
     families: Counter[str] = field(default_factory=Counter)
-    """Networks in the corpus, by family; narrowed ones as ``family (narrowed)``."""
+    """Networks in the corpus, by family; narrowed ones as ``family (narrowed)``, edited ones as
+    ``family (augmented)``."""
+    classes_before: Counter[str] = field(default_factory=Counter)
+    """Networks of each structure class before they are balanced; empty: they were not traced."""
+    classes: Counter[str] = field(default_factory=Counter)
+    """The same after it."""
+    edit_pairs: Counter[str] = field(default_factory=Counter)
+    """Pairs that teach an edit, by its name."""
+    edit_faults: Counter[str] = field(default_factory=Counter)
+    """Edited networks that were not used, by edit and reason."""
     pairs: int = 0
     variant: str = ""
     splits: Counter[str] = field(default_factory=Counter)
@@ -72,6 +81,10 @@ class SeedReport:
             "steps": [{"step": step, "networks": count} for step, count in self.steps],
             "dropped": dict(self.dropped.most_common()),
             "families": dict(self.families.most_common()),
+            "classes_before": dict(self.classes_before.most_common()),
+            "classes": dict(self.classes.most_common()),
+            "edit_pairs": dict(self.edit_pairs.most_common()),
+            "edit_faults": dict(self.edit_faults.most_common()),
             "variant": self.variant,
             "pairs": self.pairs,
             "splits": dict(self.splits),
@@ -93,6 +106,20 @@ class SeedReport:
         lines += ["", "Each dropped network is named in `report.json`.", ""]
         lines += ["| family | networks in the corpus |", "|---|---|"]
         lines += [f"| {as_markdown(k)} | {n:,} |" for k, n in self.families.most_common()]
+        if self.classes_before:
+            lines += [
+                "",
+                "| structure class | networks | of these in the corpus |",
+                "|---|---|---|",
+            ]
+            for name, n in self.classes_before.most_common():
+                lines.append(f"| {name} | {n:,} | {self.classes[name]:,} |")
+        if self.edit_pairs:
+            lines += ["", "| pairs that teach an edit | pairs |", "|---|---|"]
+            lines += [f"| {name} | {n:,} |" for name, n in self.edit_pairs.most_common()]
+        if self.edit_faults:
+            lines += ["", "| edited network not used because | networks |", "|---|---|"]
+            lines += [f"| {name} | {n:,} |" for name, n in self.edit_faults.most_common()]
         if self.splits:
             lines += ["", "| split | networks |", "|---|---|"]
             lines += [f"| {k} | {n:,} |" for k, n in self.splits.items()]
