@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from archloop.cli.options import (
 if TYPE_CHECKING:
     from archloop.config import RunConfig
     from archloop.evaluation.alone import Evaluation, Source
+    from archloop.evaluation.compare import Compared
     from archloop.types import Candidate
 
 _FILES = click.argument(
@@ -192,20 +194,36 @@ def novelty_command(
     config = load_config(source, overrides)
     from archloop.corpus.pairs import distinct_codes, read_pairs
     from archloop.evaluation.compare import compare_files
+    from archloop.novelty.structure import structure_class
+    from archloop.report.structures import effective_number
 
     known = dict(distinct_codes(read_pairs(against)))
     if not known:
         raise UsageError(f"{against}: no network to compare with; expected chat rows with code")
-    for row, nearest in compare_files(_read_sources(paths), known, config, graphs=graph):
+    classes: Counter[str] = Counter()
+    motifs = 0
+    for found in compare_files(_read_sources(paths), known, config, graphs=graph):
+        row = found.row
         if as_json:
-            echo_json(_row(row, row.id))
+            echo_json(_row(row, row.id) | {"new_motifs": found.new_motifs})
             continue
-        echo_text(_novelty_line(row))
-        if diff and nearest is not None:
-            echo_text(_diff(row, nearest))
+        echo_text(_novelty_line(found))
+        if diff and found.nearest is not None:
+            echo_text(_diff(row, found.nearest))
+        if (name := structure_class(row.measures)) is not None:
+            classes[name] += 1
+            motifs += len(found.new_motifs or ())
+    if classes.total() > 1:
+        echo_text(
+            f"structure: {classes.total()} networks of {len(classes)} classes, effectively "
+            f"{effective_number(classes):.1f}; {motifs} operator motifs in no known network"
+        )
 
 
-def _novelty_line(row: Candidate) -> str:
+def _novelty_line(found: Compared) -> str:
+    from archloop.novelty.structure import structure_class
+
+    row = found.row
     if row.error:
         return f"{row.id}: {row.outcome.value}: {row.error}"
     text = (
@@ -216,6 +234,7 @@ def _novelty_line(row: Candidate) -> str:
         graph = max(row.nn_graph_train or 0.0, row.nn_graph_gen or 0.0)
         text += f"; graph {_similarity(graph or None)}"
         text += f", nearest {row.nearest_graph or '-'}"
+        text += f"; {structure_class(row.measures)}, {len(found.new_motifs or ())} new motifs"
     return text + (" (near-duplicate)" if row.outcome.value == "near_duplicate" else "")
 
 

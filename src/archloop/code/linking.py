@@ -166,7 +166,8 @@ def _without(source: str, nodes: Iterable[ast.stmt], text: str) -> str:
 def unlinked(source: str) -> str:
     """A source with an import of :mod:`archloop.blocks` in place of the blocks' definitions.
 
-    :func:`linked` makes the same network of the result. A source without such definitions is
+    :func:`linked` makes the same network of the result. The list of layers has a line for each: a
+    small LLM loses count of the brackets of a long one. A source without such definitions is
     returned as it is.
 
     Args:
@@ -184,12 +185,30 @@ def unlinked(source: str) -> str:
     rest = "\n\n".join(left)
     try:
         used = _names(rest)
-        own = _bound(ast.parse(rest).body)
+        tree = ast.parse(rest)
+        own = _bound(tree.body)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source
     if library.closure((used | {_CONTRACT}) - own) - own != taken:
         return source
+    rest = _a_line_each(rest, tree)
     return f"from {MODULE} import *\n\n{rest}" + "\n" * source.endswith("\n")
+
+
+def _a_line_each(source: str, tree: ast.Module) -> str:
+    """The source with a line for each layer of the list that ``layers`` returns."""
+    lines = source.split("\n")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or node.name != "layers":
+            continue
+        statement = node.body[-1]
+        if isinstance(statement, ast.Return) and isinstance(statement.value, ast.List):
+            indent = " " * statement.col_offset
+            layers = [f"{indent}    {ast.unparse(layer)}," for layer in statement.value.elts]
+            span = slice(statement.lineno - 1, statement.end_lineno)
+            lines[span] = [f"{indent}return [", *layers, f"{indent}]"]
+            break
+    return "\n".join(lines)
 
 
 def _statements(source: str) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archloop.code.policy import check, unreadable
@@ -17,10 +17,21 @@ from archloop.search.selection import select
 from archloop.types import Candidate, GraphSketch, NoveltyScores, Outcome
 
 
+@dataclass(frozen=True)
+class Compared:
+    """A network beside what is known."""
+
+    row: Candidate
+    nearest: str | None
+    """Source of the most similar known network."""
+    new_motifs: tuple[str, ...] | None
+    """Its operator motifs that no known network has, nor one before it; ``None``: not traced."""
+
+
 def compare_files(
     sources: Sequence[Source], known: dict[str, str], config: RunConfig, *, graphs: bool
-) -> Iterator[tuple[Candidate, str | None]]:
-    """Each network's row, and the source of the most similar known one.
+) -> Iterator[Compared]:
+    """Each network beside the known ones, in order.
 
     A similarity of the row is ``None`` where the index retrieved no neighbour; it looks for those
     as similar as ``novelty.lsh_threshold``. (A run keeps 0.0 there, as in the paper's log.)
@@ -44,30 +55,41 @@ def compare_files(
     for id, code in known.items():
         judge.add_known(id, code, sketches.get(id))
     judge.start_cycle()
-    rows = {
-        s.id: Candidate(s.id, None, i, Outcome.VALID, code=s.code, graph=sketches.get(s.id))
-        for i, s in enumerate(sources)
-    }
+    rows = {s.id: _unjudged(i, s, sketches.get(s.id)) for i, s in enumerate(sources)}
+    motifs = {m for id in known for m in _motifs(sketches.get(id)) or ()}
     decisions = select((rows[s.id] for s in sources if s.id in sound), judge, limits=lambda _: ())
     for name in (s.id for s in sources):
         row = rows[name]
         if name not in sound:
             fault = faults[name]
             assert fault is not None
-            yield replace(row, outcome=fault.outcome, error=fault.error), None
+            yield Compared(replace(row, outcome=fault.outcome, error=fault.error), None, None)
             continue
         decision = next(decisions)
-        scores = decision.scores
-        yield (
-            replace(
-                row,
-                # Nothing is accepted here, only found to be new.
-                outcome=Outcome.VALID if decision.accepted else decision.outcome,
-                rejection_count=decision.rejection_count,
-                **_retrieved(scores),
-            ),
-            None if scores.nearest is None else (known | sound)[scores.nearest],
+        scores, own = decision.scores, _motifs(row.graph)
+        judged = replace(
+            row,
+            # Nothing is accepted here, only found to be new.
+            outcome=Outcome.VALID if decision.accepted else decision.outcome,
+            rejection_count=decision.rejection_count,
+            **_retrieved(scores),
         )
+        nearest = None if scores.nearest is None else (known | sound)[scores.nearest]
+        yield Compared(
+            judged, nearest, None if own is None else tuple(m for m in own if m not in motifs)
+        )
+        motifs.update(own or ())
+
+
+def _unjudged(index: int, source: Source, graph: GraphSketch | None) -> Candidate:
+    measures = {} if graph is None else dict(graph.profile or {})
+    return Candidate(
+        source.id, None, index, Outcome.VALID, code=source.code, graph=graph, measures=measures
+    )
+
+
+def _motifs(graph: GraphSketch | None) -> tuple[str, ...] | None:
+    return None if graph is None else graph.motifs
 
 
 def _sketches(codes: dict[str, str], config: RunConfig) -> dict[str, GraphSketch | None]:

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 
-from archloop.code.linking import linked
+from archloop.code.linking import linked, unlinked
 from archloop.corpus.edits import EDITS, edited
 from archloop.corpus.seeds.source import SeedNetwork
 
@@ -75,7 +75,7 @@ def plain(rng: random.Random) -> str:
         hidden = rng.choice((64, 128))
         layers += ["nn.AdaptiveAvgPool2d(2)", "nn.Flatten()", f"nn.LazyLinear({hidden})"]
         layers += ["nn.ReLU()", "nn.LazyLinear(classes)"]
-    return f"{_CHAIN}        return [{', '.join(layers)}]\n"
+    return unlinked(linked(f"{_CHAIN}        return [{', '.join(layers)}]\n"))
 
 
 def _conv(width: int, kernel: int = 3, stride: int = 1) -> str:
