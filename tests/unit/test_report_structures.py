@@ -1,0 +1,87 @@
+"""What a report says of the structure of networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from archloop.novelty.structure import STRUCTURES
+from archloop.report.figures import classes_svg
+from archloop.report.markdown import markdown
+from archloop.report.structures import Asked, effective_number, of_cycles
+from archloop.types import Candidate, GraphSketch, Outcome
+
+ACCEPTED, VALID = Outcome.ACCEPTED, Outcome.BELOW_THRESHOLD
+
+
+def candidate(
+    cycle: int, index: int, structure: str, outcome: Outcome, motifs: str = "", **rest: Any
+) -> Candidate:
+    measures = {name: float(s in structure.split("+")) for s, name in STRUCTURES.items()}
+    graph = GraphSketch("0" * 64, b"", motifs=tuple(motifs.split()))
+    return Candidate(
+        f"c{cycle:02d}-{index:04d}",
+        cycle,
+        index,
+        outcome,
+        graph=graph,
+        measures=measures | {"macs": rest.pop("macs", 3e6)},
+        **rest,
+    )
+
+
+CYCLES = [
+    [
+        candidate(1, 0, "skip", ACCEPTED, "a b", n_params=90),
+        candidate(1, 1, "skip+gate", ACCEPTED, "b c", n_params=150),
+        candidate(1, 2, "plain", VALID, "z", n_params=10),
+    ],
+    [
+        candidate(2, 0, "skip", ACCEPTED, "a d", macs=9e7),
+        replace(candidate(2, 1, "skip", ACCEPTED, "e"), measures={}, graph=None),
+    ],
+]
+SEEDS = [GraphSketch("1" * 64, b"", motifs=("a",)), None]
+
+
+def test_classes_motifs_and_niches_are_counted() -> None:
+    first, second, whole = of_cycles(CYCLES, SEEDS, {})
+    assert first.valid == {"skip": 1, "skip+gate": 1, "plain": 1}
+    assert first.accepted == {"skip": 1, "skip+gate": 1}
+    assert (first.structured, first.niches, first.new_motifs) == (2, 2, 2)
+    # The motif "d" is new; a network whose structure is not known has no class and no niche.
+    assert second.accepted == {"skip": 1}
+    assert (second.niches, second.new_motifs) == (3, 1)
+    assert (whole.niches, whole.new_motifs) == (3, 3)
+    assert whole.valid.total() == 4
+
+
+def test_without_the_seeds_motifs_nothing_is_new() -> None:
+    assert {found.new_motifs for found in of_cycles(CYCLES, None, {})} == {None}
+
+
+def test_what_prompts_asked_for_is_compared_with_what_came() -> None:
+    asked = {"c01-0000": ("skip", 100), "c01-0001": ("skip", 100), "c01-0002": ("gate", None)}
+    first, second, _ = of_cycles(CYCLES, SEEDS, asked)
+    assert first.asked == Asked(n=3, exact=1, at_least=2, within_budget=2)
+    assert second.asked == Asked(n=0, exact=0, at_least=0, within_budget=0)
+
+
+def test_the_effective_number_is_the_exponential_of_the_entropy() -> None:
+    assert effective_number({}) is None
+    assert effective_number({"a": 7}) == 1
+    assert effective_number({"a": 2, "b": 2, "c": 2, "d": 2}) == 4
+    assert effective_number({"a": 9, "b": 1}) == pytest.approx(0.9**-0.9 * 0.1**-0.1)
+
+
+def test_the_figure_has_a_bar_for_each_cycle_and_a_name_for_each_class() -> None:
+    many = [[candidate(1, i, s, ACCEPTED) for i, s in enumerate(STRUCTURES)]] + CYCLES
+    text = classes_svg("a <run> $x$", of_cycles(many, SEEDS, {})[:-1])
+    for name in ("skip+gate", "plain", "attention", "others", "a &lt;run&gt; $x$"):
+        assert name in text
+    assert classes_svg("a", of_cycles(CYCLES, SEEDS, {})[:-1]) == classes_svg(
+        "a", of_cycles(CYCLES, SEEDS, {})[:-1]
+    )
+    assert markdown([]).startswith("# Report")
