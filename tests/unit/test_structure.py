@@ -111,6 +111,12 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
             {"skips": 1},
         ),
+        (
+            "(torch.stack([self.conv(x), self.other(x)], 1) * self.weights).sum(1)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1); "
+            "self.weights = nn.Parameter(torch.ones(2, 1, 1, 1))",
+            {"skips": 1},
+        ),
         # Halves of one tensor: a gated linear unit, and a shuffle block.
         ("(lambda a, b: a * torch.sigmoid(b))(*x.chunk(2, 1))", "pass", {"gates": 1}),
         (

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -132,6 +132,8 @@ _NORMS = ("native_batch_norm", "native_layer_norm", "native_group_norm", "_nativ
 _RECURRENT = ("lstm", "gru", "rnn_tanh", "rnn_relu", "_thnn_fused", "mkldnn_rnn", "_cudnn_rnn")
 _PRODUCTS = frozenset({"mm", "bmm", "mv", "dot", "baddbmm", "addbmm", "matmul"})
 _FUSED = ("_scaled_dot_product", "_flash", "_efficient_attention")
+_MOST_BETWEEN = 8
+"""Most operators between stacked branches and their sum."""
 _SUMS = frozenset({"add", "sub", "rsub"})
 
 
@@ -170,6 +172,11 @@ class _Facts:
     """Weighted layers before and at it."""
     product: bool
     """Whether it is a product of two matrices of data, or that changed without weights."""
+
+
+def _size(n: int | str) -> int:
+    """A size for one image: ``"4N"`` is 4."""
+    return n if isinstance(n, int) else int(n.rstrip("N"))
 
 
 class _Reader:
@@ -232,16 +239,31 @@ class _Reader:
             self._stacked(data[0], dims)
 
     def _stacked(self, place: int, dims: list[int]) -> None:
-        """A reduction over the dimension that branches were stacked along is their sum."""
-        while self._nodes[place].operator == "reshape":
-            place = self._nodes[place].inputs[0]
-        if place in self._joins:
-            node = self._nodes[place]
+        """A reduction over the dimension that branches were stacked along is their sum.
+
+        They may be weighted, or changed element by element, in between.
+        """
+        for stacked in self._elementwise_before(place):
+            if stacked not in self._joins:
+                continue
+            node = self._nodes[stacked]
             parts = [self._nodes[i].shape for i in node.inputs]
             dim = json.loads(node.attributes)["dim"]
             if dim in dims and all(shape[dim : dim + 1] in ((1,), ("1N",)) for shape in parts):
-                self._joins.discard(place)
+                self._joins.discard(stacked)
                 self._counts["skips"] += len(parts) - 1
+                return
+
+    def _elementwise_before(self, place: int) -> Iterator[int]:
+        """A value and those that it is made of element by element, nearest first."""
+        for _ in range(_MOST_BETWEEN):
+            yield place
+            node = self._nodes[place]
+            wide = [i for i in node.inputs if len(self._nodes[i].shape) >= len(node.shape)]
+            wide = [i for i in wide if self._facts[i].data]
+            if node.operator.rstrip("*") not in _SAME_PATH or not wide:
+                return
+            place = max(wide, key=lambda i: prod(map(_size, self._nodes[i].shape)))
 
     def _convolution(self, node: Node, weight: tuple[Any, ...]) -> None:
         attributes = json.loads(node.attributes)
