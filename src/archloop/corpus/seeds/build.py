@@ -60,6 +60,8 @@ class Seed:
     """``None`` until it is built."""
     factors: tuple[float, float] | None = None
     """(channels, dense) of the width edit, if it was narrowed."""
+    wide: str | None = None
+    """The source before it was narrowed."""
     measures: dict[str, float] | None = None
     """Of its structure and cost; ``None``: it was not traced."""
     edits: tuple[str, ...] = ()
@@ -347,6 +349,7 @@ def _fit(seeds: list[Seed], max_params: int, probe: Probe) -> list[Seed]:
                     code=code,
                     n_params=n_params,
                     factors=FACTORS[middle],
+                    wide=seed.code,
                 )
             else:
                 ends[seed.name] = (middle + 1, high)
@@ -360,13 +363,27 @@ def _needs_structure(seeds: SeedsConfig, template: PromptTemplate) -> bool:
 
 
 def _traced(seeds: list[Seed], trace: Trace, report: SeedReport) -> list[Seed]:
-    """The networks with their measures, without those that cannot be traced."""
+    """The networks with their measures, without those that cannot be traced.
+
+    Nor those that lost their structure when they were narrowed: a group or a depthwise convolution
+    may be none any more with other widths.
+    """
     found = trace([s.code for s in seeds])
     known = [measures_of(verdict, graph) for verdict, graph in found]
     measured = [replace(s, measures=m) for s, m in zip(seeds, known, strict=True)]
     faults = [None if m else "not traced" for m in known]
     errors = {s.name: v.error for s, (v, _) in zip(seeds, found, strict=True)}
-    return _drop(measured, faults, "traced", report, errors)
+    left = _drop(measured, faults, "traced", report, errors)
+    narrowed = [s for s in left if s.wide is not None]
+    if not narrowed:
+        return left
+    wide = trace([s.wide or "" for s in narrowed])
+    before = {s.name: measures_of(*found) for s, found in zip(narrowed, wide, strict=True)}
+    lost = [
+        s.name in before and structure_class(before[s.name] or {}) != _class_of(s) for s in left
+    ]
+    faults = ["narrowed: another structure" if is_lost else None for is_lost in lost]
+    return _drop(left, faults, "narrowed with their structure", report)
 
 
 def _balanced(seeds: list[Seed], config: SeedsConfig, report: SeedReport) -> list[Seed]:
@@ -424,7 +441,15 @@ def _augmented(
         edits = (*parent.edits, child.edit.name)
         n_params = int(child.measures["n_params"])
         found.append(
-            Seed(name, parent.family, child.code, None, n_params, None, child.measures, edits)
+            Seed(
+                name,
+                parent.family,
+                child.code,
+                accuracy=None,
+                n_params=n_params,
+                measures=child.measures,
+                edits=edits,
+            )
         )
     report.steps.append(("with networks that edits made", len(seeds) + len(found)))
     return found
