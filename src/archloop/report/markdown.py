@@ -52,6 +52,7 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         if run.structures:
             blocks += ["### Structure", STRUCTURE, f"![Classes](classes-{number}.svg)"]
             blocks += [_structure_table(run), _class_table(run)]
+            blocks += [DESIGNS, f"![Designs](designs-{number}.svg)"]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -297,6 +298,10 @@ STRUCTURE = (
     "chains of three operators in accepted networks that no seed network, and no earlier accepted "
     "one, has. Has what was asked: valid networks of exactly the class that the prompt asked for, "
     "those with at least these structures, and those within the budget that was asked for."
+)
+DESIGNS = (
+    "The best accepted networks of each class in turn, from the layers that their sources list, "
+    "with first-epoch accuracy, parameters and multiply-accumulates."
 )
 _CLASSES_SHOWN = 16
 """Most classes in a report's table; the CSV has all."""
