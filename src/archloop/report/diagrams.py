@@ -2,7 +2,7 @@
 
 A layer is a box, layers one after the other stand below each other, branches side by side; a line
 on the right goes around what a skip connection or a gate goes around. Layers that a network makes
-in other ways than a list (:mod:`archloop.corpus.edits.chains`) are not drawn.
+in other ways than a list (:mod:`archloop.code.edits.chains`) are not drawn.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from archloop.code.edits.chains import called, chains
+from archloop.code.edits.conv_block import Conv
 from archloop.code.linking import unlinked
 from archloop.code.policy import parse
-from archloop.corpus.edits.chains import called, chains
-from archloop.corpus.edits.conv_block import Conv
 from archloop.corpus.seeds.balance import even
 from archloop.novelty.structure import structure_class
 from archloop.report.figures import drawing, svg

@@ -1,7 +1,7 @@
 """Seed networks in one uniform idiom: plain stacks of blocks, and structural edits of these.
 
 A plain network is a chain of convolutions of :mod:`archloop.blocks` with two to four halvings of
-the image; then none to six edits of :mod:`archloop.corpus.edits` are applied to it. A small LLM
+the image; then none to six edits of :mod:`archloop.code.edits` are applied to it. A small LLM
 learns from uniform code, and LEMUR has few networks with structure that fit into a small budget.
 """
 
@@ -11,8 +11,8 @@ import hashlib
 import random
 from collections.abc import Iterator
 
+from archloop.code.edits import EDITS, edited
 from archloop.code.linking import linked, unlinked
-from archloop.corpus.edits import EDITS, edited
 from archloop.corpus.seeds.source import SeedNetwork
 
 _VERSION = 1
