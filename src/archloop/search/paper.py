@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from archloop.config.derived import derive_seed
 from archloop.search import mix
 from archloop.search.archive import Archive, Repeat, spread, would_be_champions
+from archloop.search.moves import edit_prompt
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
 from archloop.search.targets import targets
@@ -59,6 +60,19 @@ class PaperStrategy:
         self, history: History, cycle: int, n: int
     ) -> list[tuple[tuple[Message, ...], Origin]]:
         """The messages of each request, and what they ask for."""
+        rng = random.Random(derive_seed(history.seed, "edits", cycle))
+        parents, share = history.accepted_before(cycle), self._search.edits
+        return [
+            (rng.random() < share or None)
+            and edit_prompt(self._template, history, parents, rng)
+            or designed
+            for designed in self._designs(history, cycle, n)
+        ]
+
+    def _designs(
+        self, history: History, cycle: int, n: int
+    ) -> list[tuple[tuple[Message, ...], Origin]]:
+        """The prompts for new networks."""
         template, subject, digest = self._template, history.subject, self._template.digest
         if self._search.condition == "none":
             messages = tuple(template.render(subject, history.max_params))

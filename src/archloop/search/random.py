@@ -1,46 +1,57 @@
-"""The random baseline: networks from a grammar, uniformly and within the budget; no LLM.
+"""The random baseline: networks from a grammar, and random edits of accepted ones; no LLM.
 
 A method that learns has to be better than this at equal cost (Li and Talwalkar, 2020).
 """
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from archloop.config.derived import derive_seed
+from archloop.search.moves import edit_prompt
+from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
 from archloop.types import Origin, Request
 
 if TYPE_CHECKING:
-    from archloop.config import RunConfig
+    from archloop.config import RandomSearch, RunConfig
     from archloop.search.archive import Repeat
     from archloop.search.history import History
     from archloop.search.selection import CycleDecisions
-
-_ORIGIN = Origin("grammar")
+    from archloop.types import Message
 
 
 class RandomStrategy:
-    """``search.type = "random"``; :mod:`archloop.search.grammar` writes the networks."""
+    """``search.type = "random"``; :mod:`archloop.llm.generation.grammar_engine` writes networks."""
 
     learns = False
 
-    def __init__(self, config: RunConfig) -> None:
-        self._config = config
+    def __init__(self, config: RunConfig, search: RandomSearch) -> None:
+        self._config, self._search = config, search
+        self._template = PromptTemplate.from_config(config.prompt)
 
     def ask(self, history: History, cycle: int, n: int) -> list[Request]:
-        """``n`` requests that differ in their seed, which decides the network alone."""
+        """``n`` requests that differ in their seed, which decides the network, and in the edit."""
+        plain: tuple[tuple[Message, ...], Origin] = ((), Origin("grammar"))
+        rng = random.Random(derive_seed(history.seed, "edits", cycle))
+        parents = history.accepted_before(cycle)
+        asked = [
+            (rng.random() < self._search.edits or None)
+            and edit_prompt(self._template, history, parents, rng)
+            for _ in range(n)
+        ]
         return [
             Request(
                 cycle=cycle,
                 index=index,
                 seed=derive_seed(history.seed, "generate", cycle, index),
                 task=history.task,
-                messages=(),
+                messages=messages,
                 temperature=0.0,
-                origin=_ORIGIN,
+                origin=origin,
             )
-            for index in range(n)
+            for index, (messages, origin) in enumerate(found or plain for found in asked)
         ]
 
     def again(self, history: History, cycle: int) -> list[Repeat]:  # noqa: ARG002 - of the protocol

@@ -29,7 +29,8 @@ def edited(source: str, edit: Edit, rng: random.Random) -> str | None:
     """
     short = unlinked(source)
     tree = ast.parse(short)
-    if not apply(edit, chains(tree), rng):
+    before = ast.dump(tree)
+    if not apply(edit, chains(tree), rng) or ast.dump(tree) == before:
         return None
     text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     return linked(text if MODULE in text else _with_blocks(text))
