@@ -133,10 +133,11 @@ def _named(node: ast.expr, name: str) -> tuple[str, str]:
         width = conv.arguments.get(conv.out)
         return " ".join(words) + (f" · {ast.unparse(width)}" if width else ""), "conv"
     if name == "depthwise":
-        given = {k.arg: ast.unparse(k.value) for k in getattr(node, "keywords", [])}
-        kernel = _arguments(node, keywords=False) or given.get("kernel", "3")
+        assert isinstance(node, ast.Call)
+        given = {k.arg: ast.unparse(k.value) for k in node.keywords}
+        side = _arguments(node, keywords=False) or given.get("kernel", "3")
         stride = f" /{given['stride']}" if "stride" in given else ""
-        return f"depthwise {kernel}{stride}", "depthwise"
+        return f"depthwise {side}{stride}", "depthwise"
     if name == "mix":
         return f"mix {_arguments(node)}".strip(), "mix"
     if "Pool" in name:

@@ -309,8 +309,8 @@ _CLASSES_SHOWN = 16
 
 def _structure_table(run: ReportedRun) -> str:
     names = [*(str(c.stats.cycle) for c in run.summary.cycles), "all"]
-    head = ("cycle", "valid", "classes", "effective", "accepted", "structured", "classes")
-    head += ("effective", "niches", "new motifs")
+    head = ["cycle", "valid", "classes", "effective", "accepted", "structured", "classes"]
+    head += ["effective", "niches", "new motifs"]
     asked = any(s.asked for s in run.structures)
     rows = []
     for name, found in zip(names, run.structures, strict=True):
@@ -330,7 +330,9 @@ def _structure_table(run: ReportedRun) -> str:
         if asked and (a := found.asked) is not None:
             row += [f"{k}/{a.n}" for k in (a.exact, a.at_least, a.within_budget)]
         rows.append(row)
-    return _table((*head, *("exactly", "at least", "within budget") * asked), rows)
+    if asked:
+        head += ["exactly", "at least", "within budget"]
+    return _table(head, rows)
 
 
 def _effective(counts: Mapping[str, int]) -> str:
