@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from archloop.code.chat import extract_code
 from archloop.code.edits import EDITS, edited
+from archloop.config.derived import derive_seed
 from archloop.search.history import History
 from archloop.search.prompts import PromptTemplate
 from archloop.types import Candidate, Message, Origin, Request
@@ -21,9 +22,34 @@ _TRIES = 8
 _OPERATOR = "edit:"
 
 
+Prompt = tuple[tuple[Message, ...], Origin]
+"""What a request says, and where it comes from."""
+
+
+def with_edits(
+    designs: Sequence[Prompt], share: float, template: PromptTemplate, history: History, cycle: int
+) -> list[Prompt]:
+    """The prompts of a cycle, a share of them replaced by edits of accepted networks.
+
+    Args:
+        designs: The prompts for new networks, in index order.
+        share: Probability that one is replaced.
+        template: Of the run.
+        history: Of the run; before anything is accepted nothing is replaced.
+        cycle: Whose prompts they are.
+    """
+    rng = random.Random(derive_seed(history.seed, "edits", cycle))
+    parents = history.accepted_before(cycle)
+    found = []
+    for design in designs:
+        edit = edit_prompt(template, history, parents, rng) if rng.random() < share else None
+        found.append(design if edit is None else edit)
+    return found
+
+
 def edit_prompt(
     template: PromptTemplate, history: History, parents: Sequence[Candidate], rng: random.Random
-) -> tuple[tuple[Message, ...], Origin] | None:
+) -> Prompt | None:
     """A prompt for an edit of one of these networks that has a place for it.
 
     Args:

@@ -5,11 +5,10 @@ A method that learns has to be better than this at equal cost (Li and Talwalkar,
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 from archloop.config.derived import derive_seed
-from archloop.search.moves import edit_prompt
+from archloop.search.moves import Prompt, with_edits
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
 from archloop.types import Origin, Request
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
     from archloop.search.archive import Repeat
     from archloop.search.history import History
     from archloop.search.selection import CycleDecisions
-    from archloop.types import Message
 
 
 class RandomStrategy:
@@ -33,14 +31,8 @@ class RandomStrategy:
 
     def ask(self, history: History, cycle: int, n: int) -> list[Request]:
         """``n`` requests that differ in their seed, which decides the network, and in the edit."""
-        plain: tuple[tuple[Message, ...], Origin] = ((), Origin("grammar"))
-        rng = random.Random(derive_seed(history.seed, "edits", cycle))
-        parents = history.accepted_before(cycle)
-        asked = [
-            (rng.random() < self._search.edits or None)
-            and edit_prompt(self._template, history, parents, rng)
-            for _ in range(n)
-        ]
+        designs: list[Prompt] = [((), Origin("grammar"))] * n
+        asked = with_edits(designs, self._search.edits, self._template, history, cycle)
         return [
             Request(
                 cycle=cycle,
@@ -51,7 +43,7 @@ class RandomStrategy:
                 temperature=0.0,
                 origin=origin,
             )
-            for index, (messages, origin) in enumerate(found or plain for found in asked)
+            for index, (messages, origin) in enumerate(asked)
         ]
 
     def again(self, history: History, cycle: int) -> list[Repeat]:  # noqa: ARG002 - of the protocol
