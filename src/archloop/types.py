@@ -109,7 +109,7 @@ PROFILE = (
     "norms",
     "linear_share",
 )
-"""Measures of a computation graph's structure; see :func:`archloop.novelty.structure.profile`."""
+"""Measures of a computation graph's structure; see :func:`archloop.novelty.profile.profile`."""
 
 
 def flag_name(flag: str) -> str:
@@ -269,7 +269,7 @@ class GraphSketch:
     outputs: tuple[float, ...] | None = None
     """Of the network under equal weights (:mod:`archloop.novelty.outputs`); ``None``: not known."""
     profile: dict[str, float] | None = None
-    """Measures of the graph by name (:mod:`archloop.novelty.structure`), with ``macs`` where they
+    """Measures of the graph by name (:mod:`archloop.novelty.profile`), with ``macs`` where they
     can be counted; ``None``: not known."""
     motifs: tuple[str, ...] | None = None
     """Its operator motifs (:func:`archloop.novelty.graph.operator_motifs`), sorted; ``None``: not

@@ -42,7 +42,7 @@ def profile_of(sandbox: Sandbox, layers: str, top: str = "") -> dict[str, float]
     verdict, found = sandbox.sketch(code, shape=(3, 32, 32), classes=10)
     assert verdict.outcome is Outcome.VALID, verdict.error
     assert found is not None and found.graph.profile is not None
-    assert set(found.graph.profile) == {*PROFILE, "macs"}
+    assert found.graph.profile.keys() - {"macs"} == set(PROFILE)
     return found.graph.profile
 
 
@@ -91,6 +91,12 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
         # Normalisations, written out.
         ("(x - x.mean(1, keepdim=True)) * torch.rsqrt(x.var(1, keepdim=True) + 1e-5)", "pass", {}),
         ("x * torch.softmax(x, 1)", "pass", {}),
+        ("x * torch.sigmoid(self.norm(x))", "self.norm = nn.BatchNorm2d(16)", {}),
+        # Masks and noise do not depend on the image, though they take its shape.
+        ("nn.functional.dropout2d(x, 0.5, training=True)", "pass", {}),
+        ("x * (torch.rand_like(x) > 0.1).float() / 0.9", "pass", {}),
+        ("x * x.new_empty(x.shape).bernoulli_(0.9)", "pass", {}),
+        ("x + 0.1 * torch.randn_like(x)", "pass", {}),
         # Scales and positions are parameters.
         (
             "x * self.scale + self.bias",
@@ -98,6 +104,19 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             "self.bias = nn.Parameter(torch.zeros(1, 16, 16, 16))",
             {},
         ),
+        (
+            "torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2)], 2)[:, :, 1:]"
+            ".reshape(x.shape)",
+            "self.token = nn.Parameter(torch.ones(1, 16, 1))",
+            {},
+        ),
+        # One path, cut and put together without anything in between, or a channel shuffle.
+        (
+            "torch.maximum(*nn.functional.conv2d(x, self.w).chunk(2, 1))",
+            "self.w = nn.Parameter(torch.ones(32, 16, 1, 1))",
+            {},
+        ),
+        ("x.view(x.size(0), 4, 4, 16, 16).transpose(1, 2).reshape(x.shape)", "pass", {}),
         # A path with weights on one side.
         (
             "x + self.scale * self.conv(x)",
@@ -117,7 +136,19 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             "self.weights = nn.Parameter(torch.ones(2, 1, 1, 1))",
             {"skips": 1},
         ),
+        (
+            "torch.stack([self.conv(x), self.other(x)]).amax(0)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"joins": 1},
+        ),
+        # A highway: one operator adds and multiplies.
+        (
+            "torch.lerp(x, self.conv(x), torch.sigmoid(self.other(x)))",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"skips": 1, "gates": 1},
+        ),
         # Halves of one tensor: a gated linear unit, and a shuffle block.
+        ("nn.functional.glu(self.conv(x), 1)", "self.conv = nn.LazyConv2d(32, 1)", {"gates": 1}),
         ("(lambda a, b: a * torch.sigmoid(b))(*x.chunk(2, 1))", "pass", {"gates": 1}),
         (
             "(lambda a, b: torch.cat([a, self.conv(b)], 1))(*x.chunk(2, 1))",
@@ -133,6 +164,24 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
         (
             "nn.functional.scaled_dot_product_attention(x, x, self.conv(x))",
             "self.conv = nn.LazyConv2d(16, 1)",
+            {"attentions": 1},
+        ),
+        # Two attentions without weights between them, and a bilinear layer.
+        (
+            "(lambda a: a(a(x.flatten(2))).reshape(x.shape))"
+            "(lambda t: torch.softmax(t @ t.transpose(1, 2), -1) @ t)",
+            "pass",
+            {"attentions": 2},
+        ),
+        (
+            "self.both(x.mean((2, 3)), x.amax((2, 3)))[:, :, None, None]",
+            "self.both = nn.Bilinear(16, 16, 16)",
+            {"attentions": 1},
+        ),
+        # A convolution with weights that depend on the image.
+        (
+            "nn.functional.conv2d(x, self.kernels(x.mean((0, 2, 3))).view(16, 16, 1, 1))",
+            "self.kernels = nn.Linear(16, 256)",
             {"attentions": 1},
         ),
     ],
@@ -155,13 +204,49 @@ def test_the_rest_of_a_profile(sandbox: Sandbox) -> None:
     assert found["macs"] == 432 * 1024 + 2 * 2304 * 256 + 4608 * 64 + 320
 
 
-def test_recurrent_layers_are_counted(sandbox: Sandbox) -> None:
-    top = own(
-        "self.cell(x.flatten(2).transpose(1, 2))[0].transpose(1, 2).reshape(x.shape)",
-        "self.cell = nn.GRU(16, 16, batch_first=True)",
-    )
-    found = profile_of(sandbox, "Own()", top)
-    assert found["depth"] >= 3
+SEQUENCE = "(lambda s: ({}).transpose(1, 2).reshape(x.size(0), -1, 4, 4))"
+SEQUENCE += "(nn.functional.avg_pool2d(x, 4).flatten(2).transpose(1, 2))"
+
+
+@pytest.mark.parametrize(
+    ("value", "init", "layers"),
+    [
+        ("self.cell(s)[0]", "self.cell = nn.RNN(16, 16, batch_first=True)", 1),
+        ("self.cell(s)[0]", "self.cell = nn.GRU(16, 16, 2, batch_first=True)", 2),
+        ("self.cell(s)[0]", "self.cell = nn.LSTM(16, 8, batch_first=True, bidirectional=True)", 2),
+        ("self.cell(s)[1][0][0].unsqueeze(1)", "self.cell = nn.LSTM(16, 256, batch_first=True)", 1),
+    ],
+)
+def test_a_recurrent_layer_is_one_layer_without_other_structures(
+    sandbox: Sandbox, value: str, init: str, layers: int
+) -> None:
+    found = profile_of(sandbox, "Own()", own(SEQUENCE.format(value), init))
+    assert found["recurrents"] == layers
+    assert [name for name in STRUCTURES.values() if found[name]] == []
+    assert found["depth"] <= 2 + 2 * layers
+
+
+def test_what_is_added_to_a_recurrent_layer_is_a_skip(sandbox: Sandbox) -> None:
+    init = "self.cell = nn.GRU(16, 16, batch_first=True)"
+    found = profile_of(sandbox, "Own()", own(SEQUENCE.format("s + self.cell(s)[0]"), init))
+    assert (found["recurrents"], found["skips"], found["gates"], found["joins"]) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("value", "pools"),
+    [
+        # The classifier pools what is not yet one value a channel.
+        ("x.mean((2, 3), keepdim=True)", 1),
+        ("x.flatten(2).mean(2)[:, :, None, None]", 1),
+        ("nn.functional.avg_pool2d(x, 16)", 1),
+        ("nn.functional.avg_pool2d(x, 8)", 1),
+        ("x * torch.sigmoid(x.amax((2, 3), keepdim=True))", 2),
+        ("x * torch.sigmoid(x.mean(1, keepdim=True))", 1),
+        ("x - x.mean((1, 2, 3), keepdim=True)", 1),
+    ],
+)
+def test_global_pools_are_counted(sandbox: Sandbox, value: str, pools: int) -> None:
+    assert profile_of(sandbox, "Own()", own(value))["global_pools"] == pools
 
 
 def test_classes_and_niches_are_read_from_measures() -> None:

@@ -30,8 +30,9 @@ import numpy as np
 
 from archloop.errors import UsageError
 from archloop.novelty.canonical import LEAVES, UNORDERED, Call, Canonical, Input, Node
+from archloop.novelty.profile import profile
 from archloop.novelty.rules import apply
-from archloop.novelty.structure import checked_profile, profile
+from archloop.novelty.structure import checked_profile
 from archloop.novelty.tokens import jaccard
 from archloop.types import GraphSketch
 
