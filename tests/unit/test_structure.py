@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from archloop.code.linking import linked
 from archloop.config import SandboxConfig
+from archloop.novelty.graph import canonical, graph_hash
+from archloop.novelty.profile import profile
 from archloop.novelty.structure import (
     PLAIN,
     STRUCTURES,
@@ -19,6 +24,7 @@ from archloop.novelty.structure import (
 from archloop.sandbox.host.client import Sandbox
 from archloop.types import PROFILE, Outcome
 
+PAIRS = Path(__file__).parents[1] / "data" / "graph_pairs.jsonl.gz"
 DESIGN = """from archloop.blocks import *
 {top}
 
@@ -137,6 +143,17 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             {"skips": 1},
         ),
         (
+            "torch.cat([self.conv(x), self.other(x)], 1).view(-1, 2, 16, 16, 16).sum(1)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"skips": 1},
+        ),
+        # Channels of two branches that alternate are joined, whatever is pooled later.
+        (
+            "torch.stack([self.conv(x), self.other(x)], 2).reshape(-1, 32, 16, 16)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"joins": 1},
+        ),
+        (
             "torch.stack([self.conv(x), self.other(x)]).amax(0)",
             "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
             {"joins": 1},
@@ -247,6 +264,24 @@ def test_what_is_added_to_a_recurrent_layer_is_a_skip(sandbox: Sandbox) -> None:
 )
 def test_global_pools_are_counted(sandbox: Sandbox, value: str, pools: int) -> None:
     assert profile_of(sandbox, "Own()", own(value))["global_pools"] == pools
+
+
+def test_the_profile_is_that_of_what_is_computed(sandbox: Sandbox) -> None:
+    """Edits of LEMUR's networks that keep the graph's hash keep the profile."""
+    rows = [json.loads(line) for line in gzip.decompress(PAIRS.read_bytes()).splitlines()]
+    traced: dict[str, tuple[str, dict[str, float]]] = {}
+
+    def of(code: str) -> tuple[str, dict[str, float]]:
+        if code not in traced:
+            _, graph = sandbox.trace(code, shape=(3, 32, 32), classes=10)
+            assert graph is not None
+            traced[code] = graph_hash(graph), profile(canonical(graph))
+        return traced[code]
+
+    same = [row for row in rows if row["same"]][::3]
+    assert len({row["kind"] for row in same}) >= 12
+    assert [row["kind"] for row in same if of(row["a"]) != of(row["b"])] == []
+    assert len({structure_class(measures) for _, measures in traced.values()}) >= 6
 
 
 def test_classes_and_niches_are_read_from_measures() -> None:
