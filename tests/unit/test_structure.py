@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archloop.code.linking import linked
 from archloop.config import SandboxConfig
-from archloop.novelty.graph import canonical, graph_hash
+from archloop.novelty.graph import canonical, checked, graph_hash
 from archloop.novelty.profile import profile
 from archloop.novelty.structure import (
     PLAIN,
     STRUCTURES,
     UNTRACED,
+    checked_profile,
     macs_cell,
     niche,
     structure_class,
@@ -282,6 +285,30 @@ def test_the_profile_is_that_of_what_is_computed(sandbox: Sandbox) -> None:
     assert len({row["kind"] for row in same}) >= 12
     assert [row["kind"] for row in same if of(row["a"]) != of(row["b"])] == []
     assert len({structure_class(measures) for _, measures in traced.values()}) >= 6
+
+
+def test_the_profile_of_any_graph_is_one() -> None:
+    """Whatever a network reports as its graph, counting raises nothing and gives numbers."""
+    rng = random.Random(5)
+    operators = ["add", "mul", "lerp", "addcmul", "glu", "mean", "sum", "cumsum", "cat", "stack"]
+    operators += ["mm", "bmm", "_trilinear", "convolution", "native_batch_norm", "rand_like"]
+    names = ["self", "other", "mat2", "input", "weight", "tensors", "dim", "dims", "groups"]
+    names += ["dilation", "stride", "padding", "output_padding"]
+    shapes = [[], [0], ["1N"], ["1N", 3], ["2N", 3, 4], ["1N", 3, 4, 4], [2, "1N", 3, 4, 4]]
+
+    def value(places: int) -> Any:
+        if rng.random() < 0.7:
+            return {"input": [rng.randrange(places), 0]}
+        several = [{"input": [rng.randrange(places), 0]} for _ in range(rng.randint(0, 3))]
+        return rng.choice([several, 0, 1, -2, 7, None, True, "1N", [1, 1], [2, 3], [0, 9]])
+
+    for _ in range(3000):
+        nodes: list[Any] = [["input", [], [[["1N", 3, 4, 4], "float32"]]]]
+        for number in range(1, rng.randint(3, 9)):
+            given = [[name, value(number)] for name in rng.sample(names, rng.randint(1, 5))]
+            nodes.append([rng.choice(operators), given, [[rng.choice(shapes), "float32"]]])
+        found = profile(canonical(checked({"nodes": nodes, "output": [len(nodes) - 1, 0]})))
+        assert checked_profile(found) == found
 
 
 def test_classes_and_niches_are_read_from_measures() -> None:
