@@ -170,7 +170,8 @@ class Origin:
     """Where a request comes from; a strategy reads it back from the history of the run."""
 
     operator: str = "design"
-    """What is asked for: ``design`` (from the prompt alone), ``feedback``, ``grammar``."""
+    """What is asked for: ``design`` (from the prompt alone), ``feedback``, ``edit:NAME``,
+    ``grammar``."""
     prompt: str | None = None
     """Digest of the prompt template, where there is one."""
     parents: tuple[str, ...] = ()

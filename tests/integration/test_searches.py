@@ -81,6 +81,26 @@ def test_a_random_search_needs_no_llm_and_ends_the_same_when_it_was_killed(tmp_p
     assert first["meta"]["model"] == "grammar"
 
 
+def test_a_local_search_edits_what_it_accepted(tmp_path: Path) -> None:
+    config = configured(
+        "search.type=random",
+        "search.grammar=designs",
+        "search.edits=1.0",
+        "loop.cycles=2",
+        "loop.completions=4",
+    )
+    run(config, tmp_path / "run").close()
+    with Run.open(tmp_path / "run") as opened:
+        first, second = opened.store.requests(1), opened.store.requests(2)
+        accepted = {c.id for c in opened.store.candidates(1) if c.outcome.value == "accepted"}
+        judged = opened.store.candidates(2)
+    assert {r.origin.operator for r in first} == {"grammar"}
+    assert accepted
+    assert all(r.origin.operator.startswith("edit:") for r in second)
+    assert {parent for r in second for parent in r.origin.parents} <= accepted
+    assert any(c.outcome.is_valid for c in judged)
+
+
 @pytest.mark.llm
 @pytest.mark.slow
 def test_a_frozen_llm_sees_what_became_of_its_networks_and_a_run_in_two_parts_is_the_same(

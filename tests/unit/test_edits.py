@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from archloop.code.edits import EDITS, edited
+from archloop.code.edits.chains import chains
+from archloop.code.edits.conv_block import Conv
+from archloop.code.edits.verify import broken_claim
 from archloop.code.linking import linked, unlinked
 from archloop.code.policy import check
 from archloop.config import SandboxConfig
-from archloop.corpus.edits import EDITS, edited
-from archloop.corpus.edits.chains import chains
-from archloop.corpus.edits.conv_block import Conv
-from archloop.corpus.edits.verify import broken_claim
 from archloop.corpus.seeds.balance import even
 from archloop.corpus.seeds.children import Limits, Parent, children, measures_of
 from archloop.corpus.seeds.designs import DesignSource

@@ -14,8 +14,8 @@ from archloop.code.hygiene import as_trained
 from archloop.code.linking import linked, unlinked
 from archloop.code.policy import check
 from archloop.code.reading import decode_source
-from archloop.corpus.seeds.designs import design
 from archloop.novelty import jaccard, shingles, tokens
+from archloop.search.designs import design
 
 SHORT = """from archloop.blocks import *
 

@@ -9,10 +9,14 @@ from statistics import stdev
 import pytest
 from scipy.stats import t
 
+from archloop.code.edits import EDITS
+from archloop.code.linking import linked
+from archloop.code.policy import check
 from archloop.config import load_config
 from archloop.errors import ConfigError
 from archloop.novelty.structure import STRUCTURES
 from archloop.search.archive import Archive, score, spread, trainings
+from archloop.search.moves import move
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import NICHE_THRESHOLDS
 from archloop.search.strategy import Strategy, build_strategy
@@ -193,3 +197,42 @@ def test_a_lucky_candidate_does_not_become_champion() -> None:
     rows = [steady, lucky]
     made = niche_strategy().decide(history(Memory(rows, [stats(1)])), 2)
     assert made.decisions[0].rejected_by == ("selection.percentile",)
+
+
+DESIGN = """from archloop.blocks import *
+
+class Net(Design):
+
+    def layers(self, classes):
+        return [conv(16), nn.MaxPool2d(2), conv(32), conv(), nn.MaxPool2d(2), conv(), head(classes)]
+"""
+
+
+def accepted_design() -> Candidate:
+    return replace(candidate(1, 0, 0.5), code=linked(DESIGN))
+
+
+@pytest.mark.parametrize("search", ["paper", "random"])
+def test_a_share_of_the_requests_are_edits_of_accepted_networks(search: str) -> None:
+    made = strategy(f"search.type={search}", "search.edits=0.5")
+    before = history(Memory([accepted_design()], [stats(1)]))
+    found = made.ask(before, 2, 60)
+    assert found == made.ask(before, 2, 60)
+    edits = [r for r in found if r.origin.operator.startswith("edit:")]
+    assert 15 < len(edits) < 45
+    assert len({r.origin.operator for r in edits}) > 5
+    for request in edits:
+        instruction = EDITS[request.origin.operator.removeprefix("edit:")].instruction
+        assert instruction in request.messages[1]["content"]
+        assert request.origin.parents == ("c01-0000",)
+        code = move(request)
+        assert code is not None and code != linked(DESIGN)
+        assert check(code) is None
+        assert move(request) == code
+    # In the first cycle there is nothing to edit.
+    assert not [r for r in made.ask(before, 1, 20) if r.origin.operator.startswith("edit:")]
+
+
+def test_a_request_for_a_design_is_no_move() -> None:
+    (request,) = strategy("search.type=random").ask(history(Memory()), 1, 1)
+    assert move(request) is None

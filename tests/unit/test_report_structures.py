@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from archloop.code.linking import linked
 from archloop.novelty.structure import STRUCTURES
+from archloop.report.diagrams import Part, designs_svg, diagram
 from archloop.report.figures import classes_svg
 from archloop.report.markdown import markdown
 from archloop.report.structures import Asked, effective_number, of_cycles
@@ -74,6 +76,45 @@ def test_the_effective_number_is_the_exponential_of_the_entropy() -> None:
     assert effective_number({"a": 7}) == 1
     assert effective_number({"a": 2, "b": 2, "c": 2, "d": 2}) == 4
     assert effective_number({"a": 9, "b": 1}) == pytest.approx(0.9**-0.9 * 0.1**-0.1)
+
+
+def labels(part: Part) -> object:
+    if part.arrangement == "box":
+        return part.label
+    return (part.arrangement, part.label, *map(labels, part.children))
+
+
+def test_a_diagram_has_what_the_source_lists() -> None:
+    code = linked(
+        "from archloop.blocks import *\n\nclass Net(Design):\n    def layers(self, classes):\n"
+        "        return [conv(32, 5, stride=2), Skip(conv(), depthwise(stride=2)), "
+        "Join(conv(8), nn.Sequential(conv(kernel=(1, 7)), mix(4))), nn.MaxPool2d(2), head(classes)]"
+    )
+    assert labels(diagram(code)) == (
+        "chain",
+        "",
+        "conv 5 /2 · 32",
+        ("around", "+", "conv 3", "depthwise 3 /2"),
+        ("branches", "join", "conv 3 · 8", ("chain", "", "conv (1,7)", "mix 4")),
+        "Max pool",
+        "head",
+    )
+    assert diagram(code).height > 6 * diagram("x = 1").height == 0
+    assert labels(diagram("class Net(:")) == ("chain", "")
+
+
+def test_the_best_of_each_class_are_drawn() -> None:
+    code = "self.a = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())"
+    rows = [
+        candidate(1, i, s, ACCEPTED, code=code, first_epoch_accuracy=0.5 + i / 100, n_params=1000)
+        for i, s in enumerate(["plain"] * 30 + ["skip", "gate"])
+    ]
+    text = designs_svg("a <run> $x$", rows)
+    assert text.count("conv 3 · 8") == 24
+    assert "c01-0030" in text and "c01-0031" in text
+    assert "c01-0001" not in text
+    assert designs_svg("a", rows) == designs_svg("a", rows)
+    assert "<svg" in designs_svg("nothing", [])
 
 
 def test_the_figure_has_a_bar_for_each_cycle_and_a_name_for_each_class() -> None:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from archloop.code.chat import extract_code
+from archloop.code.edits import EDITS
 from archloop.code.linking import linked
 from archloop.config import NoveltyConfig, SeedsConfig
-from archloop.corpus.edits import EDITS
 from archloop.corpus.seeds import build_corpus
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.search.prompts import PromptTemplate

@@ -342,6 +342,9 @@ class PaperSearch(Section):
     """The highest that ``temperature_step`` leads to."""
     most_near_duplicates: Fraction = 0.10
     least_valid: Fraction = 0.85
+    edits: Fraction = 0.0
+    """From the second cycle on, this share of the prompts show an accepted network and ask for one
+    structural edit of it. 0: none (paper)."""
     condition: Literal["none", "even", "best"] = "none"
     """Each prompt asks for a structure class and a parameter budget, where ``prompt.user`` has
     ``{structure}``: ``even``, drawn uniformly from all known classes and from the budgets within a
@@ -376,12 +379,18 @@ class PaperSearch(Section):
 
 
 class RandomSearch(Section):
-    """The random baseline: networks from a small grammar, no LLM and no learning.
+    """The random baseline: networks from a grammar, no LLM and no learning.
 
     The sections ``[llm]``, ``[generation]`` and ``[finetune]`` play no part.
     """
 
     type: Literal["random"] = "random"
+    grammar: Literal["blocks", "designs"] = "blocks"
+    """``blocks``: a small grammar within the budget; ``designs``: chains of building blocks with
+    structural edits, as the seed networks of that name."""
+    edits: Fraction = 0.0
+    """From the second cycle on, this share of the requests are random structural edits of accepted
+    networks: a local search."""
 
 
 class FeedbackSearch(Section):

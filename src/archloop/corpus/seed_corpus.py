@@ -147,7 +147,7 @@ def seed_corpus(
                 allow_flags=config.selection.allow_flags,
                 probe=probe,
                 trace=trace,
-                seed=config.seed,
+                run_seed=config.seed,
                 count_tokens=lambda codes: _count_tokens(config, codes),
                 processes=usable_cores(),
             )

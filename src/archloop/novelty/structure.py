@@ -66,7 +66,7 @@ def macs_cell(macs: float) -> str:
 
 
 def _millions(level: int) -> int:
-    return round(2**level / 1e6)
+    return round((1 << level) / 1e6)
 
 
 def niche(measures: Mapping[str, float]) -> str:

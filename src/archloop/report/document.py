@@ -8,11 +8,12 @@ from pathlib import Path
 
 from archloop.files import filling
 from archloop.report.csv_tables import csv_files
+from archloop.report.diagrams import designs_svg
 from archloop.report.figures import classes_svg, cycles_svg, timeline_svg
 from archloop.report.markdown import markdown
 from archloop.report.reported import read_runs
 
-_OF_ONE_RUN = re.compile(r"(cycles|timeline|classes)-\d+\.svg")
+_OF_ONE_RUN = re.compile(r"(cycles|timeline|classes|designs)-\d+\.svg")
 """Files that a report has for each of its runs."""
 
 
@@ -24,8 +25,9 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
     one row a candidate; ``diversity.csv``, ``structures.csv`` and ``classes.csv`` say how different
     networks are and what they are built of. Only committed cycles count in all but
     ``candidates.csv``. ``cycles-N.svg`` draws the curves of the Nth run, ``classes-N.svg`` the
-    shares of its structure classes, ``timeline-N.svg`` when its work was done. Nothing is changed
-    before all of it is on the disk; then drawings of runs that an older report had are removed.
+    shares of its structure classes, ``designs-N.svg`` accepted networks as block diagrams,
+    ``timeline-N.svg`` when its work was done. Nothing is changed before all of it is on the disk;
+    then drawings of runs that an older report had are removed.
 
     Args:
         runs: Run directories, running ones too.
@@ -44,6 +46,7 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
             files[f"cycles-{number}.svg"] = cycles_svg(run.label, cycles)
         if run.structures:
             files[f"classes-{number}.svg"] = classes_svg(run.label, run.structures[:-1])
+            files[f"designs-{number}.svg"] = designs_svg(run.label, run.candidates)
         if run.spans:
             files[f"timeline-{number}.svg"] = timeline_svg(run.label, run.spans)
     with filling(out, replace=True) as folder:

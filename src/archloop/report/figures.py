@@ -29,7 +29,7 @@ def cycles_svg(title: str, cycles: Sequence[CycleSummary]) -> str:
     from matplotlib.ticker import MaxNLocator
 
     numbers = [c.stats.cycle for c in cycles]
-    with _axes(1, 3, (12, 3.6)) as (figure, (valid, accuracy, accepted)):
+    with drawing(1, 3, (12, 3.6)) as (figure, (valid, accuracy, accepted)):
         figure.suptitle(title, parse_math=False)
         _curve(valid, numbers, [c.valid.rate for c in cycles], [c.valid.interval for c in cycles])
         valid.set(title="valid, % of completions [Wilson 95 %]", ylim=(0, 102))
@@ -55,7 +55,7 @@ def cycles_svg(title: str, cycles: Sequence[CycleSummary]) -> str:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             axes.grid(alpha=0.3)
         figure.tight_layout()
-        return _svg(figure)
+        return svg(figure)
 
 
 def classes_svg(title: str, cycles: Sequence[Structures]) -> str:
@@ -71,7 +71,7 @@ def classes_svg(title: str, cycles: Sequence[Structures]) -> str:
     for cycle in cycles:
         total.update(cycle.valid)
     shown = [name for name, _ in total.most_common(_CLASSES_DRAWN)]
-    with _axes(1, 2, (12, 4.4)) as (figure, both):
+    with drawing(1, 2, (12, 4.4)) as (figure, both):
         figure.suptitle(title, parse_math=False)
         kinds = [[c.valid for c in cycles], [c.accepted for c in cycles]]
         for axes, name, counts in zip(both, ("valid", "accepted"), kinds, strict=True):
@@ -81,7 +81,7 @@ def classes_svg(title: str, cycles: Sequence[Structures]) -> str:
         names = both[0].get_legend_handles_labels()
         figure.legend(*names, loc="center left", bbox_to_anchor=(0.80, 0.5), fontsize=8)
         figure.tight_layout(rect=(0, 0, 0.80, 1))
-        return _svg(figure)
+        return svg(figure)
 
 
 def _shares(axes: Axes, counts: Sequence[Counter[str]], shown: Sequence[str]) -> None:
@@ -115,7 +115,7 @@ def timeline_svg(title: str, spans: Sequence[Span]) -> str:
     completion. The others have the candidates, as many lanes as were evaluated at a time.
     """
     cycles = sorted({s.cycle for s in spans})
-    with _axes(1, 1, (12, 1.2 + 0.55 * len(cycles))) as (figure, axes):
+    with drawing(1, 1, (12, 1.2 + 0.55 * len(cycles))) as (figure, axes):
         for row, cycle in enumerate(cycles):
             _cycle_lanes(axes, row, [s for s in spans if s.cycle == cycle])
         axes.set_title(title, parse_math=False)
@@ -125,7 +125,7 @@ def timeline_svg(title: str, spans: Sequence[Span]) -> str:
             axes.bar(0, 0, color=colour, label=stage)
         axes.legend(fontsize=8, loc="upper right")
         figure.tight_layout()
-        return _svg(figure)
+        return svg(figure)
 
 
 def _cycle_lanes(axes: Axes, row: int, spans: Sequence[Span]) -> None:
@@ -179,22 +179,38 @@ def _percent(values: Sequence[float | None]) -> list[float]:
 
 
 @contextmanager
-def _axes(rows: int, columns: int, inches: tuple[float, float]) -> Iterator[tuple[Any, Any]]:
-    """A figure and its axes, closed afterwards; drawn the same each time."""
+def drawing(
+    rows: int,
+    columns: int,
+    inches: tuple[float, float],
+    heights: Sequence[float] | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """A figure and its axes, closed afterwards; drawn the same each time.
+
+    Args:
+        rows: Of axes.
+        columns: Of axes.
+        inches: (width, height) of the figure.
+        heights: Relative heights of the rows: the axes are an array then, also a single one;
+            ``None``: equal ones.
+    """
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with matplotlib.rc_context({"svg.hashsalt": "archloop", "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(rows, columns, figsize=inches)
+        figure, axes = pyplot.subplots(
+            rows, columns, figsize=inches, height_ratios=heights, squeeze=heights is None
+        )
         try:
             yield figure, axes
         finally:
             pyplot.close(figure)
 
 
-def _svg(figure: Any) -> str:
+def svg(figure: Any) -> str:
+    """The figure as text."""
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

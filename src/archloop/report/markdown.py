@@ -52,6 +52,7 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
         if run.structures:
             blocks += ["### Structure", STRUCTURE, f"![Classes](classes-{number}.svg)"]
             blocks += [_structure_table(run), _class_table(run)]
+            blocks += [DESIGNS, f"![Designs](designs-{number}.svg)"]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
 
@@ -298,14 +299,18 @@ STRUCTURE = (
     "one, has. Has what was asked: valid networks of exactly the class that the prompt asked for, "
     "those with at least these structures, and those within the budget that was asked for."
 )
+DESIGNS = (
+    "The best accepted networks of each class in turn, from the layers that their sources list, "
+    "with first-epoch accuracy, parameters and multiply-accumulates."
+)
 _CLASSES_SHOWN = 16
 """Most classes in a report's table; the CSV has all."""
 
 
 def _structure_table(run: ReportedRun) -> str:
     names = [*(str(c.stats.cycle) for c in run.summary.cycles), "all"]
-    head = ("cycle", "valid", "classes", "effective", "accepted", "structured", "classes")
-    head += ("effective", "niches", "new motifs")
+    head = ["cycle", "valid", "classes", "effective", "accepted", "structured", "classes"]
+    head += ["effective", "niches", "new motifs"]
     asked = any(s.asked for s in run.structures)
     rows = []
     for name, found in zip(names, run.structures, strict=True):
@@ -325,7 +330,9 @@ def _structure_table(run: ReportedRun) -> str:
         if asked and (a := found.asked) is not None:
             row += [f"{k}/{a.n}" for k in (a.exact, a.at_least, a.within_budget)]
         rows.append(row)
-    return _table((*head, *("exactly", "at least", "within budget") * asked), rows)
+    if asked:
+        head += ["exactly", "at least", "within budget"]
+    return _table(head, rows)
 
 
 def _effective(counts: Mapping[str, int]) -> str:

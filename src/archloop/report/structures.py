@@ -79,7 +79,8 @@ def of_cycles(
         asked: Class and budget that the prompt of a candidate asked for, by its id.
     """
     motifs = _motifs(seeds)
-    found, seen, taken = [], set(motifs or ()), set()
+    found: list[Structures] = []
+    seen, taken = set(motifs or ()), set[str]()
     for candidates in cycles:
         found.append(_structures(candidates, None if motifs is None else seen, taken, asked))
         for candidate in _accepted(candidates):

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 from archloop.config.derived import derive_seed
 from archloop.search import mix
 from archloop.search.archive import Archive, Repeat, spread, would_be_champions
+from archloop.search.moves import Prompt, with_edits
 from archloop.search.prompts import PromptTemplate
 from archloop.search.selection import decide_cycle
 from archloop.search.targets import targets
 from archloop.search.temperature import temperature_of
-from archloop.types import Lesson, Message, Origin, Request
+from archloop.types import Lesson, Origin, Request
 
 if TYPE_CHECKING:
     from archloop.config import PaperSearch, RunConfig
@@ -55,10 +56,13 @@ class PaperStrategy:
             for index, (messages, origin) in enumerate(self._prompts(history, cycle, n))
         ]
 
-    def _prompts(
-        self, history: History, cycle: int, n: int
-    ) -> list[tuple[tuple[Message, ...], Origin]]:
+    def _prompts(self, history: History, cycle: int, n: int) -> list[Prompt]:
         """The messages of each request, and what they ask for."""
+        designs = self._designs(history, cycle, n)
+        return with_edits(designs, self._search.edits, self._template, history, cycle)
+
+    def _designs(self, history: History, cycle: int, n: int) -> list[Prompt]:
+        """The prompts for new networks."""
         template, subject, digest = self._template, history.subject, self._template.digest
         if self._search.condition == "none":
             messages = tuple(template.render(subject, history.max_params))

@@ -58,6 +58,6 @@ def build_strategy(config: RunConfig) -> Strategy:
         case PaperSearch():
             return PaperStrategy(config, config.search)
         case RandomSearch():
-            return RandomStrategy(config)
+            return RandomStrategy(config, config.search)
         case FeedbackSearch():
             return FeedbackStrategy(config, config.search)

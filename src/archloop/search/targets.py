@@ -57,8 +57,8 @@ def targets(
 def _known(history: History, valid: Iterable[Candidate]) -> list[str]:
     """The classes of the seed networks and of all valid candidates, sorted."""
     seeds = (n.graph.profile for n in history.seed_networks() if n.graph and n.graph.profile)
-    found = {structure_class(m) for m in (*seeds, *(c.measures for c in valid))}
-    return sorted(found - {None}) or [PLAIN]  # type: ignore[type-var]
+    measured = (*seeds, *(c.measures for c in valid))
+    return sorted({name for m in measured if (name := structure_class(m))}) or [PLAIN]
 
 
 def _budgets(most: int) -> list[int]:

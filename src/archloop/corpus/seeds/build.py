@@ -80,7 +80,7 @@ def build_corpus(
     count_tokens: CountTokens,
     trace: Trace | None = None,
     processes: int = 1,
-    seed: int = 0,
+    run_seed: int = 0,
 ) -> tuple[list[ChatPair], SeedReport]:
     """Build the pairs of the first corpus.
 
@@ -96,7 +96,7 @@ def build_corpus(
         count_tokens: Lengths of sources in tokens of the LLM.
         trace: Traces sources in the sandbox; needed only where their structure matters.
         processes: Networks cleaned at the same time.
-        seed: Of the run, for the choice of edits.
+        run_seed: For the choice of edits.
 
     Raises:
         UsageError: Nothing is left.
@@ -120,7 +120,7 @@ def build_corpus(
     elif seeds.most is not None:
         found = found[: seeds.most]
         report.steps.append((f"at most {seeds.most:,} networks", len(found)))
-    rng = random.Random(derive_seed(seed, "edits"))
+    rng = random.Random(derive_seed(run_seed, "edits"))
     limits = Limits(max_params if seeds.within_budget else None, seeds.max_macs)
     if seeds.augment and trace is not None:
         found += _augmented(found, seeds.augment, novelty, rng, trace, limits, report)
@@ -478,7 +478,8 @@ def _edit_pairs(
             instruction=child.edit.instruction,
             code=child.parent.code,
         )
-        meta = {"source": child.parent.name, "type": "edit", "edit": child.edit.name}
+        meta: dict[str, Any] = {"source": child.parent.name, "type": "edit"}
+        meta["edit"] = child.edit.name
         meta |= {"n_params": n_params, "code_sha256": code_sha256(child.code)}
         pairs.append(make_pair(prompt, child.code, meta | {"dataset": PROBE_SUBJECT.dataset}))
     return pairs

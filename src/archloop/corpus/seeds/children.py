@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from archloop.corpus.edits import EDITS, Edit, edited
-from archloop.corpus.edits.verify import broken_claim
+from archloop.code.edits import EDITS, Edit, edited
+from archloop.code.edits.verify import broken_claim
 from archloop.types import GraphSketch, Verdict
 
 Trace = Callable[[Sequence[str]], Sequence[tuple[Verdict, GraphSketch | None]]]

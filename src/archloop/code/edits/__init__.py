@@ -1,6 +1,6 @@
 """Edits of networks as text: source in, source out.
 
-:func:`edited` applies one edit; the library is :data:`archloop.corpus.edits.library.EDITS`.
+:func:`edited` applies one edit; the library is :data:`archloop.code.edits.library.EDITS`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import ast
 import random
 
+from archloop.code.edits.chains import chains
+from archloop.code.edits.library import EDITS, Edit, apply
 from archloop.code.linking import MODULE, linked, unlinked
-from archloop.corpus.edits.chains import chains
-from archloop.corpus.edits.library import EDITS, Edit, apply
 
 __all__ = ["EDITS", "Edit", "edited"]
 
@@ -20,7 +20,7 @@ def edited(source: str, edit: Edit, rng: random.Random) -> str | None:
 
     The blocks that an edit brings (``Skip``, ``Gate``, ...) are defined in the result, which is a
     single file. Whether the edit did what it claims is for
-    :mod:`archloop.corpus.edits.verify` to say.
+    :mod:`archloop.code.edits.verify` to say.
 
     Args:
         source: Of a network that parses; cleaned, as comments are lost.
@@ -29,7 +29,8 @@ def edited(source: str, edit: Edit, rng: random.Random) -> str | None:
     """
     short = unlinked(source)
     tree = ast.parse(short)
-    if not apply(edit, chains(tree), rng):
+    before = ast.dump(tree)
+    if not apply(edit, chains(tree), rng) or ast.dump(tree) == before:
         return None
     text = ast.unparse(ast.fix_missing_locations(tree)) + "\n"
     return linked(text if MODULE in text else _with_blocks(text))

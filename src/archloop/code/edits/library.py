@@ -2,7 +2,7 @@
 
 An edit takes a chain of layers and gives another, or nothing where the chain has no place for it.
 What it claims (:attr:`Edit.claim`) is checked afterwards on the traced graphs
-(:mod:`archloop.corpus.edits.verify`); an edit may be wrong about shapes that only a trace knows.
+(:mod:`archloop.code.edits.verify`); an edit may be wrong about shapes that only a trace knows.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from archloop.corpus.edits.chains import Chain, call, called, expression
-from archloop.corpus.edits.conv_block import Conv
+from archloop.code.edits.chains import Chain, call, called, expression
+from archloop.code.edits.conv_block import Conv
 
 Layers = Sequence[ast.expr]
 Change = Callable[[Layers, random.Random], list[ast.expr] | None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from archloop.corpus.edits.library import Edit
+from archloop.code.edits.library import Edit
 
 _WORDS = {1: "grow", -1: "shrink", 0: "stay"}
 

@@ -7,7 +7,7 @@ import copy
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from archloop.corpus.edits.chains import called
+from archloop.code.edits.chains import called
 
 _BLOCK = ("width", "kernel", "stride", "groups", "dilation", "act")
 _TORCH = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups")
