@@ -19,6 +19,7 @@ from archloop.novelty.structure import (
     PLAIN,
     STRUCTURES,
     UNTRACED,
+    cell_order,
     checked_profile,
     macs_cell,
     niche,
@@ -325,4 +326,5 @@ def test_cells_of_cost_follow_each_other() -> None:
     edges = [0, 1, *(2**n for n in range(18, 34))]
     cells = [macs_cell(edge) for edge in edges]
     assert len(dict.fromkeys(cells)) == 12
-    assert cells == sorted(cells, key=cells.index)
+    assert cells == sorted(cells, key=cells.index) == sorted(cells, key=cell_order)
+    assert sorted(["uncounted", *reversed(cells)], key=cell_order) == [*cells, "uncounted"]
