@@ -144,4 +144,8 @@ def test_the_report_has_structures(whole: Path, tmp_path: Path) -> None:
     assert "classes-1.svg" in files
     assert "asked_at_least" in files["structures.csv"].splitlines()[0]
     assert ",skip," in files["classes.csv"]
+    assert files["niches.csv"].splitlines()[0] == "run,cycle,class,macs,valid,accepted,best"
+    assert files["motifs.csv"].splitlines()[0] == "run,cycle,motif,accepted"
+    (grid,) = (line for line in files["report.md"].splitlines() if line.startswith("| class | <1M"))
+    assert grid.count("M |") >= 1
     assert "structure_class" in files["candidates.csv"].splitlines()[0]

@@ -145,7 +145,7 @@ def test_no_text_is_a_formula_in_a_spreadsheet(
             protocol=None,
             training=None,
         )
-    rows = list(csv.reader(write_report([run], tmp_path / "out")[7].open(newline="")))
+    rows = list(csv.reader(write_report([run], tmp_path / "out")[9].open(newline="")))
     assert rows[-1][rows[0].index("error")] == cell
 
 
@@ -166,7 +166,8 @@ def test_a_configuration_keeps_its_digest_when_later_versions_have_more_keys(
 def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "deep"
     files = write_report([run], out)
-    names = ["cycles", "totals", "outcomes", "diversity", "structures", "classes", "candidates"]
+    names = ["cycles", "totals", "outcomes", "diversity", "structures", "classes", "niches"]
+    names += ["motifs", "candidates"]
     names = ["report.md", *(f"{name}.csv" for name in names), "cycles-1.svg"]
     assert [path.name for path in files] == names
     assert sorted(path.name for path in out.iterdir()) == sorted(names), "nothing half-written"
@@ -192,8 +193,8 @@ def test_report_files_hold_the_figures(run: Path, tmp_path: Path) -> None:
         assert row["min_accuracy"] == "0.4"
     assert float(totals["accuracy_n"]) == 23
     assert sum(int(row["syntax_error"]) for row in read_csv(files[3])) == 34
-    assert len(read_csv(files[7])) == 57
-    assert read_csv(files[7])[56]["error"] == "x | y z"
+    assert len(read_csv(files[9])) == 57
+    assert read_csv(files[9])[56]["error"] == "x | y z"
 
 
 def test_every_markdown_row_has_as_many_cells_as_its_heading(run: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from archloop.novelty.structure import STRUCTURES
 from archloop.report.diagrams import Part, designs_svg, diagram
 from archloop.report.figures import classes_svg
 from archloop.report.markdown import markdown
-from archloop.report.structures import Asked, effective_number, of_cycles
+from archloop.report.structures import Asked, Cell, effective_number, of_cycles
 from archloop.types import Candidate, GraphSketch, Outcome
 
 ACCEPTED, VALID = Outcome.ACCEPTED, Outcome.BELOW_THRESHOLD
@@ -52,12 +52,31 @@ def test_classes_motifs_and_niches_are_counted() -> None:
     first, second, whole = of_cycles(CYCLES, SEEDS, {})
     assert first.valid == {"skip": 1, "skip+gate": 1, "plain": 1}
     assert first.accepted == {"skip": 1, "skip+gate": 1}
-    assert (first.structured, first.niches, first.new_motifs) == (2, 2, 2)
+    assert (first.structured, first.niches, first.new_motifs) == (2, 2, {"b": 2, "c": 1})
     # The motif "d" is new; a network whose structure is not known has no class and no niche.
     assert second.accepted == {"skip": 1}
-    assert (second.niches, second.new_motifs) == (3, 1)
-    assert (whole.niches, whole.new_motifs) == (3, 3)
+    assert (second.niches, second.new_motifs) == (3, {"d": 1})
+    assert (whole.niches, whole.new_motifs) == (3, {"b": 2, "c": 1, "d": 1})
     assert whole.valid.total() == 4
+
+
+def test_the_grid_has_the_best_accepted_network_of_each_niche() -> None:
+    scored = [
+        [
+            candidate(1, 0, "skip", ACCEPTED, first_epoch_accuracy=0.5),
+            candidate(1, 1, "skip", ACCEPTED, first_epoch_accuracy=0.6),
+            candidate(1, 2, "skip", VALID, first_epoch_accuracy=0.9),
+            candidate(1, 3, "plain", VALID, first_epoch_accuracy=0.4, macs=9e7),
+        ],
+        CYCLES[1],
+    ]
+    first, second, whole = of_cycles(scored, SEEDS, {})
+    assert first.grid == {
+        ("skip", "2-4M"): Cell(3, 2, 0.6),
+        ("plain", "67-134M"): Cell(1, 0, None),
+    }
+    assert second.grid == {("skip", "67-134M"): Cell(1, 1, None)}
+    assert whole.grid == first.grid | second.grid
 
 
 def test_without_the_seeds_motifs_nothing_is_new() -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+import random
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from archloop.code.linking import linked
 from archloop.config import SandboxConfig
+from archloop.novelty.graph import canonical, checked, graph_hash
+from archloop.novelty.profile import profile
 from archloop.novelty.structure import (
     PLAIN,
     STRUCTURES,
     UNTRACED,
+    cell_order,
+    checked_profile,
     macs_cell,
     niche,
     structure_class,
@@ -19,6 +28,7 @@ from archloop.novelty.structure import (
 from archloop.sandbox.host.client import Sandbox
 from archloop.types import PROFILE, Outcome
 
+PAIRS = Path(__file__).parents[1] / "data" / "graph_pairs.jsonl.gz"
 DESIGN = """from archloop.blocks import *
 {top}
 
@@ -137,6 +147,17 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             {"skips": 1},
         ),
         (
+            "torch.cat([self.conv(x), self.other(x)], 1).view(-1, 2, 16, 16, 16).sum(1)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"skips": 1},
+        ),
+        # Channels of two branches that alternate are joined, whatever is pooled later.
+        (
+            "torch.stack([self.conv(x), self.other(x)], 2).reshape(-1, 32, 16, 16)",
+            "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
+            {"joins": 1},
+        ),
+        (
             "torch.stack([self.conv(x), self.other(x)]).amax(0)",
             "self.conv = nn.LazyConv2d(16, 1); self.other = nn.LazyConv2d(16, 3, padding=1)",
             {"joins": 1},
@@ -249,6 +270,48 @@ def test_global_pools_are_counted(sandbox: Sandbox, value: str, pools: int) -> N
     assert profile_of(sandbox, "Own()", own(value))["global_pools"] == pools
 
 
+def test_the_profile_is_that_of_what_is_computed(sandbox: Sandbox) -> None:
+    """Edits of LEMUR's networks that keep the graph's hash keep the profile."""
+    rows = [json.loads(line) for line in gzip.decompress(PAIRS.read_bytes()).splitlines()]
+    traced: dict[str, tuple[str, dict[str, float]]] = {}
+
+    def of(code: str) -> tuple[str, dict[str, float]]:
+        if code not in traced:
+            _, graph = sandbox.trace(code, shape=(3, 32, 32), classes=10)
+            assert graph is not None
+            traced[code] = graph_hash(graph), profile(canonical(graph))
+        return traced[code]
+
+    same = [row for row in rows if row["same"]][::3]
+    assert len({row["kind"] for row in same}) >= 12
+    assert [row["kind"] for row in same if of(row["a"]) != of(row["b"])] == []
+    assert len({structure_class(measures) for _, measures in traced.values()}) >= 6
+
+
+def test_the_profile_of_any_graph_is_one() -> None:
+    """Whatever a network reports as its graph, counting raises nothing and gives numbers."""
+    rng = random.Random(5)
+    operators = ["add", "mul", "lerp", "addcmul", "glu", "mean", "sum", "cumsum", "cat", "stack"]
+    operators += ["mm", "bmm", "_trilinear", "convolution", "native_batch_norm", "rand_like"]
+    names = ["self", "other", "mat2", "input", "weight", "tensors", "dim", "dims", "groups"]
+    names += ["dilation", "stride", "padding", "output_padding"]
+    shapes = [[], [0], ["1N"], ["1N", 3], ["2N", 3, 4], ["1N", 3, 4, 4], [2, "1N", 3, 4, 4]]
+
+    def value(places: int) -> Any:
+        if rng.random() < 0.7:
+            return {"input": [rng.randrange(places), 0]}
+        several = [{"input": [rng.randrange(places), 0]} for _ in range(rng.randint(0, 3))]
+        return rng.choice([several, 0, 1, -2, 7, None, True, "1N", [1, 1], [2, 3], [0, 9]])
+
+    for _ in range(3000):
+        nodes: list[Any] = [["input", [], [[["1N", 3, 4, 4], "float32"]]]]
+        for number in range(1, rng.randint(3, 9)):
+            given = [[name, value(number)] for name in rng.sample(names, rng.randint(1, 5))]
+            nodes.append([rng.choice(operators), given, [[rng.choice(shapes), "float32"]]])
+        found = profile(canonical(checked({"nodes": nodes, "output": [len(nodes) - 1, 0]})))
+        assert checked_profile(found) == found
+
+
 def test_classes_and_niches_are_read_from_measures() -> None:
     nothing = dict.fromkeys(STRUCTURES.values(), 0.0)
     assert structure_class(nothing) == PLAIN
@@ -263,4 +326,5 @@ def test_cells_of_cost_follow_each_other() -> None:
     edges = [0, 1, *(2**n for n in range(18, 34))]
     cells = [macs_cell(edge) for edge in edges]
     assert len(dict.fromkeys(cells)) == 12
-    assert cells == sorted(cells, key=cells.index)
+    assert cells == sorted(cells, key=cells.index) == sorted(cells, key=cell_order)
+    assert sorted(["uncounted", *reversed(cells)], key=cell_order) == [*cells, "uncounted"]

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from archloop.errors import UsageError
+from archloop.novelty.arguments import as_ints
 from archloop.novelty.canonical import LEAVES, UNORDERED, Call, Canonical, Input, Node
 from archloop.novelty.profile import profile
 from archloop.novelty.rules import apply
@@ -420,10 +421,10 @@ def _motif_name(node: Node, nodes: list[Node]) -> str:
         if attributes.get("groups", 1) != 1:
             depthwise = weight[1:2] == (1,)
             words.append("depthwise" if depthwise else f"groups {attributes['groups']}")
-    elif "kernel" in attributes:
-        words += ["x".join(str(n) for n in attributes["kernel"])]
-    elif "dims" in attributes:
-        words += [str(len(attributes["dims"]))]
+    elif sizes := as_ints(attributes.get("kernel")):
+        words += ["x".join(map(str, sizes))]
+    elif dims := as_ints(attributes.get("dims")):
+        words += [str(len(dims))]
     return " ".join(words)
 
 

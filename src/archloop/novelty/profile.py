@@ -202,13 +202,20 @@ class _Reader:
 
         They may be weighted, or changed element by element, in between.
         """
-        for stacked in self._elementwise_before(place):
-            if stacked not in self._joins:
+        rank = len(self._nodes[place].shape)
+        for between in self._elementwise_before(place):
+            node = self._nodes[between]
+            stacked = node.inputs[0] if node.operator == "reshape" else between
+            if stacked not in self._joins or len(node.shape) != rank:
                 continue
-            node = self._nodes[stacked]
-            parts = [self._nodes[i].shape for i in node.inputs]
-            dim = json.loads(node.attributes)["dim"]
-            if dim in dims and all(shape[dim : dim + 1] in ((1,), ("1N",)) for shape in parts):
+            dim = json.loads(self._nodes[stacked].attributes)["dim"]
+            parts = [self._nodes[i].shape for i in self._nodes[stacked].inputs]
+            apart = (*parts[0][:dim], len(parts), *parts[0][dim:])
+            if stacked == between:
+                is_stack = all(part[dim : dim + 1] == (1,) for part in parts)
+            else:
+                is_stack = node.shape == apart and len(set(parts)) == 1
+            if dim in dims and is_stack:
                 self._joins.discard(stacked)
                 self._counts["skips"] += len(parts) - 1
                 return
@@ -220,7 +227,8 @@ class _Reader:
             node = self._nodes[place]
             wide = [i for i in node.inputs if len(self._nodes[i].shape) >= len(node.shape)]
             wide = [i for i in wide if self._facts[i].data]
-            if node.operator.rstrip("*") not in _SAME_PATH or not wide:
+            operator = node.operator.rstrip("*")
+            if operator in _LAYOUT - {"cast"} or operator not in _SAME_PATH or not wide:
                 return
             place = max(wide, key=lambda i: prod(map(_size, self._nodes[i].shape)))
 

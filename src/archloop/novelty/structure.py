@@ -65,6 +65,16 @@ def macs_cell(macs: float) -> str:
     return f"{_millions(level - 1)}-{_millions(level)}M"
 
 
+def cell_order(cell: str) -> int:
+    """A key that sorts cells of MACs by cost; what is in no cell comes last.
+
+    >>> sorted(["2-4M", "uncounted", "1-2M", "<1M", ">=1074M"], key=cell_order)
+    ['<1M', '1-2M', '2-4M', '>=1074M', 'uncounted']
+    """
+    cells = [macs_cell(2**level - 1) for level in range(_FIRST_CELL, _LAST_CELL + 2)]
+    return cells.index(cell) if cell in cells else len(cells)
+
+
 def _millions(level: int) -> int:
     return round((1 << level) / 1e6)
 

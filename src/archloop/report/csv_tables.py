@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from archloop.novelty.structure import structure_class
+from archloop.novelty.structure import cell_order, structure_class
 from archloop.report.reported import ReportedRun
 from archloop.report.structures import effective_number
 from archloop.report.summary import CycleSummary, Interval, Mean, Proportion, Spending
@@ -31,6 +31,8 @@ def csv_files(runs: Sequence[ReportedRun]) -> dict[str, str]:
         "diversity.csv": _csv(_diversity_rows(runs)),
         "structures.csv": _csv(_structure_rows(runs)),
         "classes.csv": _csv(_class_rows(runs)),
+        "niches.csv": _csv(_niche_rows(runs)),
+        "motifs.csv": _csv(_motif_rows(runs)),
         "candidates.csv": _csv(_candidate_rows(runs)),
     }
 
@@ -127,7 +129,7 @@ def _structure_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
                 "accepted_classes": len(found.accepted),
                 "accepted_effective": effective_number(found.accepted),
                 "niches": found.niches,
-                "new_motifs": found.new_motifs,
+                "new_motifs": None if found.new_motifs is None else len(found.new_motifs),
                 **{
                     f"asked_{name}": None if asked is None else getattr(asked, name)
                     for name in ("n", "exact", "at_least", "within_budget")
@@ -147,6 +149,32 @@ def _class_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
                     "class": name,
                     "valid": found.valid[name],
                     "accepted": found.accepted[name],
+                }
+
+
+def _niche_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    """Networks of each class in each cell of multiply-accumulates, as a long table."""
+    for run in runs:
+        cycles = [*(c.stats.cycle for c in run.summary.cycles), "all"]
+        for cycle, found in zip(cycles, run.structures, strict=False):
+            for name, macs in sorted(
+                found.grid, key=lambda place: (place[0], cell_order(place[1]))
+            ):
+                cell = asdict(found.grid[name, macs])
+                yield {"run": run.label, "cycle": cycle, "class": name, "macs": macs, **cell}
+
+
+def _motif_rows(runs: Sequence[ReportedRun]) -> Iterable[dict[str, Any]]:
+    """Operator motifs that no seed network has, with the cycle that has them first."""
+    for run in runs:
+        for cycle, found in zip(run.summary.cycles, run.structures, strict=False):
+            for motif in found.new_motifs or ():
+                whole = run.structures[-1].new_motifs or {}
+                yield {
+                    "run": run.label,
+                    "cycle": cycle.stats.cycle,
+                    "motif": motif,
+                    "accepted": whole[motif],
                 }
 
 

@@ -22,12 +22,12 @@ def write_report(runs: Sequence[Path], out: Path) -> list[Path]:
 
     ``report.md`` has the paper's table 2 for each run; ``cycles.csv``, ``totals.csv`` and
     ``outcomes.csv`` hold the same figures as fractions, with every k and n; ``candidates.csv`` has
-    one row a candidate; ``diversity.csv``, ``structures.csv`` and ``classes.csv`` say how different
-    networks are and what they are built of. Only committed cycles count in all but
-    ``candidates.csv``. ``cycles-N.svg`` draws the curves of the Nth run, ``classes-N.svg`` the
-    shares of its structure classes, ``designs-N.svg`` accepted networks as block diagrams,
-    ``timeline-N.svg`` when its work was done. Nothing is changed before all of it is on the disk;
-    then drawings of runs that an older report had are removed.
+    one row a candidate; ``diversity.csv``, ``structures.csv``, ``classes.csv``, ``niches.csv`` and
+    ``motifs.csv`` say how different networks are and what they are built of. Only committed cycles
+    count in all but ``candidates.csv``. ``cycles-N.svg`` draws the curves of the Nth run,
+    ``classes-N.svg`` the shares of its structure classes, ``designs-N.svg`` accepted networks as
+    block diagrams, ``timeline-N.svg`` when its work was done. Nothing is changed before all of it
+    is on the disk; then drawings of runs that an older report had are removed.
 
     Args:
         runs: Run directories, running ones too.

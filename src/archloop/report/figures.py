@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -99,13 +100,16 @@ def _shares(axes: Axes, counts: Sequence[Counter[str]], shown: Sequence[str]) ->
             )
             heights.append(100 * n / cycle.total() if n else 0.0)
         colour = colours.get(name, "#bbbbbb")
-        axes.bar(numbers, heights, 0.85, bottom=bottom, color=colour, label=name, ec="white")
+        label = "+\n".join(textwrap.wrap(name.replace("+", " "), _LEGEND)).replace(" ", "+")
+        axes.bar(numbers, heights, 0.85, bottom=bottom, color=colour, label=label, ec="white")
         bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
 
 
 _CLASSES_DRAWN = 14
 """Most classes with a colour of their own."""
 _OTHERS = "others"
+_LEGEND = 30
+"""Most characters of a class in a line of the legend."""
 
 
 def timeline_svg(title: str, spans: Sequence[Span]) -> str:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from archloop.report.summary import Interval, Mean, Proportion
 
+Row = Sequence[Any]
+"""The cells of a line of a table."""
 NOTHING = "-"
 
 
@@ -78,3 +83,13 @@ def clock(seconds: float | None) -> str:
 def floor(min_accuracy: float) -> str:
     """The heading of the column of candidates at or above ``selection.min_accuracy``."""
     return f">= {100 * min_accuracy:g} %"
+
+
+def table(head: Row, rows: Iterable[Row]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(value: object) -> str:
+    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")

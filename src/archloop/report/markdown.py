@@ -7,11 +7,12 @@ configuration digest, protocol hash, seed, machine, versions and command.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from archloop.report.formats import (
     NOTHING,
+    Row,
     count,
     duration,
     floor,
@@ -19,15 +20,21 @@ from archloop.report.formats import (
     money,
     percent,
     proportion,
+    table,
 )
 from archloop.report.paper import TABLE_2, WHOLE_RUN
 from archloop.report.reported import ReportedRun
-from archloop.report.structures import effective_number
+from archloop.report.structure_tables import (
+    DESIGNS,
+    GRID,
+    STRUCTURE,
+    class_table,
+    grid_table,
+    structure_table,
+)
 from archloop.report.summary import Spending
 from archloop.report.timeline import timelines
 from archloop.types import Candidate
-
-Row = Sequence[Any]
 
 
 def markdown(runs: Sequence[ReportedRun]) -> str:
@@ -51,7 +58,7 @@ def markdown(runs: Sequence[ReportedRun]) -> str:
             blocks.append(NOT_TRACED)
         if run.structures:
             blocks += ["### Structure", STRUCTURE, f"![Classes](classes-{number}.svg)"]
-            blocks += [_structure_table(run), _class_table(run)]
+            blocks += [structure_table(run), class_table(run), GRID, grid_table(run)]
             blocks += [DESIGNS, f"![Designs](designs-{number}.svg)"]
     blocks += ["## The paper", _paper_table(), WHOLE_RUN]
     return "\n\n".join(blocks) + "\n"
@@ -87,7 +94,7 @@ def _header(run: ReportedRun) -> str:
         ("isolation", ", ".join(isolation) or NOTHING),
         ("best candidate", _best(run.candidates)),
     ]
-    return _table(("", ""), [*rows, *_session_rows(run.sessions)])
+    return table(("", ""), [*rows, *_session_rows(run.sessions)])
 
 
 def _session_rows(sessions: Sequence[dict[str, Any]]) -> list[Row]:
@@ -157,7 +164,7 @@ def _cycle_table(run: ReportedRun) -> str:
         )
         for cycle in run.summary.cycles
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _total_table(run: ReportedRun) -> str:
@@ -178,7 +185,7 @@ def _total_table(run: ReportedRun) -> str:
         ("time", duration(whole.wall_seconds)),
         *_spending_rows(run.spending),
     ]
-    return _table(("", ""), rows)
+    return table(("", ""), rows)
 
 
 def _spending_rows(spending: Spending | None) -> list[Row]:
@@ -206,7 +213,7 @@ def _outcome_table(run: ReportedRun) -> str:
         [outcome.value, *(c.stats.outcomes.get(outcome.value, 0) for c in cycles), total]
         for outcome, total in run.summary.outcomes.items()
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 REASONS = (
@@ -232,7 +239,7 @@ def _reason_table(run: ReportedRun) -> str:
         total.update(counts)
     head = ["reason", *(str(c.stats.cycle) for c in cycles), "all"]
     rows = [[reason, *(c[reason] for c in by_cycle), n] for reason, n in sorted(total.items())]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 TIME = (
@@ -256,7 +263,7 @@ def _time_table(run: ReportedRun) -> str:
         )
         for t in timelines(run.spans, interrupted)
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 DIVERSITY = (
@@ -287,72 +294,7 @@ def _diversity_table(run: ReportedRun) -> str:
         )
         for name, d in zip(names, run.diversity, strict=True)
     ]
-    return _table(head, rows)
-
-
-STRUCTURE = (
-    "Of the valid networks whose graph is known. Class: which of skips, joins, gates, grouped, "
-    "depthwise, dilated and asymmetric convolutions and attention a network has; plain: none. "
-    "Effective: the exponential of the entropy of the shares of the classes. Niches: classes in "
-    "cells of multiply-accumulates (powers of two) with an accepted network so far. New motifs: "
-    "chains of three operators in accepted networks that no seed network, and no earlier accepted "
-    "one, has. Has what was asked: valid networks of exactly the class that the prompt asked for, "
-    "those with at least these structures, and those within the budget that was asked for."
-)
-DESIGNS = (
-    "The best accepted networks of each class in turn, from the layers that their sources list, "
-    "with first-epoch accuracy, parameters and multiply-accumulates."
-)
-_CLASSES_SHOWN = 16
-"""Most classes in a report's table; the CSV has all."""
-
-
-def _structure_table(run: ReportedRun) -> str:
-    names = [*(str(c.stats.cycle) for c in run.summary.cycles), "all"]
-    head = ["cycle", "valid", "classes", "effective", "accepted", "structured", "classes"]
-    head += ["effective", "niches", "new motifs"]
-    asked = any(s.asked for s in run.structures)
-    rows = []
-    for name, found in zip(names, run.structures, strict=True):
-        accepted = sum(found.accepted.values())
-        row = [
-            name,
-            sum(found.valid.values()),
-            len(found.valid),
-            _effective(found.valid),
-            accepted,
-            f"{found.structured}/{accepted}",
-            len(found.accepted),
-            _effective(found.accepted),
-            found.niches,
-            NOTHING if found.new_motifs is None else found.new_motifs,
-        ]
-        if asked and (a := found.asked) is not None:
-            row += [f"{k}/{a.n}" for k in (a.exact, a.at_least, a.within_budget)]
-        rows.append(row)
-    if asked:
-        head += ["exactly", "at least", "within budget"]
-    return _table(head, rows)
-
-
-def _effective(counts: Mapping[str, int]) -> str:
-    number = effective_number(counts)
-    return NOTHING if number is None else f"{number:.1f}"
-
-
-def _class_table(run: ReportedRun) -> str:
-    """The most frequent classes of the whole run."""
-    whole = run.structures[-1]
-    frequent = sorted(whole.valid, key=lambda name: (-whole.valid[name], name))
-    n_valid, n_accepted = sum(whole.valid.values()), sum(whole.accepted.values())
-    rows: list[Row] = [
-        (name, f"{whole.valid[name]}/{n_valid}", f"{whole.accepted[name]}/{n_accepted}")
-        for name in frequent[:_CLASSES_SHOWN]
-    ]
-    if rest := frequent[_CLASSES_SHOWN:]:
-        valid, accepted = (sum(c[name] for name in rest) for c in (whole.valid, whole.accepted))
-        rows.append((f"{len(rest)} more", f"{valid}/{n_valid}", f"{accepted}/{n_accepted}"))
-    return _table(("class", "valid", "accepted"), rows)
+    return table(head, rows)
 
 
 def _paper_table() -> str:
@@ -369,17 +311,8 @@ def _paper_table() -> str:
         )
         for r in TABLE_2
     ]
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _seconds(seconds: float | None) -> str:
     return NOTHING if seconds is None else f"{seconds:,.0f}"
-
-
-def _table(head: Row, rows: Iterable[Row]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
-
-
-def _cell(value: object) -> str:
-    return " ".join(str(value).split()).replace("\\", "\\\\").replace("|", "\\|")

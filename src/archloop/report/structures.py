@@ -1,8 +1,9 @@
 """What networks are built of, per cycle: classes, motifs, coverage, and what prompts asked for.
 
 The effective number of classes is the exponential of the Shannon entropy of their shares (Hill's
-number of order 1; nn-gpt's reward for diversity rests on the same entropy): networks spread evenly
-over that many classes would be as diverse.
+number of order 1): networks spread evenly over that many classes would be as diverse. nn-gpt's
+reinforcement learning (``ab/gpt/act/rl/RL.py``) prints the same entropy, of its families and in
+bits; two to its power is this number.
 """
 
 from __future__ import annotations
@@ -32,6 +33,16 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """The networks of one niche: a structure class in a cell of MACs."""
+
+    valid: int
+    accepted: int
+    best: float | None
+    """Highest first-epoch accuracy of the accepted ones."""
+
+
+@dataclass(frozen=True)
 class Structures:
     """Of one cycle's valid networks, or of a whole run's."""
 
@@ -39,11 +50,13 @@ class Structures:
     """Networks of each class, those of unknown structure left out."""
     accepted: Counter[str]
     """The same of the accepted ones."""
+    grid: dict[tuple[str, str], Cell]
+    """The niches with a valid network, by class and cell of MACs."""
     niches: int
-    """Niches (class and cell of MACs) with an accepted network, in this cycle and before."""
-    new_motifs: int | None
-    """Operator motifs of accepted networks that no seed network has, first seen here; ``None``:
-    the seeds' are not known."""
+    """Niches with an accepted network, in this cycle and before."""
+    new_motifs: dict[str, int] | None
+    """Operator motifs that no seed network has and that accepted networks have here first, each
+    with the accepted networks that have it; ``None``: the seeds' are not known."""
     asked: Asked | None
     """``None``: no prompt asked for a class."""
 
@@ -97,19 +110,35 @@ def _structures(
     asked: Mapping[str, tuple[str, int | None]],
 ) -> Structures:
     accepted = _accepted(candidates)
-    motifs = set().union(*(_of(c.graph) for c in accepted))
+    motifs = Counter(motif for c in accepted for motif in _of(c.graph))
     niches = taken | {niche(c.measures) for c in accepted}
     return Structures(
         valid=_classes(candidates),
         accepted=_classes(accepted),
+        grid=_grid(candidates),
         niches=len(niches - {UNTRACED}),
-        new_motifs=None if known is None else len(motifs - known),
+        new_motifs=None if known is None else {m: motifs[m] for m in sorted(motifs.keys() - known)},
         asked=_asked(candidates, asked),
     )
 
 
 def _accepted(candidates: Iterable[Candidate]) -> list[Candidate]:
     return [c for c in candidates if c.outcome is Outcome.ACCEPTED]
+
+
+def _grid(candidates: Iterable[Candidate]) -> dict[tuple[str, str], Cell]:
+    found: dict[tuple[str, str], list[Candidate]] = {}
+    for candidate in candidates:
+        name, _, cell = niche(candidate.measures).partition(" @ ")
+        if name != UNTRACED:
+            found.setdefault((name, cell), []).append(candidate)
+    return {place: _cell(networks) for place, networks in found.items()}
+
+
+def _cell(candidates: Sequence[Candidate]) -> Cell:
+    accepted = _accepted(candidates)
+    scores = [c.first_epoch_accuracy for c in accepted if c.first_epoch_accuracy is not None]
+    return Cell(len(candidates), len(accepted), max(scores, default=None))
 
 
 def _classes(candidates: Iterable[Candidate]) -> Counter[str]:
