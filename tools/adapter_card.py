@@ -3,7 +3,7 @@
 Asks the LLM with this adapter for N networks as the first cycle of a run with the preset would
 (prompt, decoding, and structure classes drawn evenly where the preset asks for any), and gives each
 to the sandbox: valid means built within the parameter budget and trained to the end of an epoch (of
-2,000 CIFAR-10 images, as only the verdict counts here). Writes `measured.json` and `README.md` into
+500 CIFAR-10 images, as only the verdict counts here). Writes `measured.json` and `README.md` into
 the adapter's folder. `adapter_history/NAME.md` says how the adapter of that name was made.
 """
 
@@ -34,7 +34,7 @@ from archloop.search.targets import has_structure
 from archloop.stats import wilson_interval
 from archloop.types import Candidate, Completion, CycleStats, Request
 
-SMALL = ["protocol.train_images=2000", "protocol.validation_images=500"]
+SMALL = ["protocol.train_images=500", "protocol.validation_images=500"]
 
 
 class NoRecord:
