@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -136,6 +138,15 @@ def test_a_run_that_lost_a_repeat_finds_the_same(whole: Path, source: Path, tmp_
         db.execute("delete from meta where key = ?", (FINISHED,))
     run(config(source), root).close()
     assert rows(root) == rows(whole)
+
+
+def test_a_run_that_is_judged_again_tells_the_classes(whole: Path) -> None:
+    command = [sys.executable, "-P", "-m", "archloop", "novelty", "--rejudge", str(whole)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    before, after, _ = done.stdout.splitlines()
+    assert before.startswith("classes of the accepted before: ")
+    assert "effective number of classes" in before
+    assert before.partition(": ")[2] == after.partition(": ")[2]
 
 
 def test_the_report_has_structures(whole: Path, tmp_path: Path) -> None:

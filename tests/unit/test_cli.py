@@ -209,6 +209,16 @@ def test_novelty_by_graph_sees_through_names_and_shows_the_difference(tmp_path: 
     assert "renamed.py" in strict.stdout
     assert "(near-duplicate)" in strict.stdout.splitlines()[0]
     assert "+        self.first = nn.Conv2d" in strict.stdout
+    # The second network's motifs are those with its kernel of 5x5.
+    assert second["measures"]["depth"] == first["measures"]["depth"] == 2
+    assert second["new_motifs"] and all("conv 5x5" in motif for motif in second["new_motifs"])
+    assert first["new_motifs"] == []
+    counted = "; effective number of classes 1.0; niches 1"
+    assert strict.stdout.splitlines()[-2:] == [
+        f"classes: plain 2{counted}; operator motifs in no known network "
+        f"{len(second['new_motifs'])}",
+        f"classes of the novel: plain 1{counted}",
+    ]
 
 
 def test_text_of_others_is_shown_without_escape_sequences(tmp_path: Path) -> None:

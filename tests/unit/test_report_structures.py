@@ -12,7 +12,7 @@ from archloop.novelty.structure import STRUCTURES
 from archloop.report.diagrams import Part, designs_svg, diagram
 from archloop.report.figures import classes_svg
 from archloop.report.markdown import markdown
-from archloop.report.structures import Asked, Cell, effective_number, of_cycles
+from archloop.report.structures import Asked, Cell, effective_number, in_words, of_cycles
 from archloop.types import Candidate, GraphSketch, Outcome
 
 ACCEPTED, VALID = Outcome.ACCEPTED, Outcome.BELOW_THRESHOLD
@@ -95,6 +95,13 @@ def test_the_effective_number_is_the_exponential_of_the_entropy() -> None:
     assert effective_number({"a": 7}) == 1
     assert effective_number({"a": 2, "b": 2, "c": 2, "d": 2}) == 4
     assert effective_number({"a": 9, "b": 1}) == pytest.approx(0.9**-0.9 * 0.1**-0.1)
+
+
+def test_classes_are_told_on_one_line() -> None:
+    networks = [c.measures for cycle in CYCLES for c in cycle]
+    said = "skip 2, skip+gate 1, plain 1; effective number of classes 2.8; niches 4"
+    assert in_words(networks) == said
+    assert in_words([{}]) is None
 
 
 def labels(part: Part) -> object:

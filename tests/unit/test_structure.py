@@ -120,6 +120,9 @@ def test_structures_are_counted(sandbox: Sandbox, layers: str, expected: dict[st
             "self.token = nn.Parameter(torch.ones(1, 16, 1))",
             {},
         ),
+        ("torch.cat(x.chunk(4, 1), 1) * torch.sigmoid(x)", "pass", {}),
+        ("torch.cat(x.chunk(4, 1)[::-1], 1)", "pass", {"joins": 1}),
+        ("torch.cat(x.chunk(4, 1)[1:], 1)", "pass", {"joins": 1}),
         # One path, cut and put together without anything in between, or a channel shuffle.
         (
             "torch.maximum(*nn.functional.conv2d(x, self.w).chunk(2, 1))",

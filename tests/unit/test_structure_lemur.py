@@ -240,6 +240,77 @@ DRAWN = {
 """A sample of the generated ones: of 60 drawn of ``rag-`` and 12 of ``alt-``, those that compute
 something else than another one."""
 
+STRUCTURED = {
+    # Halves that are added.
+    "rag-94fd579901edbb7dddce8cf3182e472b": "skip",
+    "rag-14d7ad636560a1956a93772fcdc7825c": "gate",
+    # Positions from a depthwise convolution.
+    "rag-c7e2b8e1d869ba880190c99f964568cc": "skip+depthwise",
+    # Residual, with instance normalisation.
+    "rag-1e9b13d13db48f60e419aabb92cbe737": "skip",
+    # Squeeze-and-excitation.
+    "rag-05ad13c3d7359155e4b9a2c997a4faa4": "gate",
+    "rag-591f10d33a89c12b716d6dbe84d780ca": "gate",
+    # SwiGLU.
+    "rag-42be4950c9c0f9440efa3db03b99b2e1": "gate",
+    # Four groups.
+    "rag-99a231116fb26af81baa3828f0285428": "grouped",
+    "rag-7200bc2e7d18555c4d18e7d718a06cfe": "gate",
+    # An activation whose slope is computed by two convolutions.
+    "rag-08cb5545fe28658f0c301e97db032312": "skip+gate",
+    # Positions again.
+    "rag-00b59653488b5c497a057dcabac390e3": "skip+depthwise",
+    # GeGLU.
+    "rag-daaf39952431e04f58e5a9c4060438dc": "gate",
+    # A fire block.
+    "rag-666b998eb0b374559cbe20432d1431b4": "join",
+    # Two global poolings joined.
+    "rag-296ac45b80f8d563c0b8de5a9b91651d": "join",
+    # Halves that are joined again, as they were.
+    "rag-afbdb97b396acd67cefc28bc552e61e8": "plain",
+    # Attention without weights.
+    "rag-4517b1bab4bd2ac9c2eb6e2b6c445af8": "attention",
+    # Ghost modules.
+    "rag-1001e519c699ab43f40f9f4f53f29b22": "join+depthwise",
+    # A sum of dilated branches.
+    "rag-79da21a836bd6b4d0af37a77c32ab65c": "skip+dilated",
+    # Gated convolutions.
+    "rag-19629f063222b052145f4184063234a1": "gate",
+    # A spatial gating unit, of a value joined to itself.
+    "rag-d010de4b92db63be67212499c3a4bff6": "gate",
+    # Two global poolings joined.
+    "rag-1ae854e87c6ed948e6d4315e8a2b5c6b": "join",
+    # A ghost convolution.
+    "rag-928f4737f6ba405195c45e17e7840e49": "join+depthwise",
+    # A map times what a linear layer says of it.
+    "rag-4f6094b27997fbaa2943217801e4b066": "gate",
+    # Spherical harmonics: products and differences of coordinates, stacked.
+    "rag-e632483404bfbc29bf148884d7295579": "skip+join+gate",
+    # Convolutions of 1x3 and 3x1 with a shortcut.
+    "rag-41af9f4f05aa8e3e8febf73ab68d98cc": "skip+asymmetric",
+    # A stem of two branches.
+    "rag-5a0ddde6bc0da2ddc57bc0195be20158": "join",
+    # A bottleneck.
+    "rag-9072ed9706fb41fe4ef11217576f81f2": "skip",
+    # A depthwise-separable convolution.
+    "rag-e624509189e42015f006fa3b9a7c90c6": "depthwise",
+    # Attention of one token to all.
+    "rag-85febad37ebd52b364aaefe130695389": "attention",
+    # Selective kernels over twice the same map.
+    "rag-d79938897b33cc46250a3b1c02e58d02": "gate",
+    # Cross-stage partial blocks with residuals.
+    "rag-fc485ab1df772617b46259f23eb5df57": "skip+join",
+    # A bottleneck.
+    "rag-43a6072d6d023316bbc73e6a46f7a2fc": "skip",
+    # A large depthwise kernel; a layer scale.
+    "rag-18c0fd31521b14fda3159115c4607892": "depthwise",
+    # Factorised attention, and an encoding that is zero.
+    "rag-561b73298cfbb7af90a4b4b84bb079d1": "attention",
+}
+"""A second sample of ``rag-``, of blocks with other names, those that are said to be structured."""
+
+LABELS = NAMED | DRAWN | STRUCTURED
+
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
@@ -275,15 +346,15 @@ def self_contained(code: str) -> str:
     return re.sub(rf"prm\[['\"]({names})['\"]\]", lambda found: str(SETTINGS[found[1]]), code)
 
 
-@pytest.mark.parametrize("label", [*NAMED, *DRAWN])
+@pytest.mark.parametrize("label", LABELS)
 def test_a_class_is_what_the_code_says(sandbox: Sandbox, known: dict[str, str], label: str) -> None:
     names = [name for name in known if name == label or name.startswith(f"{label}-")]
     code = known[min(names, key=len)]
-    assert class_of(sandbox, code) == (NAMED | DRAWN)[label]
+    assert class_of(sandbox, code) == LABELS[label]
 
 
 def test_the_labels_are_of_many_architectures() -> None:
     assert len({name.split("-")[0] for name in NAMED}) >= 30
-    assert len(DRAWN) >= 50
-    structures = {s for found in (NAMED | DRAWN).values() for s in found.split("+")}
+    assert len(DRAWN) + len(STRUCTURED) >= 80
+    structures = {s for found in LABELS.values() for s in found.split("+")}
     assert structures == {*STRUCTURES, PLAIN}

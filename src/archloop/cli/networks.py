@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -194,14 +193,12 @@ def novelty_command(
     config = load_config(source, overrides)
     from archloop.corpus.pairs import distinct_codes, read_pairs
     from archloop.evaluation.compare import compare_files
-    from archloop.novelty.structure import structure_class
-    from archloop.report.structures import effective_number
+    from archloop.report.structures import in_words
 
     known = dict(distinct_codes(read_pairs(against)))
     if not known:
         raise UsageError(f"{against}: no network to compare with; expected chat rows with code")
-    classes: Counter[str] = Counter()
-    motifs = 0
+    rows, motifs = [], 0
     for found in compare_files(_read_sources(paths), known, config, graphs=graph):
         row = found.row
         if as_json:
@@ -210,14 +207,12 @@ def novelty_command(
         echo_text(_novelty_line(found))
         if diff and found.nearest is not None:
             echo_text(_diff(row, found.nearest))
-        if (name := structure_class(row.measures)) is not None:
-            classes[name] += 1
-            motifs += len(found.new_motifs or ())
-    if classes.total() > 1:
-        echo_text(
-            f"structure: {classes.total()} networks of {len(classes)} classes, effectively "
-            f"{effective_number(classes):.1f}; {motifs} operator motifs in no known network"
-        )
+        rows.append(row)
+        motifs += len(found.new_motifs or ())
+    novel = [row.measures for row in rows if row.outcome.value == "valid"]
+    if len(rows) > 1 and (text := in_words([row.measures for row in rows])) is not None:
+        echo_text(f"classes: {text}; operator motifs in no known network {motifs}")
+        echo_text(f"classes of the novel: {in_words(novel) or 'none'}")
 
 
 def _novelty_line(found: Compared) -> str:
@@ -262,18 +257,23 @@ def _diff(row: Candidate, nearest: str) -> str:
 
 def _rejudge(run: Path, config: RunConfig, *, as_json: bool) -> None:
     from archloop.loop.rejudge import rejudge
+    from archloop.report.structures import in_words
 
     changed = 0
-    accepted = {"before": 0, "after": 0}
+    accepted: dict[str, list[Candidate]] = {"before": [], "after": []}
     for before, after in rejudge(run, config):
-        accepted["before"] += before.outcome.value == "accepted"
-        accepted["after"] += after.outcome.value == "accepted"
+        for when, row in (("before", before), ("after", after)):
+            if row.outcome.value == "accepted":
+                accepted[when].append(row)
         changed += before.outcome is not after.outcome
         if as_json:
             echo_json(after.to_json() | {"outcome_before": before.outcome.value})
         elif before.outcome is not after.outcome:
             echo_text(f"{after.id}: {before.outcome.value} -> {after.outcome.value}")
-    if not as_json:
-        echo_text(
-            f"{changed} outcomes differ; accepted {accepted['before']} -> {accepted['after']}"
-        )
+    if as_json:
+        return
+    for when, rows in accepted.items():
+        if (text := in_words([row.measures for row in rows])) is not None:
+            echo_text(f"classes of the accepted {when}: {text}")
+    counts = " -> ".join(str(len(rows)) for rows in accepted.values())
+    echo_text(f"{changed} outcomes differ; accepted {counts}")

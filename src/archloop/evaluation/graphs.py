@@ -18,7 +18,7 @@ from archloop.machine.downloads import cache_dir, lock
 from archloop.progress import Observer, Progress
 from archloop.types import GraphSketch, Outcome
 
-_VERSION = 7
+_VERSION = 8
 """Raised when tracing or the canonical form changes."""
 _PASSING = (Outcome.TIMEOUT, Outcome.OUT_OF_MEMORY)
 """Another try may end otherwise, so these are not kept."""

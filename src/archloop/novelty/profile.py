@@ -145,12 +145,34 @@ class _Reader:
             if not recurrent:
                 self._combined(node, operator, paths)
         elif node.operator == "cat" and len(set(data)) > 1:
-            # Two directions of a recurrence are joined by the layer itself.
-            facts.steps = recurrent or all(self._facts[i].steps for i in data)
-            if not facts.steps:
-                self._joins.add(place)
+            self._concatenation(place, facts, data, recurrent=recurrent)
         else:
             self._layer(place, facts, data, weights)
+
+    def _concatenation(
+        self, place: int, facts: _Facts, data: list[int], *, recurrent: bool
+    ) -> None:
+        source = self._put_together(self._nodes[place])
+        if source is not None:
+            facts.path = self._facts[source].path
+            return
+        # Two directions of a recurrence are joined by the layer itself.
+        facts.steps = recurrent or all(self._facts[i].steps for i in data)
+        if not facts.steps:
+            self._joins.add(place)
+
+    def _put_together(self, node: Node) -> int | None:
+        """The value whose slices a concatenation puts together again, all and in order."""
+        dim, end, source = json.loads(node.attributes)["dim"], 0, None
+        for part in (self._nodes[i] for i in node.inputs):
+            cut = json.loads(part.attributes) if part.operator == "slice" else {}
+            if (cut.get("dim"), cut.get("start")) != (dim, end):
+                return None
+            if source not in (None, part.inputs[0]):
+                return None
+            source, end = part.inputs[0], cut["end"]
+        whole = source is not None and end == self._nodes[source].shape[dim]
+        return source if whole else None
 
     def _layer(self, place: int, facts: _Facts, data: list[int], weights: list[int]) -> None:
         node = self._nodes[place]

@@ -79,6 +79,21 @@ def effective_number(counts: Mapping[str, int]) -> float | None:
     return round(math.exp(-sum(p * math.log(p) for p in shares)), 12)
 
 
+def in_words(networks: Sequence[Mapping[str, float]]) -> str | None:
+    """Classes and niches of networks on one line; ``None`` where no structure is known.
+
+    Args:
+        networks: The measures of each.
+    """
+    classes = Counter(found for m in networks if (found := structure_class(m)) is not None)
+    if not classes:
+        return None
+    niches = {niche(measures) for measures in networks} - {UNTRACED}
+    shares = ", ".join(f"{name} {n}" for name, n in classes.most_common())
+    number = effective_number(classes)
+    return f"{shares}; effective number of classes {number:.1f}; niches {len(niches)}"
+
+
 def of_cycles(
     cycles: Sequence[Sequence[Candidate]],
     seeds: Sequence[GraphSketch | None] | None,
