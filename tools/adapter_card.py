@@ -177,7 +177,7 @@ Final loss {lineage["loss"]} nats a token (mean of the last tenth of the steps);
 Asked for at most {m["max_params"]:,} parameters on CIFAR-10 with the prompt and decoding that the `{m["preset"]}` preset had then
 (temperature {decoding["temperature"]}, top-k {decoding["top_k"]}, top-p {decoding["top_p"]}, engine
 {decoding["engine"]}); the sandbox's verdict, over budget counts as invalid. One run of
-`python tools/adapter_card.py ADAPTER_DIR {m["completions"]}`, n = {m["completions"]} completions, on {m["machine"]["processor"]}
+`python tools/adapter_card.py ADAPTER_DIR {m["completions"]} --preset {m["preset"]}`, n = {m["completions"]} completions, on {m["machine"]["processor"]}
 ({m["machine"]["cores"]} cores), torch {m["versions"]["torch"]}:
 
 | what | figure |
