@@ -110,7 +110,7 @@ def test_the_paper_adapts_all_seven_projections() -> None:
         ("protocol.validation=train", "protocol.validation", "'holdout:N'"),
         ("protocol.validation=holdout:0", "protocol.validation", "'holdout:N'"),
         ("protocol.momentum=1.0", "protocol.momentum", "less than 1"),
-        ("seeds.source=lemurs", "seeds.source", "'lemur', 'packaged', 'directory'"),
+        ("seeds.source=lemurs", "seeds.source", "'lemur', 'designs', 'packaged', 'directory'"),
         ("seeds.source=jsonl", "seeds.path", "required by seeds.source"),
         ("generation.engine=replay", "generation.replay_from", "required"),
         ("generation.replay_from=runs/a", "generation.replay_from", "only with"),
