@@ -29,6 +29,11 @@ from made_runs import add_texts
 
 USER = "{dataset} {shape} {classes} {max_params} Structure: {structure}."
 HEAD = "from archloop.blocks import *\n\nclass Net(Design):\n\n    def layers(self, classes):\n"
+SLOW = """
+    def train_setup(self, prm):
+        super().train_setup({**prm, "lr": 0.02 * prm["lr"]})
+"""
+"""The networks of the first cycle learn little, so that those of the second are better."""
 LAYERS = ("Skip(conv())", "conv()", "Gate(nn.AdaptiveAvgPool2d(1), mix())")
 
 
@@ -37,7 +42,8 @@ def answer(cycle: int, index: int) -> str:
     rng = random.Random(f"{cycle}/{index}")
     widths = [f"conv({rng.randrange(8, 12) + cycle})" for _ in range(3)]
     layers = [*widths, "nn.MaxPool2d(2)", LAYERS[index % 3], "conv(12, 1)", "head(classes)"]
-    return render_code(linked(f"{HEAD}        return [{', '.join(layers)}]\n"))
+    body = f"        return [{', '.join(layers)}]\n{SLOW if cycle == 1 else ''}"
+    return render_code(linked(HEAD + body))
 
 
 @pytest.fixture(scope="module")
