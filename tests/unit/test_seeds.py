@@ -33,6 +33,7 @@ from archloop.llm.models import resolve_adapter
 from archloop.progress import Silent
 from archloop.search.prompts import CIFAR10, PromptTemplate
 from archloop.types import Candidate, Outcome, Verdict
+from made_seeds import Listed
 
 RAW = '''
 """A module docstring."""
@@ -106,18 +107,6 @@ def network(width: int, name: str = "") -> str:
     # Distinct statements keep the networks from being near-duplicates of each other.
     body = "\n".join(f"        self.{name}{i} = nn.Linear({width}, {i})" for i in range(12))
     return RAW.replace("        self.layer = ", f"{body}\n        self.layer = ")
-
-
-class Listed:
-    """A source made of a list."""
-
-    digest = "0"
-
-    def __init__(self, networks: list[SeedNetwork]) -> None:
-        self._networks = networks
-
-    def networks(self) -> Iterator[SeedNetwork]:
-        yield from self._networks
 
 
 def widths(code: str) -> int:

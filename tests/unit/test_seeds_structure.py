@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from archloop.code.chat import extract_code
@@ -16,6 +16,7 @@ from archloop.corpus.seeds import build_corpus
 from archloop.corpus.seeds.source import SeedNetwork
 from archloop.search.prompts import PromptTemplate
 from archloop.types import PROFILE, ChatPair, GraphSketch, Outcome, Verdict
+from made_seeds import Listed
 
 TEMPLATE = PromptTemplate(user="{dataset} {shape} {classes} {max_params} Structure: {structure}.")
 HEAD = "from archloop.blocks import *\n\nclass Net(Design):\n\n    def layers(self, classes):\n"
@@ -27,16 +28,6 @@ def design(number: int, inner: str) -> SeedNetwork:
     layers = [*widths, "nn.MaxPool2d(2)", inner, "conv()", "head(classes)"]
     code = linked(f"{HEAD}        return [{', '.join(layers)}]\n")
     return SeedNetwork(f"net-{number:03d}", "made", code, None)
-
-
-class Listed:
-    digest = "0"
-
-    def __init__(self, networks: list[SeedNetwork]) -> None:
-        self._networks = networks
-
-    def networks(self) -> Iterator[SeedNetwork]:
-        yield from self._networks
 
 
 def net_of(code: str) -> str:
@@ -145,6 +136,14 @@ def test_augmented_networks_are_marked_and_counted_apart() -> None:
     assert len({p.meta["code_sha256"] for p in pairs}) == len(pairs)
     again, _ = build(MANY[:8], augment=12)
     assert [p.id for p in again] == [p.id for p in pairs]
+
+
+def test_pairs_of_edits_are_on_the_side_of_their_parents() -> None:
+    pairs, _ = build(MANY, edit_pairs=20, split=True)
+    sides = {p.meta["source"]: p.meta["split"] for p in pairs if p.meta.get("type") != "edit"}
+    made = [p for p in pairs if p.meta.get("type") == "edit"]
+    assert made
+    assert all(p.meta["split"] == sides[p.meta["source"]] for p in made)
 
 
 def test_pairs_of_edits_show_the_parent_and_answer_with_the_child() -> None:

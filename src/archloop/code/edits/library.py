@@ -48,7 +48,8 @@ class Edit:
     """What an LLM is asked for, in words."""
     change: Change
     claim: Mapping[str, int] = field(default_factory=dict)
-    """Measures of the structure profile that grow (1), shrink (-1) or stay (0)."""
+    """Measures of the structure profile that grow (1), shrink (-1) or stay (0); none: nothing is
+    checked but that the child builds."""
     everywhere: bool = False
     """Whether it changes every chain, in the same way."""
 

@@ -134,7 +134,12 @@ def build_corpus(
         extra = {"split": splits[seed.name]} if splits else {}
         pairs += _pairs(seed, seeds, template, extra)
     if seeds.edit_pairs and trace is not None:
-        pairs += _edit_pairs(found, seeds.edit_pairs, template, rng, trace, limits, report)
+        made = _edit_pairs(found, seeds.edit_pairs, template, rng, trace, limits, report)
+        # On the side of the network that they show.
+        pairs += [
+            replace(p, meta=p.meta | {"split": splits[p.meta["source"]]}) if splits else p
+            for p in made
+        ]
     report.pairs = len(pairs)
     return pairs, report
 
